@@ -1,0 +1,16 @@
+# Targets for developers: format-check, tidy. Neither is needed to build.
+find_program(SHARDWISE_CLANG_FORMAT NAMES clang-format-14 clang-format)
+find_program(SHARDWISE_RUN_CLANG_TIDY NAMES run-clang-tidy-14 run-clang-tidy)
+file(GLOB_RECURSE shardwise_own_sources CONFIGURE_DEPENDS include/*.hpp tests/*.hpp tests/*.cpp
+     examples/*.hpp examples/*.cpp benchmarks/*.cpp)
+if(SHARDWISE_CLANG_FORMAT)
+  add_custom_target(
+    format-check COMMAND ${SHARDWISE_CLANG_FORMAT} --dry-run --Werror ${shardwise_own_sources}
+    VERBATIM)
+endif()
+if(SHARDWISE_RUN_CLANG_TIDY)
+  add_custom_target(
+    tidy COMMAND ${SHARDWISE_RUN_CLANG_TIDY} -quiet -p ${PROJECT_BINARY_DIR}
+                 "-header-filter=${PROJECT_SOURCE_DIR}/include/.*"
+    VERBATIM USES_TERMINAL)
+endif()
