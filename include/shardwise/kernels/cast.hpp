@@ -1,0 +1,102 @@
+#pragma once
+
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "../core/dtype.hpp"
+#include "../core/host_device.hpp"
+
+namespace shardwise::inline v0_1 {
+
+/// `value` as a To, rounded once to nearest, ties to even. What is too large becomes infinity; NaN
+/// stays NaN. By way of float, a double would be rounded twice to 16 bits, unless the first step
+/// rounds to odd (Boldo and Melquiond, 2008).
+template <FloatingElement To, FloatingElement From>
+[[nodiscard]] SHARDWISE_HOST_DEVICE constexpr To cast_element(From value) noexcept {
+  if constexpr (std::same_as<From, To>) {
+    return value;
+  } else if constexpr (sizeof(From) == 2) {
+    return static_cast<To>(static_cast<float>(value));
+  } else if constexpr (std::same_as<From, double> && sizeof(To) == 2) {
+    const auto nearest = static_cast<float>(value);
+    const double back = nearest;
+    auto bits = __builtin_bit_cast(std::uint32_t, nearest);
+    if (back != value && value == value && (bits & 1u) == 0) {
+      const bool is_above = (back < 0 ? -back : back) > (value < 0 ? -value : value);
+      bits = is_above ? bits - 1 : bits + 1;
+    }
+    return To(__builtin_bit_cast(float, bits));
+  } else {
+    return static_cast<To>(value);
+  }
+}
+
+/// A functor for Device::launch: to[i] = cast_element<To>(from[i]). The buffers do not overlap.
+template <FloatingElement From, FloatingElement To>
+struct Cast {
+  const From* from;
+  To* to;
+
+  template <std::size_t Width>
+  SHARDWISE_HOST_DEVICE void run(std::size_t first) const {
+    From in[Width];
+    To out[Width];
+    for (std::size_t i = 0; i < Width; ++i) in[i] = from[first + i];
+    for (std::size_t i = 0; i < Width; ++i) out[i] = cast_element<To>(in[i]);
+    for (std::size_t i = 0; i < Width; ++i) to[first + i] = out[i];
+  }
+};
+
+/// A functor for Device::launch: to[i] = value.
+template <FloatingElement T>
+struct Fill {
+  T* to;
+  T value;
+
+  template <std::size_t Width>
+  SHARDWISE_HOST_DEVICE void run(std::size_t first) const {
+    for (std::size_t i = 0; i < Width; ++i) to[first + i] = value;
+  }
+};
+
+namespace detail {
+
+template <class From, class To>
+void cast_host(const From* from, To* to, std::size_t count) noexcept {
+  constexpr std::size_t width = 16;
+  const Cast<From, To> cast{from, to};
+  if constexpr (sizeof(To) <= sizeof(From)) {
+    std::size_t first = 0;
+    for (; first + width <= count; first += width) cast.template run<width>(first);
+    for (; first < count; ++first) cast.template run<1>(first);
+  } else {
+    // In place, the elements beyond those being written have been read already.
+    std::size_t end = count;
+    for (; end % width != 0; --end) cast.template run<1>(end - 1);
+    for (; end > 0; end -= width) cast.template run<width>(end - width);
+  }
+}
+
+}  // namespace detail
+
+/// Casts `count` elements on the host, at once, by cast_element. Both types are floating ones. The
+/// buffers do not overlap, or begin at one address (in place; the buffer has room for the larger
+/// type).
+inline void cast_elements(const void* from, DType from_type, void* to, DType to_type,
+                          std::size_t count) noexcept {
+  if (from_type == to_type) {
+    if (from != to && count > 0) std::memcpy(to, from, count * size_of(to_type));
+    return;
+  }
+  dispatch_floating(from_type, [&]<class From>() {
+    dispatch_floating(to_type, [&]<class To>() {
+      if constexpr (!std::same_as<From, To>) {
+        detail::cast_host(static_cast<const From*>(from), static_cast<To*>(to), count);
+      }
+    });
+  });
+}
+
+}  // namespace shardwise::inline v0_1

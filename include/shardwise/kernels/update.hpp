@@ -1,0 +1,135 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "../core/dtype.hpp"
+#include "../core/host_device.hpp"
+#include "cast.hpp"
+#include "lanes.hpp"
+
+namespace shardwise::inline v0_1 {
+
+/// The element types of an optimizer's state: so many values for each element of a parameter.
+template <FloatingElement... States>
+struct StateTypes {
+  static constexpr std::size_t count = sizeof...(States);
+};
+
+/// A functor for Device::launch: one optimizer step over elements of a parameter, its gradient and
+/// its state, in place. Computes in Real = Accumulator<Parameter>:
+/// `g = Real(gradient[i]) * Real(coefficient)`, then Optimizer::update; parameter and state are
+/// rounded once to their types. An element depends on its own values alone and lanes round as
+/// scalars do, so that any split of a range gives the same bits.
+template <class Optimizer, FloatingElement Parameter, FloatingElement Gradient,
+          FloatingElement... States>
+struct Update {
+  using Real = Accumulator<Parameter>;
+  using Constants = typename Optimizer::template Constants<Real>;
+  static constexpr std::size_t state_count = sizeof...(States);
+
+  Parameter* parameter;
+  const Gradient* gradient;
+  void* states[state_count > 0 ? state_count : 1];  ///< in the order of States
+  float coefficient;                                ///< of the gradient; 1 changes no bit
+  Constants constants;
+
+  template <std::size_t Width>
+  SHARDWISE_HOST_DEVICE void run(std::size_t first) const {
+    using Indices = std::index_sequence_for<States...>;
+#if !defined(__CUDA_ARCH__)
+    if constexpr (requires { requires Optimizer::in_lanes; }) {
+      if constexpr (Width % (sizeof(Lanes<Real>) / sizeof(Real)) == 0) {
+        return step<Lanes<Real>, Width>(first, Indices());
+      }
+    }
+#endif
+    step<Real, Width>(first, Indices());
+  }
+
+ private:
+  // Width elements as Reals: the memory itself where lanes read and write it, else a copy, so that
+  // loops over scalars vectorise without a proof that the buffers are apart.
+  template <class T, class Value, std::size_t Width>
+  class Block {
+   public:
+    SHARDWISE_HOST_DEVICE explicit Block(T* home) : home_(home) {
+      if constexpr (!std::is_same_v<Value, Real>) prefetch();
+      if constexpr (is_copy) {
+        for (std::size_t i = 0; i < Width; ++i) copy_[i] = cast_element<Real>(home[i]);
+      }
+    }
+    SHARDWISE_HOST_DEVICE Value load(std::size_t i) const {
+      Value value;
+      std::memcpy(&value, reals() + i, sizeof(Value));
+      return value;
+    }
+    SHARDWISE_HOST_DEVICE void store(std::size_t i, const Value& value) {
+      std::memcpy(reals() + i, &value, sizeof(Value));
+    }
+    SHARDWISE_HOST_DEVICE void commit() const {
+      if constexpr (is_copy) {
+        T out[Width];
+        for (std::size_t i = 0; i < Width; ++i) out[i] = cast_element<T>(copy_[i]);
+        std::memcpy(home_, out, sizeof(out));
+      }
+    }
+
+   private:
+    static constexpr bool is_copy =
+        !std::is_same_v<std::remove_const_t<T>, Real> || std::is_same_v<Value, Real>;
+
+    // Division and root keep the core busy for so long that it sees too few loads ahead by itself.
+    SHARDWISE_HOST_DEVICE void prefetch() const {
+      constexpr std::size_t ahead = 1024;
+      const auto address = reinterpret_cast<std::uintptr_t>(home_) + ahead;  // may be past the end
+      for (std::size_t i = 0; i < Width * sizeof(T); i += 64) {
+        __builtin_prefetch(reinterpret_cast<const void*>(address + i));
+      }
+    }
+    SHARDWISE_HOST_DEVICE auto* reals() {
+      if constexpr (is_copy) {
+        return copy_;
+      } else {
+        return home_;
+      }
+    }
+    SHARDWISE_HOST_DEVICE const Real* reals() const { return const_cast<Block*>(this)->reals(); }
+
+    T* home_;
+    alignas(16) Real copy_[is_copy ? Width : 1];
+  };
+
+  template <class Value, std::size_t Width, std::size_t... Index>
+  SHARDWISE_HOST_DEVICE void step(std::size_t first, std::index_sequence<Index...>) const {
+    const Constants c = constants;  // a copy, so that no store through a pointer can change it
+    const auto factor = static_cast<Real>(coefficient);
+    Block<Parameter, Value, Width> p(parameter + first);
+    const Block<const Gradient, Value, Width> g(gradient + first);
+    const auto update = [&](auto... s) {
+      for (std::size_t i = 0; i < Width; i += sizeof(Value) / sizeof(Real)) {
+        Value value = p.load(i);
+        update_one(c, value, g.load(i) * factor, i, s...);
+        p.store(i, value);
+      }
+      p.commit();
+      (s.commit(), ...);
+    };
+    update(Block<States, Value, Width>(static_cast<States*>(states[Index]) + first)...);
+  }
+
+  template <class Value, class... Blocks>
+  SHARDWISE_HOST_DEVICE static void update_one(const Constants& c, Value& p, Value g, std::size_t i,
+                                               Blocks&... blocks) {
+    const auto update = [&](auto... s) {
+      Optimizer::update(c, p, g, s...);
+      (blocks.store(i, s), ...);
+    };
+    update(blocks.load(i)...);
+  }
+};
+
+}  // namespace shardwise::inline v0_1

@@ -1,0 +1,207 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "core/dtype.hpp"
+#include "core/error.hpp"
+
+namespace shardwise::inline v0_1 {
+
+/// How one kind of state is held at rest: whole on every rank, or each rank its shard.
+enum class Placement : std::uint8_t { replicated, sharded };
+
+/// "replicated" or "sharded".
+[[nodiscard]] constexpr std::string_view name_of(Placement placement) noexcept {
+  return placement == Placement::sharded ? "sharded" : "replicated";
+}
+
+/// How the gradients of several micro-batches come together in one step.
+enum class Accumulation : std::uint8_t {
+  reduce,  ///< every lease is reduced and added to the stored gradient
+  hold     ///< at most one reduction of a gradient in a step: its lease stays open meanwhile
+};
+
+/// "reduce" or "hold".
+[[nodiscard]] constexpr std::string_view name_of(Accumulation accumulation) noexcept {
+  return accumulation == Accumulation::hold ? "hold" : "reduce";
+}
+
+/// What is held where, and how it travels. A small value, chosen at run time and equal on all
+/// ranks. The named ones are rows of one table:
+///
+/// | name                               | parameters | gradients  | optimizer state |
+/// |------------------------------------|------------|------------|-----------------|
+/// | ddp                                | replicated | replicated | replicated      |
+/// | zero1                              | replicated | replicated | sharded         |
+/// | zero2                              | replicated | sharded    | sharded         |
+/// | zero3, fsdp                        | sharded    | sharded    | sharded         |
+/// | zero3-no-reshard, fsdp-shard-grad-op: zero3 with reshard_after_forward = false     |
+///
+/// (Rajbhandari et al., ZeRO, 2020, section 5; Zhao et al., PyTorch FSDP, 2023, section 3.2.)
+struct Strategy {
+  Placement parameters = Placement::sharded;
+  Placement gradients = Placement::sharded;
+  Placement optimizer_state = Placement::sharded;
+
+  /// Sharded parameters: false keeps each in a slot of its own from its first use in a step on, so
+  /// that backward gathers nothing.
+  bool reshard_after_forward = true;
+  /// Logical elements; a parameter with fewer stays replicated. 0: none.
+  std::size_t persistence_threshold = 0;
+  /// How many parameters are gathered ahead of use; 0: none.
+  int prefetch = 1;
+  /// Consecutive parameters share one collective up to so many bytes of leases; 0: none do.
+  std::size_t bucket_bytes = 0;
+  /// Cap on the bytes of gathered sharded parameters; 0: none.
+  std::size_t max_live_bytes = 0;
+
+  /// What the compute sees of parameters; none: the storage type. A replicated parameter is held in
+  /// this type too.
+  std::optional<DType> lease = std::nullopt;
+  /// What the compute writes gradients in; none: the lease type of the parameter.
+  std::optional<DType> gradient_lease = std::nullopt;
+  /// What reductions carry; none: the gradient lease type. Sums are in fp32 (fp64 for fp64) anyway.
+  std::optional<DType> wire = std::nullopt;
+
+  /// Communication runs on a stream of its own beside compute.
+  bool overlap = true;
+  Accumulation accumulation = Accumulation::reduce;
+
+  [[nodiscard]] static constexpr Strategy ddp() noexcept {
+    return with(Placement::replicated, Placement::replicated, Placement::replicated);
+  }
+  [[nodiscard]] static constexpr Strategy zero1() noexcept {
+    return with(Placement::replicated, Placement::replicated, Placement::sharded);
+  }
+  [[nodiscard]] static constexpr Strategy zero2() noexcept {
+    return with(Placement::replicated, Placement::sharded, Placement::sharded);
+  }
+  [[nodiscard]] static constexpr Strategy zero3() noexcept {
+    return with(Placement::sharded, Placement::sharded, Placement::sharded);
+  }
+  [[nodiscard]] static constexpr Strategy zero3_no_reshard() noexcept {
+    Strategy strategy = zero3();
+    strategy.reshard_after_forward = false;
+    return strategy;
+  }
+
+  /// The strategy with this name; ConfigError that lists the names where there is none.
+  [[nodiscard]] static Strategy parse(std::string_view name) {
+    std::string names;
+    for (const Name& known : all_names) {
+      if (known.name == name) return known.make();
+      names += fmt::format("{}{}", names.empty() ? "" : ", ", known.name);
+    }
+    raise<ConfigError>("there is no strategy '{}'; choose one of: {}", name, names);
+  }
+
+  /// The name that parse knows of these placements ("zero3", not "fsdp"), whatever else is set; the
+  /// three placements where they have none ("sharded/replicated/sharded").
+  [[nodiscard]] std::string name() const {
+    for (const Name& known : all_names) {
+      if (has_placements_of(known.make())) return std::string(known.name);
+    }
+    return fmt::format("{}/{}/{}", name_of(parameters), name_of(gradients),
+                       name_of(optimizer_state));
+  }
+
+  /// UsageError where the settings contradict each other or are out of range.
+  void validate() const {
+    if (optimizer_state == Placement::replicated) {
+      check_replicated("parameters", parameters);
+      check_replicated("gradients", gradients);
+    }
+    if (prefetch < 0)
+      raise("Strategy::prefetch counts parameters and is not negative: {}", prefetch);
+    check_floating("lease", lease);
+    check_floating("gradient_lease", gradient_lease);
+    check_floating("wire", wire);
+  }
+
+  /// Equal for equal strategies: part of what ranks compare when a parameter is made.
+  [[nodiscard]] constexpr std::uint64_t hash() const noexcept {
+    const auto type = [](const std::optional<DType>& value) {
+      return value ? std::uint64_t{1} + static_cast<std::uint64_t>(*value) : 0;
+    };
+    std::uint64_t hash = 0xcbf29ce484222325ull;
+    for (const std::uint64_t value :
+         {static_cast<std::uint64_t>(parameters), static_cast<std::uint64_t>(gradients),
+          static_cast<std::uint64_t>(optimizer_state),
+          static_cast<std::uint64_t>(reshard_after_forward), std::uint64_t{persistence_threshold},
+          static_cast<std::uint64_t>(prefetch), std::uint64_t{bucket_bytes},
+          std::uint64_t{max_live_bytes}, type(lease), type(gradient_lease), type(wire),
+          static_cast<std::uint64_t>(overlap), static_cast<std::uint64_t>(accumulation)}) {
+      for (int byte = 0; byte < 8; ++byte) {
+        hash = (hash ^ ((value >> (8 * byte)) & 0xffu)) * 0x100000001b3ull;
+      }
+    }
+    return hash;
+  }
+
+  [[nodiscard]] bool operator==(const Strategy&) const = default;
+
+ private:
+  struct Name {
+    std::string_view name;
+    Strategy (*make)() noexcept;
+  };
+  // The first name of each is the one that is printed.
+  static const std::array<Name, 7> all_names;
+
+  [[nodiscard]] static constexpr Strategy with(Placement parameters, Placement gradients,
+                                               Placement state) noexcept {
+    Strategy strategy;
+    strategy.parameters = parameters;
+    strategy.gradients = gradients;
+    strategy.optimizer_state = state;
+    return strategy;
+  }
+
+  // Where parameters are replicated there is nothing to reshard.
+  [[nodiscard]] constexpr bool has_placements_of(const Strategy& other) const noexcept {
+    return parameters == other.parameters && gradients == other.gradients &&
+           optimizer_state == other.optimizer_state &&
+           (parameters == Placement::replicated ||
+            reshard_after_forward == other.reshard_after_forward);
+  }
+
+  static void check_replicated(const char* what, Placement placement) {
+    if (placement == Placement::replicated) return;
+    raise(
+        "Strategy: sharded {} need sharded optimizer state: each rank updates its own shard. Set "
+        "optimizer_state = Placement::sharded, or {} = Placement::replicated",
+        what, what);
+  }
+
+  static void check_floating(const char* what, const std::optional<DType>& type) {
+    if (!type || is_floating(*type)) return;
+    raise("Strategy::{} is a floating type (f64, f32, bf16 or f16), found {}", what,
+          name_of(*type));
+  }
+};
+
+inline constexpr std::array<Strategy::Name, 7> Strategy::all_names{{
+    {"ddp", &Strategy::ddp},
+    {"zero1", &Strategy::zero1},
+    {"zero2", &Strategy::zero2},
+    {"zero3", &Strategy::zero3},
+    {"zero3-no-reshard", &Strategy::zero3_no_reshard},
+    {"fsdp", &Strategy::zero3},
+    {"fsdp-shard-grad-op", &Strategy::zero3_no_reshard},
+}};
+
+/// What is particular to one parameter.
+struct ParameterOptions {
+  std::string name = {};  ///< for messages and reports; empty: made from its tensors
+  std::optional<Strategy> strategy = std::nullopt;  ///< instead of the context's
+  /// Used more than once in a pass: its gradient lease stays open from the first contribution to
+  /// the last, while leases of others open and close.
+  bool tied = false;
+};
+
+}  // namespace shardwise::inline v0_1

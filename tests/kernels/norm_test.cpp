@@ -1,0 +1,69 @@
+#include <algorithm>
+#include <catch2/catch_test_macros.hpp>
+#include <cmath>
+#include <cstddef>
+#include <shardwise/kernels/norm.hpp>
+#include <vector>
+
+#include "support/floating.hpp"
+
+using namespace shardwise;
+using test::normal_values;
+
+namespace {
+
+/// The documented order, one lane after the other.
+template <class T>
+double by_lanes(const std::vector<T>& values) {
+  double lane[8];
+  for (std::size_t j = 0; j < 8; ++j) {
+    lane[j] = 0;
+    for (std::size_t i = j; i < values.size(); i += 8) {
+      const auto value = static_cast<double>(values[i]);
+      lane[j] += value * value;
+    }
+  }
+  return ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
+}
+
+template <class T>
+void check_type() {
+  for (const std::size_t count : {0u, 1u, 2u, 7u, 8u, 9u, 15u, 16u, 17u, 100u, 1003u}) {
+    for (unsigned seed = 1; seed <= 20; ++seed) {
+      const auto values = normal_values<T>(count, seed);
+      const double expected = by_lanes(values);
+      CHECK(sum_of_squares(values.data(), count) == expected);
+      CHECK(sum_of_squares(static_cast<const void*>(values.data()), dtype_of<T>, count) ==
+            expected);
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("the sum of squares is taken in eight lanes in double") {
+  check_type<double>();
+  check_type<float>();
+  check_type<bf16>();
+  check_type<f16>();
+  CHECK(sum_of_squares(static_cast<const float*>(nullptr), 0) == 0);
+}
+
+TEST_CASE("the sum of squares does not overflow where floats would") {
+  const std::vector<float> values(9, 1e30f);
+  const double each = static_cast<double>(1e30f) * static_cast<double>(1e30f);
+  CHECK(std::abs(sum_of_squares(values.data(), 9) - 9 * each) <= 1e-15 * 9 * each);
+  const std::vector<float> bad{1, 2, NAN, 4};
+  CHECK(std::isnan(sum_of_squares(bad.data(), 4)));
+  const std::vector<f16> infinite(20, f16(INFINITY));
+  CHECK(std::isinf(sum_of_squares(infinite.data(), 20)));
+}
+
+TEST_CASE("the order matters to the bits, so the test above sees a wrong one") {
+  auto values = normal_values<float>(1000, 5);
+  const double before = sum_of_squares(values.data(), values.size());
+  std::reverse(values.begin(), values.end());
+  const double after = sum_of_squares(values.data(), values.size());
+  CHECK(before != after);
+  CHECK(std::abs(before - after) < 1e-9 * before);
+}
