@@ -1,0 +1,134 @@
+#pragma once
+
+#include <chrono>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+
+#include "../core/dtype.hpp"
+#include "../core/reduce_spec.hpp"
+#include "../core/stream_ref.hpp"
+
+namespace shardwise::inline v0_1 {
+
+/// One buffer of an all-gather. Rank r's `send` (count elements) lands in every rank's
+/// recv[r * count ...]; `recv` holds size() * count elements. In place: send == recv + rank *
+/// count.
+struct GatherItem {
+  const void* send;
+  void* recv;
+  std::size_t count;  ///< elements that one rank contributes
+  DType dtype;
+};
+
+/// One buffer of a reduction.
+/// reduce_scatter: `send` holds size() * count elements of `dtype`; rank r gets the sum of part r,
+/// count elements of spec.output, in `recv`. In place: recv == send + rank * count, same type.
+/// all_reduce: `send` and `recv` hold count elements; in place: recv == send, same type.
+/// Integers: output must equal dtype, scale and weight must be 1.
+/// accumulate is never in place; an all_reduce that accumulates adds to old values that are equal
+/// on all ranks (replicated storage).
+struct ReduceItem {
+  const void* send;
+  void* recv;
+  std::size_t count;
+  DType dtype;
+  ReduceSpec spec;
+  void* landing = nullptr;  ///< landing_bytes() of scratch, owned by the caller; may be null if 0
+};
+
+/// One buffer of a broadcast: `count` elements from root's buffer into everybody's.
+struct BroadcastItem {
+  void* buffer;
+  std::size_t count;
+  DType dtype;
+};
+
+/// One buffer of an all-to-all: part q of rank r's `send` lands in part r of rank q's `recv`; each
+/// part is `count` elements. Never in place.
+struct ExchangeItem {
+  const void* send;
+  void* recv;
+  std::size_t count;
+  DType dtype;
+};
+
+/// Names a call, for fingerprints and messages.
+struct CallInfo {
+  std::string_view name;  ///< of the parameter, or what the caller does; lives in stream order
+  /// How long ranks wait for each other, from the first one's arrival.
+  std::chrono::nanoseconds timeout = std::chrono::minutes(10);
+  std::uint64_t detail = 0;  ///< anything else that must be equal on all ranks (a layout's hash)
+};
+
+/// A group of ranks that call the same collectives in the same order.
+///
+/// One object stands for one rank and is used by one host thread at a time. A call with several
+/// items is one grouped operation. Collectives of one communicator run in the order in which they
+/// were called, whatever their streams. Every collective is asynchronous with respect to `stream`:
+/// work enqueued on `stream` after the call sees the result; the host does not wait; buffers stay
+/// alive in stream order (the array of items is copied). An inline host stream completes before the
+/// call returns.
+///
+/// Errors: what all ranks can see is a UsageError on all ranks; different calls are a
+/// CollectiveMismatch on all ranks before any byte moves; a rank that fails, leaves or does not
+/// come in time ends every peer's wait with PeerFailed. On a host stream with a worker they surface
+/// at the next wait for that stream.
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+
+  [[nodiscard]] virtual int rank() const noexcept = 0;
+  [[nodiscard]] virtual int size() const noexcept = 0;
+  /// "thread", "self", "mpi", "nccl", ...
+  [[nodiscard]] virtual std::string_view backend() const noexcept = 0;
+  [[nodiscard]] virtual bool accepts(MemoryKind memory) const noexcept = 0;
+  /// Bytes of scratch that this reduction wants in ReduceItem::landing.
+  [[nodiscard]] virtual std::size_t landing_bytes(const ReduceItem& item) const noexcept = 0;
+
+  virtual void all_gather(std::span<const GatherItem> items, const CallInfo& info,
+                          StreamRef stream) = 0;
+  virtual void reduce_scatter(std::span<const ReduceItem> items, const CallInfo& info,
+                              StreamRef stream) = 0;
+  virtual void all_reduce(std::span<const ReduceItem> items, const CallInfo& info,
+                          StreamRef stream) = 0;
+  virtual void broadcast(std::span<const BroadcastItem> items, int root, const CallInfo& info,
+                         StreamRef stream) = 0;
+  virtual void all_to_all(std::span<const ExchangeItem> items, const CallInfo& info,
+                          StreamRef stream) = 0;
+  virtual void barrier(const CallInfo& info, StreamRef stream) = 0;
+
+  /// Ranks that give the same color form a new communicator, ordered by (key, rank). All ranks of
+  /// this one must call it. The parts fail together with the whole.
+  [[nodiscard]] virtual std::unique_ptr<Communicator> split(int color, int key,
+                                                            const CallInfo& info) = 0;
+
+  /// This rank cannot go on: ends every peer's wait, now and later, with PeerFailed that carries
+  /// `message`. Idempotent; the first rank's message stays. `provisional`: the real message follows
+  /// at once (an exception is unwinding this rank's stack); peers give it a moment.
+  virtual void abort(std::string_view message, bool provisional = false) noexcept = 0;
+
+ protected:
+  Communicator() = default;
+  Communicator(const Communicator&) = default;
+  Communicator& operator=(const Communicator&) = default;
+};
+
+/// What a custom communicator must be: derived from Communicator with every function overridden.
+template <class C>
+concept CommunicatorBackend = std::derived_from<C, Communicator> && !std::is_abstract_v<C>;
+
+/// The door for a host's own backend: makes a C, which is checked here, where the host names it,
+/// and not where the library first uses it.
+template <CommunicatorBackend C, class... Args>
+requires std::constructible_from<C, Args...>
+[[nodiscard]] std::unique_ptr<Communicator> make_communicator(Args&&... args) {
+  return std::make_unique<C>(std::forward<Args>(args)...);
+}
+
+}  // namespace shardwise::inline v0_1

@@ -1,0 +1,245 @@
+#pragma once
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "../core/error.hpp"
+#include "fingerprint.hpp"
+#include "thread_family.hpp"
+#include "thread_wait.hpp"
+
+namespace shardwise::inline v0_1 {
+
+/// Places inside a collective, for tests that inject delays.
+enum class ThreadPoint : std::uint8_t { published, arrived, committed, moved, leaving };
+
+/// How a group of thread ranks behaves.
+struct ThreadOptions {
+  /// Looks at a condition before a waiting rank yields, then sleeps; -1: some where every rank has
+  /// a core, none otherwise.
+  int spins = -1;
+  /// Copies go past the caches where all ranks together write more than this; 0: half of the last
+  /// cache.
+  std::size_t cache_bytes = 0;
+  /// Where not null, called at each ThreadPoint. For tests: it may delay, nothing else.
+  void (*at_point)(void* context, int rank, ThreadPoint point) noexcept = nullptr;
+  void* context = nullptr;
+};
+
+/// What the ranks of one thread communicator share.
+///
+/// One word {poisoned, generation, arrived} decides each collective: a rank that arrives counts
+/// itself, the last one starts the next generation, which commits; poison acts on a generation that
+/// is not committed, so a collective runs on all ranks or on none. Between commit and the exit
+/// barrier a rank runs bounded code only (no allocation, no exception, no look at the poison), so
+/// the exit barrier ignores poison and always completes, and nobody's buffers go while they are
+/// read. A rank that saw poison before commit has been read by nobody.
+class ThreadGroup final : public ThreadFamily::Member {
+ public:
+  enum class Arrival : std::uint8_t { committed, poisoned, timed_out };
+
+  /// What one rank shows its peers from its arrival to its exit, and what it alone keeps. Peers
+  /// read `print` and `items` after commit, or when `stamp` says that they belong to this
+  /// generation.
+  struct alignas(128) Slot {
+    Fingerprint print;
+    const void* items = nullptr;
+    std::atomic<std::uint64_t> stamp{0};         // generation + 1
+    std::atomic<std::int64_t> waiting_since{0};  // Clock ticks; 0: not waiting
+    std::uint64_t generation = 0;                // the rank's own
+    std::uint64_t exits = 0;                     // the rank's own: value of exits_ it waits for
+    alignas(128) std::atomic<std::uint64_t> turn{0};  // the ticket that may run
+    WaitPoint turn_changed;
+  };
+
+  /// `world_ranks`: what the members are called in messages.
+  ThreadGroup(std::shared_ptr<ThreadFamily> family, std::vector<int> world_ranks,
+              const ThreadOptions& options)
+      : family_(std::move(family)),
+        world_ranks_(std::move(world_ranks)),
+        slots_(std::make_unique<Slot[]>(world_ranks_.size())),
+        options_(options) {
+    if (world_ranks_.empty() || world_ranks_.size() > arrived_mask) {
+      raise("a group of thread ranks has 1 to {} members, not {}", arrived_mask,
+            world_ranks_.size());
+    }
+    if (options_.spins < 0) {
+      options_.spins = world_ranks_.size() <= std::thread::hardware_concurrency() ? 1000 : 0;
+    }
+    if (options_.cache_bytes == 0) options_.cache_bytes = last_cache_bytes() / 2;
+    family_->add(*this);
+  }
+  ThreadGroup(const ThreadGroup&) = delete;
+  ThreadGroup& operator=(const ThreadGroup&) = delete;
+  ~ThreadGroup() override { family_->remove(*this); }
+
+  [[nodiscard]] std::size_t size() const noexcept { return world_ranks_.size(); }
+  [[nodiscard]] int world_rank(std::size_t rank) const noexcept { return world_ranks_[rank]; }
+  [[nodiscard]] Slot& slot(std::size_t rank) noexcept { return slots_[rank]; }
+  [[nodiscard]] const std::shared_ptr<ThreadFamily>& family() const noexcept { return family_; }
+  [[nodiscard]] const ThreadOptions& options() const noexcept { return options_; }
+  [[nodiscard]] bool poisoned() const noexcept { return (word_.load() & poison_bit) != 0; }
+
+  void poison() noexcept override {
+    word_.fetch_or(poison_bit);
+    arrivals_.notify();
+    for (std::size_t r = 0; r < size(); ++r) slots_[r].turn_changed.notify();
+  }
+
+  /// Waits until `ticket` may run on this rank: calls run in the order in which they were made.
+  [[nodiscard]] Arrival take_turn(std::size_t rank, std::uint64_t ticket,
+                                  std::chrono::nanoseconds timeout) {
+    Slot& slot = slots_[rank];
+    const auto ready = [&] { return slot.turn.load() == ticket || poisoned(); };
+    if (!ready()) {
+      const auto deadline = WaitPoint::after(WaitPoint::Clock::now(), timeout);
+      if (!slot.turn_changed.wait_until(deadline, ready)) return Arrival::timed_out;
+    }
+    return poisoned() ? Arrival::poisoned : Arrival::committed;
+  }
+
+  void end_turn(std::size_t rank) noexcept {
+    slots_[rank].turn.fetch_add(1);
+    slots_[rank].turn_changed.notify();
+  }
+
+  /// Shows the slot, which the caller has filled, and waits for all ranks. Where the time is up,
+  /// measured from the first arrival, poisons the group: the caller tells the family why.
+  [[nodiscard]] Arrival arrive(std::size_t rank, std::chrono::nanoseconds timeout) {
+    Slot& slot = slots_[rank];
+    const std::uint64_t generation = slot.generation;
+    slot.waiting_since.store(0, std::memory_order_relaxed);
+    slot.stamp.store(generation + 1, std::memory_order_release);
+    point(rank, ThreadPoint::published);
+    std::uint64_t word = word_.load();
+    bool last = false;
+    do {
+      if ((word & poison_bit) != 0) return Arrival::poisoned;
+      last = (word & arrived_mask) + 1 == size();
+    } while (
+        !word_.compare_exchange_weak(word, last ? (generation + 1) << generation_shift : word + 1));
+    point(rank, ThreadPoint::arrived);
+    if (last) {
+      arrivals_.notify();
+    } else {
+      const auto settled = [&] {
+        const std::uint64_t now = word_.load();
+        return (now & poison_bit) != 0 || generation_of(now) != generation;
+      };
+      if (!WaitPoint::look(options_.spins, settled)) {
+        slot.waiting_since.store(WaitPoint::Clock::now().time_since_epoch().count(),
+                                 std::memory_order_relaxed);
+        if (!arrivals_.wait_until(deadline(generation, timeout), settled) && give_up(generation)) {
+          return Arrival::timed_out;
+        }
+      }
+      if (generation_of(word_.load()) == generation) return Arrival::poisoned;
+    }
+    slot.generation = generation + 1;
+    point(rank, ThreadPoint::committed);
+    return Arrival::committed;
+  }
+
+  /// After commit: whether all ranks made the same call; the same answer on all.
+  [[nodiscard]] bool agreed() const noexcept {
+    for (std::size_t r = 1; r < size(); ++r) {
+      if (!slots_[r].print.agrees_with(slots_[0].print)) return false;
+    }
+    return true;
+  }
+
+  /// After commit: waits until all ranks are here. Ignores poison.
+  void meet(std::size_t rank) noexcept {
+    Slot& slot = slots_[rank];
+    slot.exits += size();
+    if (exits_.fetch_add(1) + 1 == slot.exits) {
+      leavers_.notify();
+      return;
+    }
+    const auto all_here = [&] { return exits_.load() >= slot.exits; };
+    if (!WaitPoint::look(options_.spins, all_here)) leavers_.wait(all_here);
+  }
+
+  /// Which ranks made their call of `generation`, and which call; the others are missing.
+  [[nodiscard]] std::string who_came(std::uint64_t generation) const {
+    std::string missing;
+    std::string arrived;
+    for (std::size_t r = 0; r < size(); ++r) {
+      const Slot& slot = slots_[r];
+      if (slot.stamp.load(std::memory_order_acquire) == generation + 1) {
+        arrived += fmt::format("\n  rank {}: {}", world_rank(r), describe(slot.print));
+      } else {
+        missing += fmt::format("{}{}", missing.empty() ? "" : ", ", world_rank(r));
+      }
+    }
+    if (missing.empty()) missing = "none (the last came too late)";
+    return fmt::format("missing ranks: {}; arrived:{}", missing, arrived);
+  }
+
+  void point(std::size_t rank, ThreadPoint where) const noexcept {
+    if (options_.at_point != nullptr) {
+      options_.at_point(options_.context, static_cast<int>(rank), where);
+    }
+  }
+
+ private:
+  static constexpr int generation_shift = 16;
+  static constexpr std::uint64_t arrived_mask = (std::uint64_t{1} << generation_shift) - 1;
+  static constexpr std::uint64_t poison_bit = std::uint64_t{1} << 63;
+
+  static constexpr std::uint64_t generation_of(std::uint64_t word) noexcept {
+    return (word & ~poison_bit) >> generation_shift;
+  }
+
+  static std::size_t last_cache_bytes() noexcept {
+    constexpr std::size_t usual = std::size_t{32} << 20;
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+    const long bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    if (bytes > 0) return static_cast<std::size_t>(bytes);
+#endif
+    return usual;
+  }
+
+  [[nodiscard]] WaitPoint::Clock::time_point deadline(std::uint64_t generation,
+                                                      std::chrono::nanoseconds timeout) const {
+    auto first = WaitPoint::Clock::now();
+    for (std::size_t r = 0; r < size(); ++r) {
+      if (slots_[r].stamp.load(std::memory_order_acquire) != generation + 1) continue;
+      const WaitPoint::Clock::rep ticks = slots_[r].waiting_since.load(std::memory_order_relaxed);
+      if (ticks == 0) continue;
+      first = std::min(first, WaitPoint::Clock::time_point(WaitPoint::Clock::duration(ticks)));
+    }
+    return WaitPoint::after(first, timeout);
+  }
+
+  // Poisons `generation` unless it was committed or poisoned meanwhile.
+  bool give_up(std::uint64_t generation) noexcept {
+    std::uint64_t word = word_.load();
+    do {
+      if ((word & poison_bit) != 0 || generation_of(word) != generation) return false;
+    } while (!word_.compare_exchange_weak(word, word | poison_bit));
+    return true;
+  }
+
+  std::shared_ptr<ThreadFamily> family_;
+  std::vector<int> world_ranks_;
+  std::unique_ptr<Slot[]> slots_;
+  ThreadOptions options_;
+  alignas(128) std::atomic<std::uint64_t> word_{0};
+  alignas(128) std::atomic<std::uint64_t> exits_{0};
+  alignas(128) WaitPoint arrivals_;
+  alignas(128) WaitPoint leavers_;
+};
+
+}  // namespace shardwise::inline v0_1

@@ -1,0 +1,217 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "../kernels/copy.hpp"
+#include "../kernels/reduce.hpp"
+#include "communicator.hpp"
+#include "fingerprint.hpp"
+#include "thread_group.hpp"
+
+namespace shardwise::inline v0_1 {
+
+/// A split's first collective: what each rank asks for.
+struct SplitItem {
+  int color;
+  int key;
+};
+
+/// A split's second collective: the part that a leader has made.
+struct HandoverItem {
+  const std::shared_ptr<ThreadGroup>* group;  ///< null but on leaders
+  std::size_t leader;                         ///< of this rank's part
+};
+
+[[nodiscard]] inline ItemPrint print_of(const SplitItem&) noexcept { return {}; }
+[[nodiscard]] inline ItemPrint print_of(const HandoverItem&) noexcept { return {}; }
+
+/// How one rank moves bytes once a collective is committed: it reads its peers' buffers through
+/// their slots. Nothing here allocates or throws after construction, but members_of and noted's
+/// caller, which run outside.
+class ThreadTransfer {
+ public:
+  ThreadTransfer(ThreadGroup& group, std::size_t rank)
+      : group_(group),
+        rank_(rank),
+        inputs_(group.size()),
+        weights_(group.size()),
+        prints_(group.size()),
+        colors_(group.size()) {}
+
+  void move(Operation, int, std::span<const GatherItem> items) noexcept {
+    choose_copy(items, group_.size());
+    for (std::size_t i = 0; i < items.size(); ++i) {
+      const std::size_t part = items[i].count * size_of(items[i].dtype);
+      for_peers([&](std::size_t peer) {
+        copy(static_cast<std::byte*>(items[i].recv) + peer * part,
+             peer_item<GatherItem>(peer, i).send, part);
+      });
+    }
+  }
+
+  void move(Operation operation, int, std::span<const ReduceItem> items) noexcept {
+    for (std::size_t i = 0; i < items.size(); ++i) {
+      const bool scatter = operation == Operation::reduce_scatter;
+      const std::size_t begin = scatter ? rank_ * items[i].count : part_begin(items[i], rank_);
+      const std::size_t count = scatter ? items[i].count : part_begin(items[i], rank_ + 1) - begin;
+      if (count == 0) continue;
+      for (std::size_t r = 0; r < group_.size(); ++r) {
+        const auto& item = peer_item<ReduceItem>(r, i);
+        inputs_[r] = static_cast<const std::byte*>(item.send) + begin * size_of(item.dtype);
+        weights_[r] = item.spec.weight;
+      }
+      canonical_reduce(inputs_, weights_, items[i].dtype, count,
+                       static_cast<std::byte*>(items[i].recv) +
+                           (scatter ? 0 : begin * size_of(items[i].spec.output)),
+                       items[i].spec);
+    }
+    if (operation == Operation::all_reduce) spread(items);
+  }
+
+  void move(Operation, int root, std::span<const BroadcastItem> items) noexcept {
+    if (root < 0 || rank_ == static_cast<std::size_t>(root)) return;
+    choose_copy(items, 1);
+    for (std::size_t i = 0; i < items.size(); ++i) {
+      copy(items[i].buffer, peer_item<BroadcastItem>(static_cast<std::size_t>(root), i).buffer,
+           items[i].count * size_of(items[i].dtype));
+    }
+  }
+
+  void move(Operation, int, std::span<const ExchangeItem> items) noexcept {
+    choose_copy(items, group_.size());
+    for (std::size_t i = 0; i < items.size(); ++i) {
+      const std::size_t part = items[i].count * size_of(items[i].dtype);
+      for_peers([&](std::size_t peer) {
+        copy(static_cast<std::byte*>(items[i].recv) + peer * part,
+             static_cast<const std::byte*>(peer_item<ExchangeItem>(peer, i).send) + rank_ * part,
+             part);
+      });
+    }
+  }
+
+  void move(Operation, int, std::span<const SplitItem>) noexcept {
+    for (std::size_t r = 0; r < group_.size(); ++r) colors_[r] = peer_item<SplitItem>(r, 0);
+  }
+
+  void move(Operation, int, std::span<const HandoverItem> items) noexcept {
+    handed_over_ = *peer_item<HandoverItem>(items.front().leader, 0).group;
+  }
+
+  /// After the split's first collective: the ranks of `color`, ordered by (key, rank).
+  [[nodiscard]] std::vector<std::size_t> members_of(int color) const {
+    std::vector<std::size_t> members;
+    for (std::size_t r = 0; r < colors_.size(); ++r) {
+      if (colors_[r].color == color) members.push_back(r);
+    }
+    std::stable_sort(members.begin(), members.end(),
+                     [&](std::size_t a, std::size_t b) { return colors_[a].key < colors_[b].key; });
+    return members;
+  }
+
+  /// After the split's second collective: this rank's part.
+  [[nodiscard]] std::shared_ptr<ThreadGroup> take_handed_over() noexcept {
+    return std::exchange(handed_over_, nullptr);
+  }
+
+  /// Keeps all ranks' calls, each with the first item that differs, for the message.
+  void note_mismatch() noexcept {
+    const Fingerprint& first = group_.slot(0).print;
+    std::size_t shown = 0;
+    for (std::size_t r = 1; r < group_.size() && shown == 0; ++r) {
+      const Fingerprint& print = group_.slot(r).print;
+      const std::size_t common = std::min(print.item_count, first.item_count);
+      while (shown < common && item_print(r, shown) == item_print(0, shown)) ++shown;
+      if (shown == common) shown = 0;
+    }
+    for (std::size_t r = 0; r < group_.size(); ++r) {
+      prints_[r] = group_.slot(r).print;
+      if (shown >= prints_[r].item_count) continue;
+      prints_[r].shown = shown;
+      prints_[r].item = item_print(r, shown);
+    }
+  }
+  [[nodiscard]] std::span<const Fingerprint> noted() const noexcept { return prints_; }
+
+ private:
+  template <class Item>
+  [[nodiscard]] const Item& peer_item(std::size_t rank, std::size_t index) noexcept {
+    return static_cast<const Item*>(group_.slot(rank).items)[index];
+  }
+
+  [[nodiscard]] ItemPrint item_print(std::size_t rank, std::size_t index) noexcept {
+    switch (group_.slot(rank).print.operation) {
+      case Operation::all_gather:
+        return print_of(peer_item<GatherItem>(rank, index));
+      case Operation::reduce_scatter:
+      case Operation::all_reduce:
+        return print_of(peer_item<ReduceItem>(rank, index));
+      case Operation::broadcast:
+        return print_of(peer_item<BroadcastItem>(rank, index));
+      case Operation::all_to_all:
+        return print_of(peer_item<ExchangeItem>(rank, index));
+      default:
+        return {};
+    }
+  }
+
+  // Starts at this rank's own part, so that ranks do not all read from the same peer.
+  template <class Body>
+  void for_peers(const Body& body) const noexcept {
+    for (std::size_t step = 0; step < group_.size(); ++step) {
+      const std::size_t peer = rank_ + step;
+      body(peer < group_.size() ? peer : peer - group_.size());
+    }
+  }
+
+  // Past the caches where all ranks together write more than these hold.
+  void copy(void* to, const void* from, std::size_t bytes) const noexcept {
+    copy_bytes(to, from, bytes, streaming_);
+  }
+
+  template <class Item>
+  void choose_copy(std::span<const Item> items, std::size_t parts) noexcept {
+    std::size_t written = 0;
+    for (const Item& item : items) written += item.count * size_of(item.dtype) * parts;
+    streaming_ = written > group_.options().cache_bytes / group_.size();
+  }
+
+  // Where rank's part of an all_reduce begins: parts of whole cache lines.
+  [[nodiscard]] std::size_t part_begin(const ReduceItem& item, std::size_t rank) const noexcept {
+    constexpr std::size_t line = 64;
+    const std::size_t lines = item.count / line + 1;
+    return std::min(item.count,
+                    (lines / group_.size() * rank + std::min(rank, lines % group_.size())) * line);
+  }
+
+  // An all_reduce's second half: every part is where its rank has summed it.
+  void spread(std::span<const ReduceItem> items) noexcept {
+    choose_copy(items, 1);
+    group_.meet(rank_);
+    for (std::size_t i = 0; i < items.size(); ++i) {
+      const std::size_t bytes = size_of(items[i].spec.output);
+      for_peers([&](std::size_t peer) {
+        if (peer == rank_) return;
+        const std::size_t begin = part_begin(items[i], peer);
+        copy(static_cast<std::byte*>(items[i].recv) + begin * bytes,
+             static_cast<const std::byte*>(peer_item<ReduceItem>(peer, i).recv) + begin * bytes,
+             (part_begin(items[i], peer + 1) - begin) * bytes);
+      });
+    }
+  }
+
+  ThreadGroup& group_;
+  std::size_t rank_;
+  std::vector<const void*> inputs_;
+  std::vector<double> weights_;
+  std::vector<Fingerprint> prints_;
+  std::vector<SplitItem> colors_;
+  std::shared_ptr<ThreadGroup> handed_over_;
+  bool streaming_ = false;
+};
+
+}  // namespace shardwise::inline v0_1

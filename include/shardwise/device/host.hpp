@@ -1,0 +1,80 @@
+#pragma once
+
+#include <cstddef>
+#include <cstring>
+#include <new>
+
+#include "../core/dtype.hpp"
+#include "../core/stream_ref.hpp"
+#include "../kernels/cast.hpp"
+#include "../kernels/norm.hpp"
+#include "host_stream.hpp"
+
+namespace shardwise::inline v0_1 {
+
+/// The CPU as a device: where buffers come from, what a stream is, how a functor runs over elements.
+/// Every device has these members.
+struct HostDevice {
+  using Stream = HostStream;
+  using Event = HostEvent;
+
+  static constexpr MemoryKind memory = MemoryKind::host;
+  /// Every buffer starts on such a boundary.
+  static constexpr std::size_t alignment = 128;
+
+  /// Uninitialised memory; std::bad_alloc where there is none.
+  [[nodiscard]] static void* allocate(std::size_t bytes) {
+    return ::operator new(bytes, std::align_val_t{alignment});
+  }
+  static void deallocate(void* pointer, std::size_t /*bytes*/) noexcept {
+    // clang has no sized form by default
+    ::operator delete(pointer, std::align_val_t{alignment});
+  }
+
+  /// Zeroes `bytes` at `destination` in stream order.
+  static void zero(Stream& stream, void* destination, std::size_t bytes) {
+    if (bytes == 0) return;
+    stream.enqueue([destination, bytes] { std::memset(destination, 0, bytes); });
+  }
+
+  /// Copies `bytes` in stream order; the ranges do not overlap.
+  static void copy(Stream& stream, void* destination, const void* source, std::size_t bytes) {
+    if (bytes == 0 || destination == source) return;
+    stream.enqueue([=] { std::memcpy(destination, source, bytes); });
+  }
+
+  /// Converts `count` elements in stream order. The ranges are the same (in place, also where the
+  /// types differ in size) or do not overlap.
+  static void convert(Stream& stream, void* destination, DType to, const void* source, DType from,
+                      std::size_t count) {
+    if (count == 0 || (destination == source && to == from)) return;
+    stream.enqueue([=] { cast_elements(source, from, destination, to, count); });
+  }
+
+  /// Sum of the squares of `count` elements in a fixed order; the caller waits for the stream.
+  [[nodiscard]] static double sum_of_squares(Stream& stream, const void* values, DType type,
+                                             std::size_t count) {
+    stream.synchronize();
+    return shardwise::sum_of_squares(values, type, count);
+  }
+
+  /// Runs `functor` over elements [0, count) in stream order. A functor handles Width elements from
+  /// `first` in functor.template run<Width>(first); it reads all of them before it writes any, so
+  /// that the compiler vectorises without checks for aliasing. Calls run in ascending order.
+  template <class Functor>
+  static void launch(Stream& stream, std::size_t count, Functor functor) {
+    if (count == 0) return;
+    stream.enqueue([count, functor] { run(count, functor); });
+  }
+
+  /// What launch does, at once.
+  template <class Functor>
+  static void run(std::size_t count, const Functor& functor) {
+    constexpr std::size_t width = 16;
+    std::size_t first = 0;
+    for (; first + width <= count; first += width) functor.template run<width>(first);
+    for (; first < count; ++first) functor.template run<1>(first);
+  }
+};
+
+}  // namespace shardwise::inline v0_1
