@@ -1,0 +1,131 @@
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "comm/communicator.hpp"
+#include "detail/engine.hpp"
+#include "detail/gradient_store.hpp"
+#include "detail/parameter_store.hpp"
+#include "device/host.hpp"
+#include "kernels/canonical_sum.hpp"
+#include "memory.hpp"
+#include "memory_plan.hpp"
+#include "statistics.hpp"
+#include "strategy.hpp"
+
+namespace shardwise::inline v0_1 {
+
+/// What a trainer makes once on every rank: it joins a communicator, a device's streams, the slots
+/// and the ledger of what is held. Parameters, gradients and states belong to one Context and must
+/// be destroyed before it. Not thread-safe: one host thread a rank.
+///
+/// All ranks make the same calls in the same order. The communicator is borrowed and must outlive
+/// the Context; calls of the host on it may be mixed in, in the same order on all ranks.
+template <class Device = HostDevice>
+class Context {
+ public:
+  /// `strategy` is the default of every parameter. ConfigError or UsageError where it, the device
+  /// and the communicator do not fit together.
+  explicit Context(Communicator& communicator, const Strategy& strategy = Strategy::zero3(),
+                   const ContextOptions& options = {})
+      : engine_(communicator, strategy, options), parameters_(engine_), gradients_(engine_) {}
+
+  [[nodiscard]] int rank() const noexcept { return engine_.rank(); }
+  [[nodiscard]] int world() const noexcept { return engine_.world(); }
+  [[nodiscard]] const Strategy& strategy() const noexcept { return engine_.strategy; }
+  [[nodiscard]] Communicator& communicator() const noexcept { return engine_.comm; }
+  /// The compute stream. Leases are valid, and writes by the host expected, in its order; on the
+  /// host it is inline.
+  [[nodiscard]] typename Device::Stream& stream() noexcept { return engine_.compute; }
+
+  /// Group scalars: one collective each, the same bits on all ranks, summed in double in the
+  /// canonical order. The host waits for them.
+  [[nodiscard]] double sum(double value, std::string_view name = "sum") {
+    engine_.check();
+    return sum_of(engine_.exchange({&value, 1}, name), 1, 0);
+  }
+  [[nodiscard]] double mean(double value, std::string_view name = "mean") {
+    return sum(value, name) / world();
+  }
+  /// sum(weight * value) / sum(weight); UsageError where all weights are 0.
+  [[nodiscard]] double weighted_mean(double value, double weight,
+                                     std::string_view name = "weighted_mean") {
+    engine_.check();
+    const double mine[] = {value * weight, weight};
+    const auto all = engine_.exchange(mine, name);
+    const double total = sum_of(all, 2, 1);
+    if (total == 0) raise("'{}': the weights of all ranks are 0", name);
+    return sum_of(all, 2, 0) / total;
+  }
+  /// True where any rank says so.
+  [[nodiscard]] bool any(bool value, std::string_view name = "any") {
+    return sum(value ? 1 : 0, name) > 0;
+  }
+  [[nodiscard]] bool all(bool value, std::string_view name = "all") { return !any(!value, name); }
+  /// Returns once every rank is here.
+  void barrier(std::string_view name = "barrier") {
+    engine_.check();
+    engine_.comm.barrier(engine_.info(name), engine_.communication.ref());
+    engine_.communication.synchronize();
+  }
+
+  /// For batches of different sizes: give what this returns to reduce(), and gradients become
+  /// sum(weight * gradient) / sum(weight) over ranks, e.g. with the number of tokens as weight. One
+  /// collective. Weights must not be negative; UsageError where all are 0.
+  [[nodiscard]] ReductionWeight weigh(double weight, std::string_view name = "weigh") {
+    engine_.check();
+    const auto all = engine_.exchange({&weight, 1}, name);
+    for (const double one : all) {
+      if (one >= 0 && std::isfinite(one)) continue;
+      raise("'{}': a rank gave the weight {}; weights must be finite and >= 0", name, one);
+    }
+    const double total = sum_of(all, 1, 0);
+    if (total == 0) raise("'{}': the weights of all ranks are 0", name);
+    return {weight, total};
+  }
+
+  /// What this rank will hold once every slot is allocated, computed from what is registered now.
+  [[nodiscard]] MemoryPlan plan() const {
+    std::vector<const detail::Registration*> entries(parameters_.parameters().begin(),
+                                                     parameters_.parameters().end());
+    return detail::plan_memory(entries, engine_.comm, engine_.strategy, engine_.options);
+  }
+  /// What this rank holds now, counted at each allocation.
+  [[nodiscard]] const Bytes& held() const noexcept { return engine_.ledger.held(); }
+  /// The highest total so far.
+  [[nodiscard]] std::size_t peak_held() const noexcept { return engine_.ledger.peak(); }
+
+  /// Allocates the slots now instead of at the first gather and the first gradient lease;
+  /// afterwards nothing is allocated. Register everything first.
+  void prepare() {
+    engine_.check();
+    parameters_.prepare();
+    gradients_.prepare();
+  }
+
+  [[nodiscard]] const Statistics& statistics() const noexcept { return engine_.statistics; }
+  void reset_statistics() noexcept { engine_.statistics = {}; }
+
+  /// The library's own side of a Context; not for hosts.
+  [[nodiscard]] detail::Engine<Device>& engine() noexcept { return engine_; }
+  [[nodiscard]] detail::ParameterStore<Device>& parameter_store() noexcept { return parameters_; }
+  [[nodiscard]] detail::GradientStore<Device>& gradient_store() noexcept { return gradients_; }
+
+ private:
+  // Element `first` of every rank's `stride` values.
+  [[nodiscard]] double sum_of(std::span<const double> values, std::size_t stride,
+                              std::size_t first) const noexcept {
+    return canonical_sum(0, static_cast<std::size_t>(world()),
+                         [&](std::size_t rank) { return values[rank * stride + first]; });
+  }
+
+  detail::Engine<Device> engine_;
+  detail::ParameterStore<Device> parameters_;
+  detail::GradientStore<Device> gradients_;
+};
+
+}  // namespace shardwise::inline v0_1

@@ -1,0 +1,168 @@
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "../comm/communicator.hpp"
+#include "../core/observer.hpp"
+#include "../memory.hpp"
+#include "../statistics.hpp"
+#include "../strategy.hpp"
+
+namespace shardwise::inline v0_1 {
+
+/// What the host tells a Context about itself.
+struct ContextOptions {
+  /// How many parameters' leases the host holds open at once (a tied one counts once).
+  std::size_t open_parameters = 1;
+  /// How many gradients' leases, tied ones apart: those have slots of their own.
+  std::size_t open_gradients = 1;
+  /// How long ranks wait for each other, from the first one's arrival at a collective.
+  std::chrono::nanoseconds timeout = std::chrono::minutes(10);
+  /// Told of every operation; may be null; must outlive the Context.
+  Observer* observer = nullptr;
+};
+
+namespace detail {
+
+/// What every part of a Context stands on: communicator, streams, ledger, counters. The
+/// communication stream runs every collective of the context in program order.
+template <class Device>
+class Engine {
+ public:
+  using Stream = typename Device::Stream;
+  using Event = typename Device::Event;
+  using Clock = std::chrono::steady_clock;
+
+  Engine(Communicator& communicator, const Strategy& default_strategy, const ContextOptions& given)
+      : comm(communicator),
+        strategy(default_strategy),
+        options(given),
+        communication(default_strategy.overlap ? Stream::Mode::worker : Stream::Mode::inline_calls),
+        scalars(ledger, StateKind::slots, scalar_bytes(fixed_scalars)) {
+    strategy.validate();
+    if (!comm.accepts(Device::memory)) {
+      raise("the {} communicator does not accept the memory of this device", comm.backend());
+    }
+  }
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+  ~Engine() { quiesce(); }
+
+  [[nodiscard]] int rank() const noexcept { return comm.rank(); }
+  [[nodiscard]] int world() const noexcept { return comm.size(); }
+  [[nodiscard]] CallInfo info(std::string_view name, std::uint64_t detail = 0) const noexcept {
+    return {name, options.timeout, detail};
+  }
+
+  /// Every public call begins here: a gradient lease that was dropped is reported once.
+  void check() {
+    if (!dropped) return;
+    const std::string name = *std::exchange(dropped, std::nullopt);
+    raise(
+        "the gradient lease of '{}' was dropped without reduce() or discard(); its contribution "
+        "is lost. Call std::move(lease).reduce() or .discard() before it goes out of scope",
+        name);
+  }
+
+  /// Calls `operation`, which issues collectives on the communication stream, and accounts for it.
+  template <class Operation>
+  void issue(Activity activity, std::string_view name, std::size_t bytes, Operation&& operation) {
+    const auto begin = Clock::now();
+    operation();
+    const auto end = Clock::now();
+    if (communication.is_inline()) statistics.waited += end - begin;
+    observe(activity, name, bytes, begin, end);
+  }
+
+  /// The compute stream waits for `event`; on the host that is the caller.
+  void wait(const Event& event, std::string_view name) {
+    if (Stream::reached(event)) {
+      compute.wait(event);  // rethrows what failed
+      return;
+    }
+    const auto begin = Clock::now();
+    compute.wait(event);
+    const auto end = Clock::now();
+    statistics.waited += end - begin;
+    observe(Activity::wait, name, 0, begin, end);
+  }
+
+  /// Room for `count` values of this rank; the same memory until more are asked for.
+  [[nodiscard]] std::span<double> local_scalars(std::size_t count) {
+    reserve_scalars(count);
+    return {reinterpret_cast<double*>(scalars.data()), count};
+  }
+
+  /// All ranks' values, rank by rank, `mine.size()` each; valid until the next call. `mine` may be
+  /// local_scalars. One collective; the host waits.
+  std::span<const double> exchange(std::span<const double> mine, std::string_view name) {
+    static_assert(Device::memory == MemoryKind::host, "scalars of other devices are staged");
+    const std::size_t count = mine.size();
+    const auto local = local_scalars(count);
+    if (local.data() != mine.data()) std::copy(mine.begin(), mine.end(), local.begin());
+    double* const all = local.data() + count;
+    const GatherItem item{local.data(), all, count, DType::f64};
+    const auto begin = Clock::now();
+    comm.all_gather({&item, 1}, info(name), communication.ref());
+    communication.synchronize();
+    const auto end = Clock::now();
+    statistics.waited += end - begin;
+    ++statistics.traffic.scalar_calls;
+    observe(Activity::scalar, name, count * sizeof(double), begin, end);
+    return {all, count * static_cast<std::size_t>(world())};
+  }
+
+  /// Room for `count` scalars of every rank at once.
+  void reserve_scalars(std::size_t count) {
+    if (scalars.size() >= scalar_bytes(count)) return;
+    scalars = {};
+    scalars = Buffer<Device>(ledger, StateKind::slots, scalar_bytes(count));
+  }
+  [[nodiscard]] std::size_t scalar_bytes(std::size_t count) const noexcept {
+    return count * (static_cast<std::size_t>(comm.size()) + 1) * sizeof(double);
+  }
+
+  /// Before buffers are freed: no operation may still use them. Blocks until what is issued has
+  /// run; where an exception unwinds, peers are told first, so that this is short.
+  void quiesce() noexcept {
+    if (communication.idle()) return;
+    if (std::uncaught_exceptions() > exceptions_) {
+      comm.abort("an exception left the training loop while communication was under way", true);
+    }
+    communication.drain();
+  }
+
+  void observe(Activity activity, std::string_view name, std::size_t bytes, Clock::time_point begin,
+               Clock::time_point end) const noexcept {
+    if (options.observer != nullptr) options.observer->record({activity, name, bytes, begin, end});
+  }
+
+  /// Scalars that fit from the beginning: what Context's own group scalars need.
+  static constexpr std::size_t fixed_scalars = 4;
+
+  Communicator& comm;
+  const Strategy strategy;
+  const ContextOptions options;
+  Ledger ledger;
+  Statistics statistics;
+  Stream compute;
+  Stream communication;
+  Buffer<Device> scalars;
+  std::optional<std::string> dropped;  ///< name of the gradient whose lease was dropped
+
+ private:
+  const int exceptions_ = std::uncaught_exceptions();  // unwinding that is none of this context's
+};
+
+}  // namespace detail
+}  // namespace shardwise::inline v0_1

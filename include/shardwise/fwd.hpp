@@ -1,0 +1,16 @@
+#pragma once
+
+/// Declarations of the types that hosts name in their own headers.
+
+namespace shardwise::inline v0_1 {
+
+class Communicator;
+struct HostDevice;
+struct Strategy;
+class Layout;
+class LossScaler;
+
+template <class Device>
+class Context;
+
+}  // namespace shardwise::inline v0_1

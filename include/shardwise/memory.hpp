@@ -1,0 +1,106 @@
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <utility>
+
+#include "core/error.hpp"
+
+namespace shardwise::inline v0_1 {
+
+/// What a buffer is for.
+enum class StateKind : std::uint8_t {
+  parameters,       ///< storage at rest and replicated copies in the lease type
+  gradients,        ///< stored gradients
+  optimizer_state,  ///< element state of the optimizer
+  slots             ///< everything else that a step needs: slots, landing buffers, scalars
+};
+
+/// Bytes on one rank, by kind; capacities, padding included.
+struct Bytes {
+  std::size_t parameters = 0;
+  std::size_t gradients = 0;
+  std::size_t optimizer_state = 0;
+  std::size_t slots = 0;
+
+  [[nodiscard]] constexpr std::size_t total() const noexcept {
+    return parameters + gradients + optimizer_state + slots;
+  }
+  [[nodiscard]] constexpr std::size_t& operator[](StateKind kind) noexcept {
+    switch (kind) {
+      case StateKind::parameters:
+        return parameters;
+      case StateKind::gradients:
+        return gradients;
+      case StateKind::optimizer_state:
+        return optimizer_state;
+      case StateKind::slots:
+        break;
+    }
+    return slots;
+  }
+  [[nodiscard]] bool operator==(const Bytes&) const = default;
+};
+
+/// What a Context really holds, counted at each allocation.
+class Ledger {
+ public:
+  [[nodiscard]] const Bytes& held() const noexcept { return held_; }
+  /// The highest total so far.
+  [[nodiscard]] std::size_t peak() const noexcept { return peak_; }
+
+  void add(StateKind kind, std::size_t bytes) noexcept {
+    held_[kind] += bytes;
+    peak_ = std::max(peak_, held_.total());
+  }
+  void remove(StateKind kind, std::size_t bytes) noexcept { held_[kind] -= bytes; }
+
+ private:
+  Bytes held_;
+  std::size_t peak_ = 0;
+};
+
+/// Memory of a device that a ledger knows of. Move-only; the ledger must outlive it.
+template <class Device>
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(Ledger& ledger, StateKind kind, std::size_t bytes)
+      : ledger_(&ledger), kind_(kind), bytes_(bytes) {
+    if (bytes == 0) return;
+    data_ = Device::allocate(bytes);
+    ledger.add(kind, bytes);
+  }
+  Buffer(Buffer&& other) noexcept
+      : ledger_(other.ledger_),
+        kind_(other.kind_),
+        bytes_(std::exchange(other.bytes_, 0)),
+        data_(std::exchange(other.data_, nullptr)) {}
+  Buffer& operator=(Buffer&& other) noexcept {
+    Buffer taken(std::move(other));
+    std::swap(ledger_, taken.ledger_);
+    std::swap(kind_, taken.kind_);
+    std::swap(bytes_, taken.bytes_);
+    std::swap(data_, taken.data_);
+    return *this;
+  }
+  ~Buffer() {
+    if (data_ == nullptr) return;
+    Device::deallocate(data_, bytes_);
+    ledger_->remove(kind_, bytes_);
+  }
+
+  [[nodiscard]] std::byte* data() const noexcept { return static_cast<std::byte*>(data_); }
+  [[nodiscard]] std::size_t size() const noexcept { return bytes_; }
+
+ private:
+  Ledger* ledger_ = nullptr;
+  StateKind kind_ = StateKind::slots;
+  std::size_t bytes_ = 0;
+  void* data_ = nullptr;
+};
+
+}  // namespace shardwise::inline v0_1

@@ -1,0 +1,138 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "context.hpp"
+#include "optim/optimizer.hpp"
+#include "sharded_gradient.hpp"
+#include "sharded_parameter.hpp"
+
+namespace shardwise::inline v0_1 {
+
+/// The element state of an optimizer for one ShardedParameter, and the update. `Optimizer` is an
+/// element-wise functor (optim/): AdamW, Adam, Sgd, SgdMomentum, Lion, or the host's own. Movable;
+/// the parameter must outlive it.
+template <ElementwiseOptimizer Optimizer, class Device = HostDevice>
+class ShardedOptimizerState {
+ public:
+  using States = typename Optimizer::States;
+
+  /// Allocates the state, zeroed. UsageError where the settings make no sense.
+  template <FloatingElement T>
+  explicit ShardedOptimizerState(ShardedParameter<T, Device>& parameter, Optimizer settings = {})
+      : optimizer(settings), context_(&parameter.context()), parameter_(&parameter.flat()) {
+    validate();
+    auto& engine = context_->engine();
+    for_each_state([&]<class State>(std::size_t index) {
+      const std::size_t bytes = parameter_->owned_count() * sizeof(State);
+      buffers_[index] = Buffer<Device>(engine.ledger, StateKind::optimizer_state, bytes);
+      Device::zero(engine.compute, buffers_[index].data(), bytes);
+      parameter_->state.push_back(dtype_of<State>);
+    });
+  }
+  ShardedOptimizerState(ShardedOptimizerState&&) noexcept = default;
+  ShardedOptimizerState& operator=(ShardedOptimizerState&&) = delete;
+
+  /// Updates what this rank owns of the parameter, from the stored gradient times its coefficient,
+  /// tensor by tensor with the options of each, on the context's stream. The gradient is used up:
+  /// its next reduction overwrites. UsageError, on all ranks, where a lease of either is open.
+  template <FloatingElement T, FloatingElement G>
+  void step(ShardedParameter<T, Device>& parameter, ShardedGradient<G, Device>& gradient) {
+    auto& flat_parameter = parameter.flat();
+    auto& flat_gradient = gradient.flat();
+    if (&flat_parameter != parameter_ || &flat_gradient.parameter != parameter_) {
+      raise(
+          "step: this state belongs to parameter '{}', but was given parameter '{}' and the "
+          "gradient of '{}'",
+          parameter_->name, parameter.name(), gradient.name());
+    }
+    validate();
+    auto& engine = context_->engine();
+    context_->parameter_store().begin_write(flat_parameter, "step");
+    context_->gradient_store().settle(flat_gradient, "step");
+    const auto begin_time = detail::Engine<Device>::Clock::now();
+    ++steps_;
+    update<T, G>(flat_gradient);
+    context_->parameter_store().end_write(flat_parameter, false);
+    context_->gradient_store().consume(flat_gradient);
+    engine.observe(Activity::update, parameter.name(), 0, begin_time,
+                   detail::Engine<Device>::Clock::now());
+  }
+
+  /// Updates so far.
+  [[nodiscard]] std::uint64_t steps() const noexcept { return steps_; }
+
+  /// One of the optimizer's values by name ("exp_avg", ...), laid out as ShardedParameter::shard(),
+  /// at an address that never moves. UsageError where there is none of this name and type.
+  template <FloatingElement State>
+  [[nodiscard]] std::span<State> values(std::string_view name) const {
+    std::span<State> result;
+    bool found = false;
+    for_each_state([&]<class Candidate>(std::size_t index) {
+      if (Optimizer::state_names[index] != name || dtype_of<Candidate> != dtype_of<State>) return;
+      found = true;
+      result = {reinterpret_cast<State*>(buffers_[index].data()), parameter_->owned_count()};
+    });
+    if (!found) {
+      std::string names;
+      for_each_state([&]<class Candidate>(std::size_t index) {
+        names += fmt::format("{}'{}' ({})", names.empty() ? "" : ", ",
+                             Optimizer::state_names[index], name_of(dtype_of<Candidate>));
+      });
+      raise("the optimizer of '{}' has no state '{}' of type {}; it has: {}", parameter_->name,
+            name, name_of(dtype_of<State>), names.empty() ? "none" : names);
+    }
+    return result;
+  }
+
+  /// Settings; may be changed between steps (a learning rate schedule).
+  Optimizer optimizer;
+
+ private:
+  // f.operator()<State>(index) for each of the optimizer's values.
+  template <class F>
+  static void for_each_state(F&& f) {
+    [&]<class... State>(StateTypes<State...>) {
+      std::size_t index = 0;
+      (f.template operator()<State>(index++), ...);
+    }(States());
+  }
+
+  void validate() const {
+    if constexpr (requires { optimizer.validate(); }) optimizer.validate();
+  }
+
+  template <class T, class G>
+  void update(const detail::FlatGradient<Device>& gradient) {
+    using Functor = UpdateOf<Optimizer, T, G>;
+    const std::size_t begin = parameter_->owned_begin();
+    auto* const values = reinterpret_cast<T*>(parameter_->owned());
+    const auto* const gradients = reinterpret_cast<const G*>(gradient.owned());
+    parameter_->layout.for_each_run(
+        begin, begin + parameter_->owned_count(), [&](const Layout::Run& run) {
+          const std::size_t at = run.offset - begin;
+          Functor functor{
+              values + at,
+              gradients + at,
+              {},
+              gradient.coefficient,
+              optimizer.template constants<typename Functor::Real>(steps_, run.options)};
+          for_each_state([&]<class S>(std::size_t index) {
+            functor.states[index] = buffers_[index].data() + at * sizeof(S);
+          });
+          Device::launch(context_->engine().compute, run.count, functor);
+        });
+  }
+
+  Context<Device>* context_;
+  detail::FlatParameter<Device>* parameter_;
+  std::array<Buffer<Device>, States::count> buffers_;
+  std::uint64_t steps_ = 0;
+};
+
+}  // namespace shardwise::inline v0_1

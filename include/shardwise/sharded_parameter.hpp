@@ -1,0 +1,283 @@
+#pragma once
+
+#include <algorithm>
+#include <concepts>
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "context.hpp"
+#include "lease.hpp"
+
+namespace shardwise::inline v0_1 {
+
+/// One or more named tensors of storage type T that are gathered together: the unit of
+/// communication. At rest each rank holds the contiguous 1/world that is its shard, or everything,
+/// as the strategy says. Movable; belongs to a Context, which must outlive it. Made by all ranks in
+/// the same order.
+template <FloatingElement T, class Device = HostDevice>
+class ShardedParameter {
+ public:
+  using value_type = T;
+  using device_type = Device;
+
+  /// Allocates the storage, uninitialised; call initialize, load or broadcast before the first
+  /// gather. The lease type and the placements are Strategy's, unless `options` overrides it. All
+  /// ranks check that they make the same parameter.
+  ShardedParameter(Context<Device>& context, std::vector<TensorSpec> tensors,
+                   ParameterOptions options = {})
+      : context_(&context),
+        flat_(std::make_unique<detail::FlatParameter<Device>>(
+            context.engine(), detail::Registration(std::move(tensors), context.world(), dtype_of<T>,
+                                                   context.strategy(), std::move(options)))) {
+    context.parameter_store().add(*flat_);
+    Device::zero(context.engine().compute, flat_->value.data(), flat_->value.size());
+    Device::zero(context.engine().compute, flat_->copy.data(), flat_->copy.size());
+  }
+  ShardedParameter(ShardedParameter&&) noexcept = default;
+  ShardedParameter& operator=(ShardedParameter&&) = delete;
+  ~ShardedParameter() {
+    if (flat_ == nullptr) return;
+    context_->engine().quiesce();
+    context_->parameter_store().remove(*flat_);
+  }
+
+  [[nodiscard]] const std::string& name() const noexcept { return flat_->name; }
+  [[nodiscard]] const Layout& layout() const noexcept { return flat_->layout; }
+  /// The strategy after ParameterOptions and the persistence threshold.
+  [[nodiscard]] const Strategy& strategy() const noexcept { return flat_->strategy; }
+  [[nodiscard]] Context<Device>& context() const noexcept { return *context_; }
+  /// Counts writes: equal versions mean equal values.
+  [[nodiscard]] std::uint64_t version() const noexcept { return flat_->version; }
+  /// The index of a tensor in leases, layout and listings; UsageError that lists the names where
+  /// there is none.
+  [[nodiscard]] std::size_t tensor(std::string_view tensor_name) const {
+    return layout().find(tensor_name);
+  }
+
+  /// Gathers the whole parameter and lends it in the lease type L. Work enqueued on the context's
+  /// stream afterwards sees the values; free where nothing was written since the last gather and
+  /// the slot was not needed by another parameter. L must be Strategy::lease (the storage type
+  /// unless set). UsageError, on all ranks, where no slot is free.
+  template <FloatingElement L = T>
+  [[nodiscard]] Gathered<L, Device> gather() {
+    require_lease_type(dtype_of<L>);
+    detail::FlatParameter<Device>* const wanted[] = {flat_.get()};
+    context_->parameter_store().open(wanted);
+    return {context_->parameter_store(), *flat_};
+  }
+
+  /// Starts to gather what is wanted soon, where a slot is free. The host does not wait.
+  /// Idempotent.
+  void prefetch() { context_->parameter_store().prefetch(*flat_); }
+
+  /// The plain form under gather(): idempotent, for hosts that call from hooks. The parameter stays
+  /// gathered until release().
+  template <FloatingElement L = T>
+  detail::FlatView<const L> ensure_gathered() {
+    require_lease_type(dtype_of<L>);
+    if (!flat_->held) {
+      detail::FlatParameter<Device>* const wanted[] = {flat_.get()};
+      context_->parameter_store().open(wanted);
+      flat_->held = true;
+    }
+    return {reinterpret_cast<const L*>(flat_->whole()), layout()};
+  }
+  /// Ends ensure_gathered(). Idempotent, never waits.
+  void release() noexcept {
+    if (std::exchange(flat_->held, false)) context_->parameter_store().close(*flat_);
+  }
+
+  /// Writes values: value(tensor, element) for every element that this rank holds, tensor being a
+  /// Layout::Tensor. Must return the same on all ranks. No communication.
+  template <std::invocable<const Layout::Tensor&, std::size_t> Value>
+  void initialize(Value&& value) {
+    write_tensors("initialize", [&](const Layout::Tensor& tensor, std::size_t first,
+                                    std::span<T> elements) {
+      for (std::size_t i = 0; i < elements.size(); ++i) {
+        elements[i] = static_cast<T>(value(tensor, first + i));
+      }
+    });
+  }
+
+  /// Writes values from a file or a host buffer: source(tensor, first, elements) fills
+  /// elements[i] with element first + i of the tensor; it is called for the parts that this rank
+  /// holds, in order, and never for more.
+  template <std::invocable<const Layout::Tensor&, std::size_t, std::span<T>> Source>
+  void load(Source&& source) {
+    write_tensors("load", source);
+  }
+
+  /// Writes rank `root`'s values everywhere, as load() there would, through a small buffer:
+  /// `source` is called on root alone.
+  template <std::invocable<const Layout::Tensor&, std::size_t, std::span<T>> Source>
+  void broadcast(int root, Source&& source) {
+    if (root < 0 || root >= context_->world()) {
+      raise("broadcast of parameter '{}' from rank {}: ranks are 0 to {}", name(), root,
+            context_->world() - 1);
+    }
+    static_assert(Device::memory == MemoryKind::host,
+                  "other devices load through a staging buffer");
+    std::vector<T> staging(std::min(staging_chunk, layout().padded_size()));
+    write_stored("broadcast", [&](std::size_t begin, std::size_t end, T* stored) {
+      for (std::size_t first = 0; first < layout().padded_size(); first += staging_chunk) {
+        const std::size_t last = std::min(first + staging_chunk, layout().padded_size());
+        if (context_->rank() == root) {
+          std::fill(staging.begin(), staging.end(), T{});  // padding
+          layout().for_each_segment(first, last, [&](const Layout::Segment& segment) {
+            source(layout().tensors()[segment.tensor], segment.tensor_offset,
+                   std::span<T>(staging.data() + (segment.offset - first), segment.count));
+          });
+        }
+        send(staging.data(), last - first, root);
+        const std::size_t from = std::max(first, begin);
+        const std::size_t to = std::min(last, end);
+        if (from < to) std::copy_n(&staging[from - first], to - from, stored + (from - begin));
+      }
+    });
+  }
+
+  /// Reads the whole parameter in the storage type, through a small buffer: sink(tensor, first,
+  /// elements) on every rank, for all elements in order. All ranks call it (each with its own
+  /// sink).
+  template <std::invocable<const Layout::Tensor&, std::size_t, std::span<const T>> Sink>
+  void read(Sink&& sink) {
+    static_assert(Device::memory == MemoryKind::host,
+                  "other devices read through a staging buffer");
+    auto& engine = context_->engine();
+    engine.check();
+    const auto pass_on = [&](std::size_t begin, std::size_t end, const T* values) {
+      layout().for_each_segment(begin, end, [&](const Layout::Segment& segment) {
+        sink(layout().tensors()[segment.tensor], segment.tensor_offset,
+             std::span<const T>(values + (segment.offset - begin), segment.count));
+      });
+    };
+    if (!flat_->updates_shard()) {
+      pass_on(0, layout().padded_size(), owned().data());
+      return;
+    }
+    std::vector<T> staging(std::min(staging_chunk, layout().shard_size()));
+    for (int owner = 0; owner < context_->world(); ++owner) {
+      const std::size_t begin = layout().shard_begin(owner);
+      for (std::size_t first = 0; first < layout().shard_size(); first += staging_chunk) {
+        const std::size_t count = std::min(staging_chunk, layout().shard_size() - first);
+        if (owner == context_->rank()) {
+          std::copy_n(owned().data() + first, count, staging.data());
+        }
+        send(staging.data(), count, owner);
+        pass_on(begin + first, begin + first + count, staging.data());
+      }
+    }
+  }
+
+  /// What this rank's optimizer updates (its shard, or everything where the optimizer state is
+  /// replicated), in storage order, padding included: contiguous segments at addresses that never
+  /// move. To read in stream order; write inside update().
+  [[nodiscard]] std::span<const T> shard() const noexcept { return owned(); }
+
+  /// For a host's own optimizer: write(shard) changes this rank's shard on the context's stream;
+  /// other ranks' copies follow with the next gather. UsageError where a lease is open.
+  template <std::invocable<std::span<T>> Write>
+  void update(Write&& write) {
+    context_->parameter_store().begin_write(*flat_, "update");
+    write(owned());
+    context_->parameter_store().end_write(*flat_, false);
+  }
+
+  /// f(tensor, first, elements) for every tensor's part of shard(): elements[i] is element first +
+  /// i of the tensor (Layout::Tensor: name, shape, options). A view of T const or not, as `range`
+  /// is: pass shard(), update()'s span, or anything laid out alike (gradient, optimizer state).
+  template <class U, class F>
+  void for_each_tensor(std::span<U> range, F&& f) const {
+    const std::size_t begin = flat_->owned_begin();
+    layout().for_each_segment(begin, begin + flat_->owned_count(),
+                              [&](const Layout::Segment& segment) {
+                                f(layout().tensors()[segment.tensor], segment.tensor_offset,
+                                  range.subspan(segment.offset - begin, segment.count));
+                              });
+  }
+
+  /// The library's own side; not for hosts.
+  [[nodiscard]] detail::FlatParameter<Device>& flat() const noexcept { return *flat_; }
+
+  void require_lease_type(DType lease) const {
+    if (lease == flat_->lease) return;
+    raise(
+        "parameter '{}' is gathered as {}, but its leases are {}: call gather<{}>(), or set "
+        "Strategy::lease = DType::{} (slots and replicated copies are planned by it)",
+        name(), name_of(lease), name_of(flat_->lease), name_of(flat_->lease), name_of(lease));
+  }
+
+ private:
+  static constexpr std::size_t staging_chunk = std::size_t{1} << 16;  // elements
+
+  void send(T* values, std::size_t count, int root) {
+    auto& engine = context_->engine();
+    const BroadcastItem item{values, count, dtype_of<T>};
+    engine.comm.broadcast({&item, 1}, root, engine.info(name()), engine.communication.ref());
+    engine.communication.synchronize();
+  }
+
+  [[nodiscard]] std::span<T> owned() const noexcept {
+    return {reinterpret_cast<T*>(flat_->owned()), flat_->owned_count()};
+  }
+
+  // source(tensor, first, elements) over all that this rank stores.
+  template <class Source>
+  void write_tensors(const char* what, Source&& source) {
+    static_assert(Device::memory == MemoryKind::host,
+                  "other devices load through a staging buffer");
+    write_stored(what, [&](std::size_t begin, std::size_t end, T* stored) {
+      layout().for_each_segment(begin, end, [&](const Layout::Segment& segment) {
+        source(layout().tensors()[segment.tensor], segment.tensor_offset,
+               std::span<T>(stored + (segment.offset - begin), segment.count));
+      });
+    });
+  }
+
+  // write(begin, end, pointer) over all that this rank stores.
+  template <class Write>
+  void write_stored(const char* what, Write&& write) {
+    context_->parameter_store().begin_write(*flat_, what);
+    const bool whole = flat_->storage_is_whole();
+    const std::size_t begin = whole ? 0 : flat_->shard_begin;
+    const std::size_t count = whole ? layout().padded_size() : layout().shard_size();
+    write(begin, begin + count, reinterpret_cast<T*>(flat_->value.data()));
+    context_->parameter_store().end_write(*flat_, whole);
+  }
+
+  Context<Device>* context_;
+  std::unique_ptr<detail::FlatParameter<Device>> flat_;
+};
+
+/// Gathers several parameters, also of several element types, in one grouped operation and lends
+/// them: a tuple of Gathered. The lease type of each is its storage type.
+template <class... T, class Device>
+[[nodiscard]] std::tuple<Gathered<T, Device>...> gather(
+    ShardedParameter<T, Device>&... parameters) {
+  static_assert(sizeof...(T) > 0);
+  (parameters.require_lease_type(dtype_of<T>), ...);
+  detail::FlatParameter<Device>* const wanted[] = {&parameters.flat()...};
+  auto& context = std::get<0>(std::tie(parameters...)).context();
+  context.parameter_store().open(wanted);
+  return {Gathered<T, Device>(context.parameter_store(), parameters.flat())...};
+}
+
+/// The same with leases of type L for all of them.
+template <FloatingElement L, class... T, class Device>
+[[nodiscard]] auto gather_as(ShardedParameter<T, Device>&... parameters) {
+  static_assert(sizeof...(T) > 0);
+  (parameters.require_lease_type(dtype_of<L>), ...);
+  detail::FlatParameter<Device>* const wanted[] = {&parameters.flat()...};
+  auto& context = std::get<0>(std::tie(parameters...)).context();
+  context.parameter_store().open(wanted);
+  return std::make_tuple(Gathered<L, Device>(context.parameter_store(), parameters.flat())...);
+}
+
+}  // namespace shardwise::inline v0_1

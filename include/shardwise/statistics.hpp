@@ -1,0 +1,34 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+
+namespace shardwise::inline v0_1 {
+
+/// Bytes that one rank sends for parameters and gradients, by the ring formula over the padded
+/// buffers in the type on the wire: (N-1)/N of the buffer for an all-gather and a reduce-scatter,
+/// twice that for an all-reduce; whatever the backend really moves.
+struct Traffic {
+  std::uint64_t all_gather = 0;
+  std::uint64_t reduce_scatter = 0;
+  std::uint64_t all_reduce = 0;
+  std::uint64_t all_gather_calls = 0;
+  std::uint64_t reduce_scatter_calls = 0;
+  std::uint64_t all_reduce_calls = 0;
+  std::uint64_t scalar_calls = 0;  ///< group scalars, norms and flags: one collective each
+
+  [[nodiscard]] std::uint64_t bytes() const noexcept {
+    return all_gather + reduce_scatter + all_reduce;
+  }
+  [[nodiscard]] bool operator==(const Traffic&) const = default;
+};
+
+/// What a Context counted since it was made or reset.
+struct Statistics {
+  Traffic traffic;
+  /// Time that the host stood still for communication. With overlap: waits for the communication
+  /// stream; without: the collectives themselves.
+  std::chrono::nanoseconds waited{0};
+};
+
+}  // namespace shardwise::inline v0_1

@@ -1,0 +1,140 @@
+#pragma once
+
+#include <array>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <shardwise/shardwise.hpp>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "ranks.hpp"
+
+namespace shardwise::test {
+
+/// A number in [-0.5, 0.5) that depends on its arguments alone.
+inline float noise(std::uint64_t a, std::uint64_t b, std::uint64_t c = 0) {
+  std::uint64_t x = a * 0x9e3779b97f4a7c15ull + b * 0xbf58476d1ce4e5b9ull + c * 0x94d049bb133111ebull;
+  x ^= x >> 31;
+  x *= 0xd6e8feb86659fd93ull;
+  x ^= x >> 32;
+  return static_cast<float>(x >> 40) / 16777216.0f - 0.5f;
+}
+
+/// The layers of the toy model: uneven, tiny, with an empty tensor, one without weight decay, and a
+/// scalar that most ranks hold nothing of.
+inline std::vector<std::vector<TensorSpec>> toy_layers() {
+  return {{{"embedding", {17, 9}}, {"position", {5, 9}}},
+          {{"a.weight", {13, 31}}, {"a.bias", {31}, {.weight_decay = 0}}},
+          {{"b.weight", {130, 5}}, {"b.none", {0, 4}}, {"b.bias", {5}, {.weight_decay = 0}}},
+          {{"scale", {1}}},
+          {{"c.weight", {64}}}};
+}
+
+/// How a toy run goes.
+struct ToyRun {
+  Strategy strategy = Strategy::zero3();
+  int steps = 4;
+  int micro_batches = 1;
+  double clip = 0;
+  bool tied = true;  ///< layer 0 is used again at the end, as an embedding is
+  bool weighted = false;
+};
+
+/// What a rank saw.
+struct ToyResult {
+  std::uint64_t hash = 0;  ///< of all values after the last step
+  std::vector<double> norms;
+  Traffic traffic;         ///< of the last step
+  Bytes held;
+  MemoryPlan plan;
+  std::size_t peak = 0;
+  std::vector<float> values;
+};
+
+/// Trains the toy model by the library: "gradients" are a function of the gathered weights and of
+/// (step, micro-batch, rank), so that any wrong, stale or misplaced value changes every later one.
+template <FloatingElement L, FloatingElement G = L, FloatingElement Stored = float,
+          class Optimizer = AdamW>
+ToyResult train_toy(Communicator& communicator, const ToyRun& run) {
+  Strategy strategy = run.strategy;
+  strategy.lease = dtype_of<L>;
+  strategy.gradient_lease = dtype_of<G>;
+  Context<> context(communicator, strategy, {.timeout = std::chrono::seconds(60)});
+  std::vector<ShardedParameter<float>> parameters;
+  std::vector<ShardedGradient<Stored>> gradients;
+  std::vector<ShardedOptimizerState<Optimizer>> states;
+  const auto layers = toy_layers();
+  parameters.reserve(layers.size());
+  gradients.reserve(layers.size());
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    ParameterOptions options;
+    options.tied = run.tied && i == 0;
+    parameters.emplace_back(context, layers[i], options);
+  }
+  for (auto& parameter : parameters) gradients.emplace_back(parameter);
+  for (auto& parameter : parameters) states.emplace_back(parameter);
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    parameters[i].initialize([&](const Layout::Tensor& tensor, std::size_t element) {
+      return noise(i, tensor.count, element);
+    });
+  }
+  ShardedSequence<float, L, Stored, G> sequence;
+  for (std::size_t i = 0; i < layers.size(); ++i) sequence.add(parameters[i], gradients[i]);
+  if (run.tied) sequence.add(parameters[0], gradients[0]);
+
+  ToyResult result;
+  result.plan = context.plan();
+  for (int step = 0; step < run.steps; ++step) {
+    context.reset_statistics();
+    for (int micro = 0; micro < run.micro_batches; ++micro) {
+      const bool last = micro + 1 == run.micro_batches;
+      const bool complete = last || strategy.accumulation == Accumulation::reduce;
+      const auto sample = static_cast<std::uint64_t>((step * 64 + micro) * 64 + context.rank());
+      float x = noise(sample, 1);
+      for (std::size_t i = 0; i < sequence.size(); ++i) {
+        auto visit = sequence.forward(i);
+        for (const auto& tensor : parameters[i % layers.size()].layout().tensors()) {
+          for (const L value : visit.weights[tensor.name]) x += 0.125f * static_cast<float>(value);
+        }
+        visit.finish();
+      }
+      for (std::size_t i = sequence.size(); i-- > 0;) {
+        auto visit = sequence.backward(i);
+        for (const auto& tensor : parameters[i % layers.size()].layout().tensors()) {
+          const auto weights = visit.weights[tensor.name];
+          const auto gradient = visit.gradient[tensor.name];
+          for (std::size_t k = 0; k < weights.size(); ++k) {
+            const float value = static_cast<float>(gradient[k]) +
+                                (static_cast<float>(weights[k]) * x + noise(sample, i, k)) /
+                                    static_cast<float>(run.micro_batches);
+            gradient[k] = static_cast<G>(value);
+          }
+        }
+        visit.finish(complete);
+      }
+    }
+    if (run.clip > 0) result.norms.push_back(clip_gradient_norm(context, run.clip));
+    for (std::size_t i = 0; i < layers.size(); ++i) states[i].step(parameters[i], gradients[i]);
+  }
+  result.traffic = context.statistics().traffic;
+  result.held = context.held();
+  result.peak = context.peak_held();
+  result.hash = 0xcbf29ce484222325ull;
+  for (auto& parameter : parameters) {
+    parameter.read([&](const Layout::Tensor&, std::size_t, std::span<const float> values) {
+      for (const float value : values) {
+        result.values.push_back(value);
+        const auto bits = std::bit_cast<std::array<unsigned char, sizeof(float)>>(value);
+        for (const unsigned char byte : bits) result.hash = (result.hash ^ byte) * 0x100000001b3ull;
+      }
+    });
+  }
+  return result;
+}
+
+}  // namespace shardwise::test
