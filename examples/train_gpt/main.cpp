@@ -1,0 +1,25 @@
+#include <fmt/core.h>
+
+#include <cstdio>
+#include <exception>
+
+#include "options.hpp"
+#include "report.hpp"
+#include "train.hpp"
+
+int main(int count, char** arguments) try {
+  using namespace train_gpt;
+  const Options options = parse_options(count, arguments);
+  const Report report =
+      options.world_of_one_reference ? plain::train(options) : sharded::train(options);
+  if (options.sample > 0) fmt::print("{}\n\n", report.sample);
+  fmt::print("{}", summary(report));
+  if (!options.json.empty()) write_json(report, options.json);
+  return 0;
+} catch (const train_gpt::OptionsExit& exit) {
+  fmt::print(exit.code() == 0 ? stdout : stderr, "{}", exit.what());
+  return exit.code();
+} catch (const std::exception& error) {
+  fmt::print(stderr, "train_gpt: {}\n", error.what());
+  return 1;
+}

@@ -1,0 +1,32 @@
+#pragma once
+
+#include <functional>
+#include <shardwise/shardwise.hpp>
+#include <vector>
+
+#include "model.hpp"
+#include "options.hpp"
+#include "report.hpp"
+
+namespace train_gpt {
+
+/// The library's strategy for these options; shardwise::ConfigError where a name is unknown.
+[[nodiscard]] shardwise::Strategy strategy_of(const Options& options);
+
+/// The library's tensors for a unit's; matrices decay.
+[[nodiscard]] std::vector<shardwise::TensorSpec> specs_of(const Unit& unit);
+
+/// A tied unit's gradient stays open while those of others come and go.
+[[nodiscard]] shardwise::ParameterOptions options_of(const Unit& unit);
+
+[[nodiscard]] shardwise::AdamW adamw_of(const Options& options);
+
+/// What a context counted in its last step, and what it holds and planned.
+void account(const shardwise::Context<>& context, Report& report);
+
+/// Runs `train` on every rank that the options name, with a context of its own; rank 0's report,
+/// with the bytes of the largest rank.
+[[nodiscard]] Report on_ranks(const Options& options,
+                              const std::function<Report(shardwise::Context<>&)>& train);
+
+}  // namespace train_gpt
