@@ -12,9 +12,28 @@ apt_packages=(g++ clang-14 libclang-rt-14-dev cmake ninja-build python3 libfmt-d
   libeigen3-dev libcli11-dev nlohmann-json3-dev)
 
 say() { printf '%s\n' "$*"; }
-fail() {
+complain() {
   printf 'bootstrap: %s\n' "$*" >&2
-  exit 1
+  return 1
+}
+
+# apt_install PACKAGE...: as root, else by sudo (which may ask on a terminal), else says what to run.
+apt_install() {
+  local run=()
+  if [ "$(id -u)" -ne 0 ]; then
+    if command -v sudo >/dev/null && { [ -t 0 ] || sudo -n true 2>/dev/null; }; then
+      run=(sudo)
+    else
+      complain "packages are missing and this is not root; as root run:
+  apt-get update && apt-get install -y --no-install-recommends $*"
+      return 1
+    fi
+  fi
+  say "bootstrap: installing $*"
+  "${run[@]}" env DEBIAN_FRONTEND=noninteractive sh -c '
+    apt-get update -qq
+    apt-get install -y -qq --no-install-recommends "$@" >/dev/null' sh "$@" ||
+    complain "apt-get could not install: $*"
 }
 
 install_packages() {
@@ -23,40 +42,44 @@ install_packages() {
     state=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)
     [ "$state" = installed ] || missing+=("$package")
   done
-  if [ ${#missing[@]} -gt 0 ]; then
-    local run=()
-    if [ "$(id -u)" -ne 0 ]; then
-      command -v sudo >/dev/null && sudo -n true 2>/dev/null && run=(sudo -n)
-      [ ${#run[@]} -gt 0 ] || fail "packages are missing and this is not root; as root run:
-  apt-get update && apt-get install -y --no-install-recommends ${missing[*]}"
-    fi
-    say "bootstrap: installing ${missing[*]}"
-    "${run[@]}" env DEBIAN_FRONTEND=noninteractive sh -c '
-      apt-get update -qq &&
-      apt-get install -y -qq --no-install-recommends "$@" >/dev/null' sh "${missing[@]}" ||
-      fail "apt-get could not install: ${missing[*]}"
-  fi
-  [ -f build/packages/usr/include/catch2/catch_all.hpp ] && return
-  [ -f /usr/include/catch2/catch_all.hpp ] && return
-  unpack_catch2 || say "bootstrap: no Catch2 3 in the backports of this release; CMake will fetch it"
+  [ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}" || return 1
+  [ -f build/packages/usr/include/catch2/catch_all.hpp ] && return 0
+  [ -f /usr/include/catch2/catch_all.hpp ] && return 0
+  unpack_catch2 && return 0
+  say "bootstrap: no Catch2 3 in the backports of this release; CMake will fetch it"
+  command -v git >/dev/null || apt_install git ca-certificates
+}
+
+# mirror_of CODENAME [APT_OPTION...]
+mirror_of() {
+  local codename=$1
+  shift
+  apt-get "$@" indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' |
+    awk -v release="$codename" '$2 == release {print $1; exit}'
 }
 
 # Catch2 3 out of the release's backports, through a view of apt that is this checkout's own.
 unpack_catch2() {
   local apt=$PWD/build/apt codename mirror
   codename=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}")
-  mirror=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' |
-    awk -v release="$codename" '$2 == release {print $1; exit}')
+  rm -rf "$apt" && mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial" build/packages
+  mirror=$(mirror_of "$codename")
+  if [ -z "$mirror" ]; then # apt names a mirror only where its lists are: images come without them
+    local own=(-o "Dir::State::Lists=$apt/lists" -o "Dir::Cache=$apt/cache" -o APT::Sandbox::User=root)
+    apt-get "${own[@]}" -qq update
+    mirror=$(mirror_of "$codename" "${own[@]}")
+  fi
   [ -n "$codename" ] && [ -n "$mirror" ] || return 1
   say "bootstrap: unpacking Catch2 3 from $codename-backports into build/packages"
-  rm -rf "$apt" && mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial" build/packages
   printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s-backports main\n' \
     "$mirror" "$codename" >"$apt/sources.list"
   local view=(-o "Dir::Etc::SourceList=$apt/sources.list" -o Dir::Etc::SourceParts=/dev/null
     -o "Dir::State::Lists=$apt/lists" -o "Dir::Cache=$apt/cache" -o APT::Sandbox::User=root)
   apt-get "${view[@]}" -qq update &&
     (cd "$apt" && apt-get "${view[@]}" -qq download "libcatch2-dev/$codename-backports") &&
-    dpkg-deb -x "$apt"/libcatch2-dev_*.deb build/packages
+    rm -rf build/packages.part && mkdir build/packages.part &&
+    dpkg-deb -x "$apt"/libcatch2-dev_*.deb build/packages.part &&
+    rm -rf build/packages && mv build/packages.part build/packages
 }
 
 # One workflow; its CTest summary is added to the totals.
@@ -87,15 +110,20 @@ case "${1:-}" in
     install_packages
     ;;
   demo)
-    install_packages
+    install_packages || exit 1
     exec cmake --workflow --preset demo
     ;;
   test)
     begin=$SECONDS
     mkdir -p build
     install_packages
-    stages+=("$(printf '%-12s %5d s' packages $((SECONDS - begin)))")
-    for preset in test test-tsan test-asan; do stage "$preset"; done
+    status=$?
+    stages+=("$(printf '%-12s %5d s  exit %d' packages $((SECONDS - begin)) $status)")
+    if [ $status -eq 0 ]; then
+      for preset in test test-tsan test-asan; do stage "$preset"; done
+    else
+      failed=1
+    fi
     say "== seconds per stage"
     printf '%s\n' "${stages[@]}"
     [ ${#reasons[@]} -eq 0 ] || printf 'skipped: %s\n' "${reasons[@]}"
