@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "comm/collectives.hpp"
 #include "comm/communicator.hpp"
 #include "detail/engine.hpp"
 #include "detail/gradient_store.hpp"
@@ -33,6 +34,10 @@ class Context {
   explicit Context(Communicator& communicator, const Strategy& strategy = Strategy::zero3(),
                    const ContextOptions& options = {})
       : engine_(communicator, strategy, options), parameters_(engine_), gradients_(engine_) {}
+  Context(const Context&) = delete;
+  Context& operator=(const Context&) = delete;
+  /// Waits for what is under way; bounded by the time-out, and short where an exception unwinds.
+  ~Context() { engine_.quiesce(); }
 
   [[nodiscard]] int rank() const noexcept { return engine_.rank(); }
   [[nodiscard]] int world() const noexcept { return engine_.world(); }
@@ -43,29 +48,33 @@ class Context {
   [[nodiscard]] typename Device::Stream& stream() noexcept { return engine_.compute; }
 
   /// Group scalars: one collective each, the same bits on all ranks, summed in double in the
-  /// canonical order. The host waits for them.
+  /// canonical order. The host waits for them. More of them, and collectives over spans:
+  /// comm/collectives.hpp with communicator().
   [[nodiscard]] double sum(double value, std::string_view name = "sum") {
-    engine_.check();
-    return sum_of(engine_.exchange({&value, 1}, name), 1, 0);
+    return agree(name,
+                 [&](const CallInfo& info) { return shardwise::sum(engine_.comm, value, info); });
   }
   [[nodiscard]] double mean(double value, std::string_view name = "mean") {
-    return sum(value, name) / world();
+    return agree(name,
+                 [&](const CallInfo& info) { return shardwise::mean(engine_.comm, value, info); });
   }
-  /// sum(weight * value) / sum(weight); UsageError where all weights are 0.
+  /// sum(weight * value) / sum(weight); UsageError where the weights add to 0.
   [[nodiscard]] double weighted_mean(double value, double weight,
                                      std::string_view name = "weighted_mean") {
-    engine_.check();
-    const double mine[] = {value * weight, weight};
-    const auto all = engine_.exchange(mine, name);
-    const double total = sum_of(all, 2, 1);
-    if (total == 0) raise("'{}': the weights of all ranks are 0", name);
-    return sum_of(all, 2, 0) / total;
+    return agree(name, [&](const CallInfo& info) {
+      return shardwise::weighted_mean(engine_.comm, value, weight, info);
+    });
   }
   /// True where any rank says so.
   [[nodiscard]] bool any(bool value, std::string_view name = "any") {
-    return sum(value ? 1 : 0, name) > 0;
+    return agree(name,
+                 [&](const CallInfo& info) { return shardwise::any(engine_.comm, value, info); });
   }
-  [[nodiscard]] bool all(bool value, std::string_view name = "all") { return !any(!value, name); }
+  /// True where all ranks say so.
+  [[nodiscard]] bool all(bool value, std::string_view name = "all") {
+    return agree(name,
+                 [&](const CallInfo& info) { return shardwise::all(engine_.comm, value, info); });
+  }
   /// Returns once every rank is here.
   void barrier(std::string_view name = "barrier") {
     engine_.check();
@@ -83,7 +92,7 @@ class Context {
       if (one >= 0 && std::isfinite(one)) continue;
       raise("'{}': a rank gave the weight {}; weights must be finite and >= 0", name, one);
     }
-    const double total = sum_of(all, 1, 0);
+    const double total = canonical_sum(0, all.size(), [&](std::size_t rank) { return all[rank]; });
     if (total == 0) raise("'{}': the weights of all ranks are 0", name);
     return {weight, total};
   }
@@ -116,11 +125,10 @@ class Context {
   [[nodiscard]] detail::GradientStore<Device>& gradient_store() noexcept { return gradients_; }
 
  private:
-  // Element `first` of every rank's `stride` values.
-  [[nodiscard]] double sum_of(std::span<const double> values, std::size_t stride,
-                              std::size_t first) const noexcept {
-    return canonical_sum(0, static_cast<std::size_t>(world()),
-                         [&](std::size_t rank) { return values[rank * stride + first]; });
+  template <class Scalar>
+  auto agree(std::string_view name, Scalar&& scalar) {
+    engine_.check();
+    return engine_.agree(name, sizeof(double), [&] { return scalar(engine_.info(name)); });
   }
 
   detail::Engine<Device> engine_;

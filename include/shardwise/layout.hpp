@@ -5,7 +5,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <numeric>
 #include <span>
 #include <string>
 #include <string_view>
@@ -205,7 +204,7 @@ class Layout {
 
   void sort_names() {
     by_name_.resize(tensors_.size());
-    std::iota(by_name_.begin(), by_name_.end(), std::size_t{0});
+    for (std::size_t i = 0; i < by_name_.size(); ++i) by_name_[i] = i;
     const auto name = [&](std::size_t i) -> const std::string& { return tensors_[i].name; };
     std::sort(by_name_.begin(), by_name_.end(), [&](std::size_t a, std::size_t b) {
       return name(a) != name(b) ? name(a) < name(b) : a < b;

@@ -27,7 +27,7 @@ inline constexpr bool sanitized = false;
 inline constexpr bool sanitized = false;
 #endif
 
-/// Ends the process, naming the case, where one case takes a minute: a hang must not look like a
+/// Ends the process, naming the case, where one case takes half a minute or more: a hang must not look like a
 /// slow machine.
 class Watchdog {
  public:
@@ -55,7 +55,7 @@ class Watchdog {
     while (!done_) {
       const std::size_t number = number_;
       const auto moved_on = [&] { return done_ || number_ != number; };
-      if (!changed_.wait_for(lock, std::chrono::seconds(sanitized ? 240 : 60), moved_on)) {
+      if (!changed_.wait_for(lock, std::chrono::seconds(sanitized ? 120 : 30), moved_on)) {
         std::fprintf(stderr, "HANG in %s\n", name_.c_str());
         std::abort();
       }
@@ -75,6 +75,9 @@ inline void random_yield(void*, int rank, ThreadPoint point) noexcept {
   thread_local std::minstd_rand random(
       static_cast<unsigned>(std::hash<std::thread::id>()(std::this_thread::get_id())) +
       static_cast<unsigned>(rank));
+  if (point == ThreadPoint::giving_up) {  // the last arrival may come just now
+    std::this_thread::sleep_for(std::chrono::microseconds((random() >> 4) % 400));
+  }
   switch ((random() >> 4) % 8) {
     case 0:
     case 1:

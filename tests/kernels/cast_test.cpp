@@ -126,6 +126,7 @@ TEST_CASE("cast_elements casts every element and touches nothing beyond") {
 TEST_CASE("cast_elements works in place, narrowing and widening") {
   for_each_pair([]<class From, class To>() {
     for (const std::size_t count : counts) {
+      if (count == 0) continue;
       const auto from = normal_values<From>(count, 8);
       std::vector<double> buffer(count);  // room for the larger type
       std::memcpy(buffer.data(), from.data(), count * sizeof(From));

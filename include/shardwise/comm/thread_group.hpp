@@ -22,7 +22,7 @@
 namespace shardwise::inline v0_1 {
 
 /// Places inside a collective, for tests that inject delays.
-enum class ThreadPoint : std::uint8_t { published, arrived, committed, moved, leaving };
+enum class ThreadPoint : std::uint8_t { published, arrived, giving_up, committed, moved, leaving };
 
 /// How a group of thread ranks behaves.
 struct ThreadOptions {
@@ -140,8 +140,9 @@ class ThreadGroup final : public ThreadFamily::Member {
       if (!WaitPoint::look(options_.spins, settled)) {
         slot.waiting_since.store(WaitPoint::Clock::now().time_since_epoch().count(),
                                  std::memory_order_relaxed);
-        if (!arrivals_.wait_until(deadline(generation, timeout), settled) && give_up(generation)) {
-          return Arrival::timed_out;
+        if (!arrivals_.wait_until(deadline(generation, timeout), settled)) {
+          point(rank, ThreadPoint::giving_up);
+          if (give_up(generation)) return Arrival::timed_out;
         }
       }
       if (generation_of(word_.load()) == generation) return Arrival::poisoned;

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <bit>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -27,13 +26,13 @@ struct bf16 {
   bf16() = default;
   /// Rounds to nearest, ties to even; NaN stays NaN.
   SHARDWISE_HOST_DEVICE explicit constexpr bf16(float value) noexcept {
-    const auto word = std::bit_cast<std::uint32_t>(value);
+    const auto word = __builtin_bit_cast(std::uint32_t, value);
     const std::uint32_t rounded = (word + 0x7fffu + ((word >> 16) & 1u)) >> 16;
     const std::uint32_t quiet = (word >> 16) | 0x40u;
     bits = static_cast<std::uint16_t>((word & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
   }
   SHARDWISE_HOST_DEVICE constexpr operator float() const noexcept {
-    return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
+    return __builtin_bit_cast(float, static_cast<std::uint32_t>(bits) << 16);
   }
 };
 
@@ -44,14 +43,14 @@ struct f16 {
   f16() = default;
   /// Rounds to nearest, ties to even; what is too large becomes infinity; NaN stays NaN.
   SHARDWISE_HOST_DEVICE explicit constexpr f16(float value) noexcept {
-    const auto word = std::bit_cast<std::uint32_t>(value);
+    const auto word = __builtin_bit_cast(std::uint32_t, value);
     const std::uint32_t sign = (word >> 16) & 0x8000u;
     const std::uint32_t magnitude = word & 0x7fffffffu;
     // Three candidates and selections instead of branches, so that loops vectorise.
     const std::uint32_t special = detail::choose(magnitude > 0x7f800000u, 0x7e00u, 0x7c00u);
     // Adding 0.5 leaves the subnormal's ten bits, rounded by the addition, at the bottom.
-    const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
-    const std::uint32_t subnormal = std::bit_cast<std::uint32_t>(shifted) - 0x3f000000u;
+    const float shifted = __builtin_bit_cast(float, magnitude) + 0.5f;
+    const std::uint32_t subnormal = __builtin_bit_cast(std::uint32_t, shifted) - 0x3f000000u;
     const std::uint32_t normal =
         (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
     std::uint32_t result = detail::choose(magnitude < 0x38800000u, subnormal, normal);
@@ -65,11 +64,11 @@ struct f16 {
     const std::uint32_t normal = magnitude + (112u << 23);
     const std::uint32_t special = magnitude + (224u << 23);
     const float subnormal =
-        std::bit_cast<float>(magnitude + (113u << 23)) - std::bit_cast<float>(113u << 23);
+        __builtin_bit_cast(float, magnitude + (113u << 23)) - __builtin_bit_cast(float, 113u << 23);
     std::uint32_t result =
-        detail::choose(exponent == 0, std::bit_cast<std::uint32_t>(subnormal), normal);
+        detail::choose(exponent == 0, __builtin_bit_cast(std::uint32_t, subnormal), normal);
     result = detail::choose(exponent == (0x1fu << 23), special, result);
-    return std::bit_cast<float>(sign | result);
+    return __builtin_bit_cast(float, sign | result);
   }
 };
 
@@ -126,12 +125,14 @@ struct DTypeOf<std::uint8_t> : std::integral_constant<DType, DType::u8> {};
 
 /// A C++ type that has a DType.
 template <class T>
-concept Element = requires { detail::DTypeOf<T>::value; };
+concept Element = requires {
+  detail::DTypeOf<T>::value;
+};
 
 /// An Element that holds real numbers: what parameters, gradients and states are made of.
 template <class T>
-concept FloatingElement = Element<T> && (std::floating_point<T> || std::same_as<T, bf16> ||
-                                         std::same_as<T, f16>);
+concept FloatingElement = Element<T> &&
+    (std::floating_point<T> || std::same_as<T, bf16> || std::same_as<T, f16>);
 
 template <Element T>
 inline constexpr DType dtype_of = detail::DTypeOf<T>::value;
@@ -139,8 +140,7 @@ inline constexpr DType dtype_of = detail::DTypeOf<T>::value;
 /// The type in which sums and updates of T are computed: double for double, float for float, bf16
 /// and f16, the type itself for integers.
 template <Element T>
-using Accumulator =
-    std::conditional_t<std::same_as<T, bf16> || std::same_as<T, f16>, float, T>;
+using Accumulator = std::conditional_t<std::same_as<T, bf16> || std::same_as<T, f16>, float, T>;
 
 /// Calls f.template operator()<T>() for the type that `type` names.
 template <class F>

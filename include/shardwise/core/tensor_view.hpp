@@ -15,10 +15,8 @@ class TensorView : public std::span<T> {
   constexpr TensorView(std::span<T> elements, std::span<const std::size_t> shape) noexcept
       : std::span<T>(elements), shape_(shape) {}
   /// A view that only reads.
-  constexpr operator TensorView<const T>() const noexcept
-    requires(!std::is_const_v<T>)
-  {
-    return {*this, shape_};
+  constexpr operator TensorView<const T>() const noexcept requires(!std::is_const_v<T>) {
+    return {std::span<const T>(this->data(), this->size()), shape_};
   }
 
   [[nodiscard]] constexpr std::span<const std::size_t> shape() const noexcept { return shape_; }

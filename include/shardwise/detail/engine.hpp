@@ -112,14 +112,27 @@ class Engine {
     if (local.data() != mine.data()) std::copy(mine.begin(), mine.end(), local.begin());
     double* const all = local.data() + count;
     const GatherItem item{local.data(), all, count, DType::f64};
-    const auto begin = Clock::now();
-    comm.all_gather({&item, 1}, info(name), communication.ref());
-    communication.synchronize();
-    const auto end = Clock::now();
-    statistics.waited += end - begin;
-    ++statistics.traffic.scalar_calls;
-    observe(Activity::scalar, name, count * sizeof(double), begin, end);
+    agree(name, count * sizeof(double), [&] { comm.all_gather({&item, 1}, info(name), {}); });
     return {all, count * static_cast<std::size_t>(world())};
+  }
+
+  /// Calls `operation`, a collective over scalars that the host waits for, and accounts for it.
+  template <class Operation>
+  auto agree(std::string_view name, std::size_t bytes, Operation&& operation) {
+    struct Account {
+      Engine& engine;
+      std::string_view name;
+      std::size_t bytes;
+      Clock::time_point begin = Clock::now();
+      ~Account() {
+        const auto end = Clock::now();
+        engine.statistics.waited += end - begin;
+        ++engine.statistics.traffic.scalar_calls;
+        engine.observe(Activity::scalar, name, bytes, begin, end);
+      }
+    };
+    const Account account{*this, name, bytes};
+    return operation();
   }
 
   /// Room for `count` scalars of every rank at once.
