@@ -12,5 +12,6 @@ if(SHARDWISE_RUN_CLANG_TIDY)
   add_custom_target(
     tidy COMMAND ${SHARDWISE_RUN_CLANG_TIDY} -quiet -p ${PROJECT_BINARY_DIR}
                  "-header-filter=${PROJECT_SOURCE_DIR}/include/.*"
+                 -extra-arg=-Wno-ignored-optimization-argument
     VERBATIM USES_TERMINAL)
 endif()

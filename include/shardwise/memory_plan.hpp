@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "comm/communicator.hpp"
@@ -31,15 +32,21 @@ struct MemoryPlan {
 
   /// A table for people, one line a kind.
   [[nodiscard]] std::string describe() const {
-    const auto mib = [](std::size_t value) { return static_cast<double>(value) / (1 << 20); };
-    return fmt::format(
-        "{:<16} {:>12.3f} MiB\n{:<16} {:>12.3f} MiB\n{:<16} {:>12.3f} MiB\n{:<16} {:>12.3f} MiB = "
-        "{} x {} B + {} B for parameters, {} x {} B + {} B for gradients, {} B landing, {} B "
-        "scalars\n{:<16} {:>12.3f} MiB\n",
-        "parameters", mib(bytes.parameters), "gradients", mib(bytes.gradients), "optimizer state",
-        mib(bytes.optimizer_state), "slots", mib(bytes.slots), parameter_slots,
-        parameter_slot_bytes, parameter_dedicated, gradient_slots, gradient_slot_bytes,
-        gradient_dedicated, landing, scalars, "peak", mib(peak()));
+    // Few kinds of arguments: each costs whoever includes this compile time.
+    const auto kind = [](std::string_view name, std::size_t count) {
+      return fmt::format("{:<16} {:>12.3f} MiB", name, static_cast<double>(count) / (1 << 20));
+    };
+    const auto slots_of = [](std::string_view name, std::size_t count, std::size_t each,
+                             std::size_t dedicated) {
+      return fmt::format("{} x {} B + {} B for {}", count, each, dedicated, name);
+    };
+    return kind("parameters", bytes.parameters) + '\n' + kind("gradients", bytes.gradients) + '\n' +
+           kind("optimizer state", bytes.optimizer_state) + '\n' + kind("slots", bytes.slots) +
+           " = " +
+           slots_of("parameters", parameter_slots, parameter_slot_bytes, parameter_dedicated) +
+           ", " + slots_of("gradients", gradient_slots, gradient_slot_bytes, gradient_dedicated) +
+           fmt::format(", {} B landing, {} B scalars\n", landing, scalars) + kind("peak", peak()) +
+           '\n';
   }
 };
 

@@ -98,12 +98,12 @@ class ShardedParameter {
   /// Layout::Tensor. Must return the same on all ranks. No communication.
   template <std::invocable<const Layout::Tensor&, std::size_t> Value>
   void initialize(Value&& value) {
-    write_tensors("initialize", [&](const Layout::Tensor& tensor, std::size_t first,
-                                    std::span<T> elements) {
-      for (std::size_t i = 0; i < elements.size(); ++i) {
-        elements[i] = static_cast<T>(value(tensor, first + i));
-      }
-    });
+    write_tensors("initialize",
+                  [&](const Layout::Tensor& tensor, std::size_t first, std::span<T> elements) {
+                    for (std::size_t i = 0; i < elements.size(); ++i) {
+                      elements[i] = static_cast<T>(value(tensor, first + i));
+                    }
+                  });
   }
 
   /// Writes values from a file or a host buffer: source(tensor, first, elements) fills

@@ -73,6 +73,14 @@ inline void expect_size(const Communicator& comm, const CallInfo& info, std::str
   return found / ranks;
 }
 
+// Scalars come this way: the range concepts of all_reduce cost every unit that includes this more
+// compile time than the rest of the header.
+inline void sum_in_place(Communicator& comm, void* numbers, std::size_t count, DType dtype,
+                         const CallInfo& info) {
+  const ReduceItem item{numbers, numbers, count, dtype, {.output = dtype}};
+  comm.all_reduce({&item, 1}, info, {});
+}
+
 template <class T>
 [[nodiscard]] ReduceSpec spec_of(const Communicator& comm, Reduce reduce) {
   return {.output = dtype_of<T>, .scale = reduce == Reduce::mean ? 1.0 / comm.size() : 1.0};
@@ -175,9 +183,9 @@ template <class T>
 requires std::floating_point<T> ||(std::integral<T> && !std::same_as<T, bool>) [[nodiscard]] T
     sum(Communicator& comm, T value, const CallInfo& info = {"sum"}) {
   using Wide = std::conditional_t<std::floating_point<T>, double, std::int64_t>;
-  std::array<Wide, 1> number{static_cast<Wide>(value)};
-  all_reduce(comm, number, Reduce::sum, info);
-  return static_cast<T>(number[0]);
+  auto number = static_cast<Wide>(value);
+  detail::sum_in_place(comm, &number, 1, dtype_of<Wide>, info);
+  return static_cast<T>(number);
 }
 
 /// The mean over ranks, in double.
@@ -191,8 +199,8 @@ requires std::floating_point<T> ||(std::integral<T> && !std::same_as<T, bool>) [
 /// where the weights add to 0.
 [[nodiscard]] inline double weighted_mean(Communicator& comm, double value, double weight,
                                           const CallInfo& info = {"weighted_mean"}) {
-  std::array<double, 2> numbers{weight == 0 ? 0.0 : weight * value, weight};
-  all_reduce(comm, numbers, Reduce::sum, info);
+  double numbers[] = {weight == 0 ? 0.0 : weight * value, weight};
+  detail::sum_in_place(comm, numbers, 2, DType::f64, info);
   if (numbers[1] == 0) {
     raise("weighted_mean \"{}\": the weights of all {} ranks add to 0", info.name, comm.size());
   }

@@ -99,6 +99,7 @@ class ThreadCommunicator final : public Communicator {
     try {
       if (members.front() == rank_) {
         std::vector<int> world_ranks;
+        world_ranks.reserve(members.size());
         for (const std::size_t member : members) world_ranks.push_back(group_->world_rank(member));
         made = std::make_shared<ThreadGroup>(group_->family(), std::move(world_ranks),
                                              group_->options());

@@ -75,8 +75,8 @@ class BackendError : public Error {
 
 /// Throws E with a formatted message.
 template <std::derived_from<Error> E = UsageError, class... Args>
-[[noreturn]] void raise(fmt::format_string<Args...> format, Args&&... args) {
-  throw E(fmt::format(format, std::forward<Args>(args)...));
+[[noreturn]] void raise(fmt::format_string<const Args&...> format, const Args&... args) {
+  throw E(fmt::vformat(format, fmt::make_format_args(args...)));
 }
 
 }  // namespace shardwise::inline v0_1

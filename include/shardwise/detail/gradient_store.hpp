@@ -56,7 +56,7 @@ struct FlatGradient {
   bool ready = false;                   ///< complete, waits for the rest of its unit
   bool held = false;                    ///< by the plain calls
   std::size_t leases = 0;
-  bool contributed = false;  ///< one of the leases that are open together was reduced
+  bool contributed = false;         ///< one of the leases that are open together was reduced
   ReductionWeight weight = {1, 0};  ///< of the pending reduction; total 0: equal batches
   float coefficient = 1;            ///< of the next update: clipping, loss scale
   GradientUnit<Device>* unit = nullptr;

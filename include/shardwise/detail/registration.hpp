@@ -86,8 +86,7 @@ template <class Bytes, class Together>
     const std::size_t size = bytes(*entry);
     const bool joins = previous != nullptr && previous->strategy == entry->strategy &&
                        previous->storage == entry->storage && !previous->tied && !entry->tied &&
-                       filled + size <= entry->strategy.bucket_bytes &&
-                       together(*previous, *entry);
+                       filled + size <= entry->strategy.bucket_bytes && together(*previous, *entry);
     filled = joins ? filled + size : size;
     units.push_back(units.empty() ? 0 : units.back() + (joins ? 0 : 1));
     previous = entry;

@@ -1,0 +1,278 @@
+#include <malloc.h>
+
+#include <algorithm>
+#include <atomic>
+#include <catch2/catch_test_macros.hpp>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "support/toy.hpp"
+
+using namespace shardwise;
+using shardwise::test::on_ranks;
+using shardwise::test::worlds;
+
+namespace {
+
+std::atomic<std::uint64_t> allocations{0};  // calls of any operator new, by any thread
+std::atomic<std::int64_t> live{0};          // bytes that the allocator holds for them
+
+void* take(std::size_t bytes, std::size_t alignment) {
+  void* const memory =
+      alignment > alignof(std::max_align_t)
+          ? std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment)
+          : std::malloc(bytes == 0 ? 1 : bytes);
+  if (memory == nullptr) throw std::bad_alloc();
+  ++allocations;
+  live += static_cast<std::int64_t>(malloc_usable_size(memory));
+  return memory;
+}
+void give(void* memory) noexcept {
+  if (memory == nullptr) return;
+  live -= static_cast<std::int64_t>(malloc_usable_size(memory));
+  std::free(memory);
+}
+
+}  // namespace
+
+void* operator new(std::size_t bytes) { return take(bytes, 0); }
+void* operator new[](std::size_t bytes) { return take(bytes, 0); }
+void* operator new(std::size_t bytes, std::align_val_t alignment) {
+  return take(bytes, static_cast<std::size_t>(alignment));
+}
+void* operator new[](std::size_t bytes, std::align_val_t alignment) {
+  return take(bytes, static_cast<std::size_t>(alignment));
+}
+void operator delete(void* memory) noexcept { give(memory); }
+void operator delete[](void* memory) noexcept { give(memory); }
+void operator delete(void* memory, std::size_t) noexcept { give(memory); }
+void operator delete[](void* memory, std::size_t) noexcept { give(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { give(memory); }
+void operator delete[](void* memory, std::align_val_t) noexcept { give(memory); }
+void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { give(memory); }
+void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { give(memory); }
+
+namespace {
+
+std::vector<Strategy> strategies() {
+  std::vector<Strategy> result = {Strategy::ddp(), Strategy::zero1(), Strategy::zero2(),
+                                  Strategy::zero3(), Strategy::zero3_no_reshard()};
+  Strategy variant = Strategy::zero3();
+  variant.prefetch = 2;
+  variant.bucket_bytes = 1 << 20;
+  result.push_back(variant);
+  variant = Strategy::zero3();
+  variant.prefetch = 0;
+  variant.persistence_threshold = 100;
+  result.push_back(variant);
+  return result;
+}
+
+struct Held {
+  std::uint64_t steady = 0;    // allocations of all ranks in steps 3 to 6
+  std::int64_t allocator = 0;  // bytes of all ranks that the allocator holds
+  shardwise::Bytes ledger, plan;
+  std::vector<std::pair<const void*, std::size_t>> memory;  // what this rank stores
+};
+
+/// Everything that a training step may contain.
+template <FloatingElement L, FloatingElement G>
+Held train(Communicator& communicator, Strategy strategy, std::int64_t before, std::size_t size) {
+  strategy.lease = dtype_of<L>;
+  Held held;
+  {
+    Context context(communicator, strategy, {.open_parameters = 2});
+    std::vector<ShardedParameter<float>> parameters;
+    std::vector<ShardedGradient<G>> gradients;
+    std::vector<ShardedOptimizerState<AdamW>> states;
+    for (std::size_t i = 0; i < 4; ++i) {
+      parameters.emplace_back(
+          context,
+          std::vector<TensorSpec>{{fmt::format("a long enough name {}", i), {i == 3 ? 50 : size}}},
+          ParameterOptions{.tied = i == 0});
+      parameters.back().initialize([](const auto&, std::size_t k) { return test::noise(k, 1); });
+    }
+    for (auto& parameter : parameters) gradients.emplace_back(parameter);
+    for (auto& parameter : parameters) states.emplace_back(parameter);
+    ShardedParameter<float> plain(context, {{"plain", {size}}});
+    ShardedGradient<G> plain_gradient(plain);
+    ShardedSequence<float, L, G> sequence;
+    for (std::size_t i = 0; i < 4; ++i) sequence.add(parameters[i], gradients[i]);
+    sequence.add(parameters[0], gradients[0]);
+    LossScaler scaler({.initial_scale = 4, .growth_interval = 2});
+
+    for (int step = 0; step < 6; ++step) {
+      if (step == 2) {
+        context.barrier();
+        if (context.rank() == 0) allocations = 0;
+        context.barrier();
+      }
+      for (int micro = 0; micro < 2; ++micro) {
+        for (std::size_t i = 0; i < sequence.size(); ++i) sequence.forward(i).finish();
+        const ReductionWeight weight = context.weigh(context.rank() + 1);
+        for (std::size_t i = sequence.size(); i-- > 0;) {
+          auto visit = sequence.backward(i);
+          visit.gradient[0][0] = visit.weights[0][0];
+          visit.finish(strategy.accumulation == Accumulation::reduce || micro == 1);
+        }
+        if (strategy.accumulation == Accumulation::reduce || micro == 1) {
+          plain.template ensure_gathered<L>();
+          plain_gradient.template ensure_open<L>();
+          plain.release();
+          plain_gradient.reduce(weight);
+        }
+      }
+      { const auto both = gather_as<L>(parameters[1], parameters[2]); }
+      if (scaler.unscale(context)) {
+        clip_gradient_norm(context, 1);
+        for (std::size_t i = 0; i < 4; ++i) states[i].step(parameters[i], gradients[i]);
+      }
+      (void)plain_gradient.shard();
+      plain_gradient.consume();
+      plain.update([](std::span<float> values) { values[0] += 1; });
+      parameters[2].prefetch();
+      (void)context.mean(1);
+      (void)context.any(false);
+      (void)context.weighted_mean(1, 2);
+    }
+    context.barrier();
+    held.steady = allocations;
+    held.allocator = live - before;
+    context.barrier();
+    held.ledger = context.held();
+    held.plan = context.plan().bytes;
+    for (const auto& parameter : parameters) {
+      held.memory.emplace_back(parameter.shard().data(), parameter.shard().size_bytes());
+    }
+    for (auto& gradient : gradients) {
+      const auto shard = gradient.shard();
+      held.memory.emplace_back(shard.data(), shard.size_bytes());
+    }
+    for (auto& state : states) {
+      const auto values = state.template values<float>("exp_avg");
+      held.memory.emplace_back(values.data(), values.size_bytes());
+    }
+    const auto lease = parameters[0].template gather<L>();
+    held.memory.emplace_back(lease.data(), lease[0].size_bytes());
+    context.barrier();  // nobody frees what others have not shown yet
+  }
+  return held;
+}
+
+template <FloatingElement L, FloatingElement G>
+void check_steady_state(const std::vector<int>& sizes) {
+  for (const int world : sizes) {
+    for (Strategy strategy : strategies()) {
+      for (const bool overlap : {false, true}) {
+        for (const auto accumulation : {Accumulation::reduce, Accumulation::hold}) {
+          strategy.overlap = overlap;
+          strategy.accumulation = accumulation;
+          INFO(strategy.name() << " world " << world << " overlap " << overlap << " hold "
+                               << (accumulation == Accumulation::hold) << " bucket "
+                               << strategy.bucket_bytes);
+          const auto ranks = on_ranks(world, [&](Communicator& communicator) {
+            return train<L, G>(communicator, strategy, 0, 1000);
+          });
+          for (const Held& held : ranks) {
+            CHECK(held.steady == 0);
+            CHECK(held.ledger == held.plan);
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("steady state makes no heap allocation: fp32") {
+  check_steady_state<float, float>({1, 2, 4});
+}
+TEST_CASE("steady state makes no heap allocation: bf16") { check_steady_state<bf16, float>({3}); }
+
+TEST_CASE("what the allocator holds is the ledger's sum, on memory of each rank's own") {
+  constexpr std::size_t size = 100003;
+  for (const bool overlap : {false, true}) {
+    for (Strategy strategy :
+         {Strategy::ddp(), Strategy::zero1(), Strategy::zero2(), Strategy::zero3()}) {
+      strategy.overlap = overlap;
+      std::int64_t previous = 0;
+      for (const int world : worlds) {
+        INFO(strategy.name() << " world " << world << " overlap " << overlap);
+        const std::int64_t before = live;
+        const auto ranks = on_ranks(world, [&](Communicator& communicator) {
+          return train<float, float>(communicator, strategy, before, size);
+        });
+        std::int64_t ledger = 0;
+        for (const Held& held : ranks) ledger += static_cast<std::int64_t>(held.ledger.total());
+        // Beside the ledger: a stream's queue (256 KiB), names, layouts, rounding to pages.
+        const std::int64_t beside = world * ((overlap ? 256 << 10 : 0) + (160 << 10));
+        for (const Held& held : ranks) {
+          CHECK(held.allocator >= ledger);
+          CHECK(held.allocator <= ledger + beside);
+        }
+        // Per rank it falls, but for ddp.
+        const std::int64_t per_rank = ledger / world;
+        if (world > 1 && strategy.optimizer_state == Placement::sharded) {
+          CHECK(per_rank < previous);
+        }
+        if (strategy.optimizer_state == Placement::replicated && world > 1) {
+          CHECK(per_rank > previous * 99 / 100);
+        }
+        previous = per_rank;
+        // No two ranks share a byte.
+        std::vector<std::pair<std::uintptr_t, std::uintptr_t>> ranges;
+        for (const Held& held : ranks) {
+          for (const auto& [data, bytes] : held.memory) {
+            const auto begin = reinterpret_cast<std::uintptr_t>(data);
+            if (bytes > 0) ranges.emplace_back(begin, begin + bytes);
+          }
+        }
+        std::sort(ranges.begin(), ranges.end());
+        std::size_t shared = 0;
+        for (std::size_t i = 1; i < ranges.size(); ++i) {
+          if (ranges[i].first < ranges[i - 1].second) ++shared;
+        }
+        // A whole fp32 replica is its own lease.
+        const bool lease_is_storage = strategy.parameters == Placement::replicated;
+        CHECK(shared == (lease_is_storage ? static_cast<std::size_t>(world) : 0));
+      }
+    }
+  }
+}
+
+TEST_CASE("everything is freed at the end") {
+  for (const Strategy& strategy : strategies()) {
+    for (const int world : {1, 3}) {
+      std::int64_t after[3] = {};
+      for (std::int64_t& bytes : after) {
+        const std::int64_t before = live;
+        const auto left = on_ranks(world, [&](Communicator& communicator) {
+          Context context(communicator, strategy);
+          {
+            ShardedParameter<float> parameter(context, {{"w", {5000}}});
+            ShardedGradient gradient(parameter);
+            ShardedOptimizerState<AdamW> state(parameter);
+            auto lease = gradient.lease();
+            std::move(lease).reduce();
+            state.step(parameter, gradient);
+            (void)parameter.gather();
+          }
+          const shardwise::Bytes& held = context.held();
+          return held.parameters + held.gradients + held.optimizer_state;
+        });
+        for (const std::size_t bytes_left : left) CHECK(bytes_left == 0);
+        bytes = live - before - static_cast<std::int64_t>(left.capacity() * sizeof(left[0]));
+      }
+      INFO(strategy.name() << " world " << world);
+      // The first run may leave something in caches of the standard library; a leak would grow.
+      CHECK(after[1] <= 64);
+      CHECK(after[2] <= 64);
+    }
+  }
+}

@@ -1,0 +1,159 @@
+"""Who may include whom, as a table; what the umbrella must not reach; how long a header may be."""
+
+import argparse
+import pathlib
+import re
+import sys
+
+# Room of the house -> its headers, as patterns on the path below include/shardwise. The first match
+# counts; a header without a room is an error.
+ROOMS = [
+    ("umbrella", r"shardwise\.hpp"),
+    ("declarations", r"(fwd|version)\.hpp"),
+    ("core", r"core/.*"),
+    ("layout", r"layout\.hpp"),
+    ("strategy", r"strategy\.hpp"),
+    ("memory", r"(memory|statistics)\.hpp"),
+    ("kernels", r"kernels/.*"),
+    ("optim", r"optim/.*"),
+    ("device", r"device/.*"),
+    # Backends: only the host's own sources include these.
+    ("backend", r"comm/(self|run_ranks|thread|thread_\w+)\.hpp"),
+    ("comm", r"comm/.*"),
+    ("context", r"(context|memory_plan)\.hpp|detail/.*"),
+    ("lease", r"lease\.hpp"),
+    ("sharded", r"(sharded_\w+|gradient_norm|loss_scaler)\.hpp"),
+]
+
+# Room -> the rooms that its headers may include, besides itself.
+BELOW_CONTEXT = {"core", "layout", "strategy", "memory", "kernels", "device", "comm"}
+ALLOWED = {
+    "declarations": set(),
+    "core": set(),
+    "layout": {"core"},
+    "strategy": {"core"},
+    "memory": {"core"},
+    "kernels": {"core"},
+    "optim": {"core", "kernels"},
+    "device": {"core", "kernels"},
+    "comm": {"core", "kernels", "device"},
+    "backend": {"core", "kernels", "device", "comm"},
+    "context": BELOW_CONTEXT,
+    "lease": BELOW_CONTEXT | {"context"},
+    "sharded": BELOW_CONTEXT | {"context", "lease", "optim"},
+    "umbrella": BELOW_CONTEXT | {"context", "lease", "sharded", "optim", "declarations"},
+}
+
+# Headers of others than the standard library. Whoever is not named here includes none.
+FOREIGN = {
+    "core/error.hpp": {"fmt/core.h"},
+    "comm/fingerprint.hpp": {"fmt/core.h"},
+    "comm/thread_group.hpp": {"unistd.h"},
+    "kernels/copy.hpp": {"emmintrin.h"},
+    "kernels/lanes.hpp": {"emmintrin.h"},
+}
+
+# (from, what it must not reach by any way, why)
+UNREACHABLE = [
+    (r"shardwise\.hpp", r"mpi\.h|cuda.*|nccl.*|nlohmann/.*|yaml-cpp/.*", "the umbrella is for every host"),
+    (r"shardwise\.hpp", r"shardwise/comm/(self|thread)\.hpp", "the host includes the backend it wants"),
+    (r"kernels/.*|core/(dtype|host_device|reduce_spec|tensor_options)\.hpp", r"fmt/.*",
+     "device code is compiled with it"),
+]
+
+LONG = 300
+INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^">]+)[">]', re.MULTILINE)
+STANDARD = re.compile(r"[a-z_]+")
+
+
+def room_of(header):
+    return next((room for room, pattern in ROOMS if re.fullmatch(pattern, header)), None)
+
+
+def read(root):
+    """{header: (text, [own headers], [headers of others])}, by path below root/shardwise."""
+    base = (pathlib.Path(root) / "shardwise").resolve()
+    found = {}
+    for path in sorted(base.rglob("*.hpp")):
+        text = path.read_text(encoding="utf-8")
+        own, others = [], []
+        for kind, name in INCLUDE.findall(text):
+            if kind == '"':
+                target = (path.parent / name).resolve()
+                if target.is_relative_to(base):
+                    own.append(target.relative_to(base).as_posix())
+                else:
+                    others.append(name)
+            elif name.startswith("shardwise/"):
+                own.append(name.removeprefix("shardwise/"))
+            else:
+                others.append(name)
+        found[path.relative_to(base).as_posix()] = (text, own, others)
+    return found
+
+
+def reach(headers, start):
+    """{what start includes, however far: the header that includes it}; ours as shardwise/..."""
+    reached, waiting = {}, [start]
+    while waiting:
+        header = waiting.pop()
+        _, own, others = headers.get(header, ("", [], []))
+        for name in others:
+            reached.setdefault(name, header)
+        for name in own:
+            if f"shardwise/{name}" not in reached:
+                reached[f"shardwise/{name}"] = header
+                waiting.append(name)
+    return reached
+
+
+def check(root):
+    """Returns (errors, warnings)."""
+    headers = read(root)
+    errors, warnings = [], []
+    if not headers:
+        errors.append(f"no headers below {root}/shardwise")
+    for header, (text, own, others) in headers.items():
+        room = room_of(header)
+        if room is None:
+            errors.append(f"{header} is in no room: add it to ROOMS")
+            continue
+        for target in own:
+            if target not in headers:
+                errors.append(f"{header} includes {target}, which does not exist")
+            elif room_of(target) not in ALLOWED[room] | {room}:
+                errors.append(f"{header} ({room}) must not include {target} ({room_of(target)})")
+        for name in others:
+            if not STANDARD.fullmatch(name) and name not in FOREIGN.get(header, set()):
+                errors.append(f"{header} must not include <{name}>")
+        if f"shardwise/{header}" in reach(headers, header):
+            errors.append(f"{header} includes itself in the end")
+        if "#pragma once" not in text:
+            errors.append(f"{header} has no #pragma once")
+        lines = text.count("\n")
+        if lines > LONG:
+            warnings.append(f"{header} has {lines} lines; one class, one header, as a rule under {LONG}")
+        for origin, forbidden, why in UNREACHABLE:
+            if not re.fullmatch(origin, header):
+                continue
+            for name, via in reach(headers, header).items():
+                if re.fullmatch(forbidden, name):
+                    errors.append(f"{header} reaches {name} through {via}: {why}")
+    return errors, warnings
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("root", help="the directory that holds shardwise/")
+    options = parser.parse_args()
+    errors, warnings = check(options.root)
+    for text in warnings:
+        print(f"warning: {text}")
+    for text in errors:
+        print(f"error: {text}")
+    print(f"{len(errors)} errors, {len(warnings)} warnings")
+    return 1 if errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
