@@ -3,9 +3,11 @@ find_program(SHARDWISE_CLANG_FORMAT NAMES clang-format-14 clang-format)
 find_program(SHARDWISE_RUN_CLANG_TIDY NAMES run-clang-tidy-14 run-clang-tidy)
 file(GLOB_RECURSE shardwise_own_sources CONFIGURE_DEPENDS include/*.hpp tests/*.hpp tests/*.cpp
      examples/*.hpp examples/*.cpp benchmarks/*.cpp)
-if(SHARDWISE_CLANG_FORMAT)
+find_package(Python3 3.9 COMPONENTS Interpreter)
+if(SHARDWISE_CLANG_FORMAT AND Python3_FOUND)
   add_custom_target(
-    format-check COMMAND ${SHARDWISE_CLANG_FORMAT} --dry-run --Werror ${shardwise_own_sources}
+    format-check COMMAND Python3::Interpreter ${PROJECT_SOURCE_DIR}/cmake/check_format.py
+                         ${SHARDWISE_CLANG_FORMAT} ${shardwise_own_sources}
     VERBATIM)
 endif()
 if(SHARDWISE_RUN_CLANG_TIDY)

@@ -3,6 +3,7 @@
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <chrono>
+#include <cmath>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -502,9 +503,8 @@ TEST_CASE("what is registered too late, twice or for another is refused and leav
         ShardedSequence<float> sequence;
         sequence.add(model.parameters[1], model.gradients[2]);
       }));
-      messages.push_back(error_of([&] {
-        model.context.gradient_store().reduce(model.gradients[1].flat(), {1, 0});
-      }));
+      messages.push_back(error_of(
+          [&] { model.context.gradient_store().check_reduction(model.gradients[1].flat(), {}); }));
       messages.push_back(error_of([&] { model.gradients[1].reduce(); }));  // plain: idempotent
       messages.push_back(yes(held == model.context.held()));
       messages.push_back(yes(model.states[0].steps() == 0));
@@ -519,7 +519,7 @@ TEST_CASE("what is registered too late, twice or for another is refused and leav
       }));
       return messages;
     });
-    check_all(ranks, 0, {"UsageError", "'late'", "after the first gather"});
+    check_all(ranks, 0, {"UsageError", "'late'", "by the first gather"});
     check_all(ranks, 1, {"UsageError", "'p1'", "already"});
     check_all(ranks, 2, {"UsageError", "'p0'", "'p1'"});
     check_all(ranks, 3, {"UsageError", "'p0'", "'p1'"});

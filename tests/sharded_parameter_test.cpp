@@ -462,10 +462,10 @@ void check_reduction(const Reduction& how) {
               if (how.wire == DType::bf16) value = static_cast<float>(bf16(value));
               const double weight = how.weighted ? weight_of(r) : 1;
               mean += static_cast<long double>(weight) * value / total;
-              values.push_back(how.weighted ? value * static_cast<float>(weight) : value);
+              values.push_back(how.weighted ? value * static_cast<float>(weight / total) : value);
             }
             const float sum = tree_sum(values.data(), n);
-            const float scaled = sum * static_cast<float>(1 / total);
+            const float scaled = how.weighted ? sum : sum * static_cast<float>(1 / total);
             stored = static_cast<G>(round == 0 ? scaled : static_cast<float>(stored) + scaled);
           }
           if (static_cast<float>(shard[i]) != static_cast<float>(stored)) ++wrong;
@@ -875,7 +875,7 @@ TEST_CASE("group scalars are the same bits on all ranks") {
                  (void)context.weigh(rank == 0 ? std::numeric_limits<double>::infinity() : 1);
                }).find("gave the weight inf") != std::string::npos);
         const ReductionWeight weight = context.weigh(rank + 1);
-        EXPECT(weight.weight == rank + 1 && weight.total == world * (world + 1) / 2.0);
+        EXPECT(weight.share == (rank + 1) / (world * (world + 1) / 2.0));
         context.barrier();
         seen[static_cast<std::size_t>(rank)] = {sum};
       }));

@@ -1,17 +1,19 @@
 #pragma once
 
-#include <cmath>
 #include <cstddef>
+#include <limits>
 #include <span>
 #include <string_view>
 #include <vector>
 
 #include "comm/collectives.hpp"
 #include "comm/communicator.hpp"
+#include "core/math.hpp"
 #include "detail/engine.hpp"
 #include "detail/gradient_store.hpp"
 #include "detail/parameter_store.hpp"
 #include "device/host.hpp"
+#include "fwd.hpp"
 #include "kernels/canonical_sum.hpp"
 #include "memory.hpp"
 #include "memory_plan.hpp"
@@ -26,7 +28,7 @@ namespace shardwise::inline v0_1 {
 ///
 /// All ranks make the same calls in the same order. The communicator is borrowed and must outlive
 /// the Context; calls of the host on it may be mixed in, in the same order on all ranks.
-template <class Device = HostDevice>
+template <class Device>
 class Context {
  public:
   /// `strategy` is the default of every parameter. ConfigError or UsageError where it, the device
@@ -88,13 +90,14 @@ class Context {
   [[nodiscard]] ReductionWeight weigh(double weight, std::string_view name = "weigh") {
     engine_.check();
     const auto all = engine_.exchange({&weight, 1}, name);
-    for (const double one : all) {
-      if (one >= 0 && std::isfinite(one)) continue;
-      raise("'{}': a rank gave the weight {}; weights must be finite and >= 0", name, one);
+    for (std::size_t rank = 0; rank < all.size(); ++rank) {
+      if (all[rank] >= 0 && all[rank] < std::numeric_limits<double>::infinity()) continue;
+      raise("'{}': rank {} gave the weight {}; weights must be finite and >= 0", name, rank,
+            all[rank]);
     }
     const double total = canonical_sum(0, all.size(), [&](std::size_t rank) { return all[rank]; });
     if (total == 0) raise("'{}': the weights of all ranks are 0", name);
-    return {weight, total};
+    return {weight / total};
   }
 
   /// What this rank will hold once every slot is allocated, computed from what is registered now.

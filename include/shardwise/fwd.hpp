@@ -10,7 +10,7 @@ struct Strategy;
 class Layout;
 class LossScaler;
 
-template <class Device>
+template <class Device = HostDevice>
 class Context;
 
 }  // namespace shardwise::inline v0_1

@@ -1,11 +1,12 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstddef>
 #include <span>
 
 #include "context.hpp"
+#include "core/math.hpp"
 #include "sharded_gradient.hpp"
 
 namespace shardwise::inline v0_1 {
@@ -39,7 +40,13 @@ template <class Device>
                              std::span<FlatGradient<Device>* const> gradients) {
   auto& engine = context.engine();
   auto& store = context.gradient_store();
-  for (FlatGradient<Device>* gradient : gradients) store.settle(*gradient, "gradient_norm");
+  for (FlatGradient<Device>* gradient : gradients) {
+    const auto own = store.gradients();
+    if (std::find(own.begin(), own.end(), gradient) == own.end()) {
+      raise("gradient_norm: the gradient of '{}' is of another context", gradient->parameter.name);
+    }
+    store.settle(*gradient, "gradient_norm");
+  }
 
   std::size_t sharded = 0;
   for (const FlatGradient<Device>* gradient : gradients) {
@@ -70,7 +77,7 @@ template <class Device>
     }
     if (scattered) ++index;
   }
-  return std::sqrt(total);
+  return square_root(total);
 }
 
 template <class Device>
@@ -79,7 +86,7 @@ double clip(Context<Device>& context, double max_norm,
   if (!(max_norm > 0)) raise("clip_gradient_norm: max_norm must be above 0, found {}", max_norm);
   const double norm = norm_of(context, gradients);
   const double ratio = max_norm / (norm + 1e-6);
-  if (std::isfinite(norm) && ratio < 1) {
+  if (is_finite(norm) && ratio < 1) {
     const auto coefficient = static_cast<float>(ratio);
     for (FlatGradient<Device>* gradient : gradients) gradient->coefficient *= coefficient;
   }

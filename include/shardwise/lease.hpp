@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <exception>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <utility>
@@ -110,7 +111,7 @@ class [[nodiscard]] GradientLease : public detail::FlatView<T> {
 
   /// The contribution is complete: reduced over ranks to the mean and added to what each rank
   /// stores. The host does not wait. The stored gradient, and the slot, follow in stream order.
-  void reduce() && { reduce_with({1, 0}); }
+  void reduce() && { reduce_with(std::nullopt); }
   /// The same for batches of different sizes: see Context::weigh.
   void reduce(ReductionWeight weight) && { reduce_with(weight); }
 
@@ -125,9 +126,9 @@ class [[nodiscard]] GradientLease : public detail::FlatView<T> {
   [[nodiscard]] explicit operator bool() const noexcept { return gradient_ != nullptr; }
 
  private:
-  void reduce_with(ReductionWeight weight) {
+  void reduce_with(std::optional<ReductionWeight> weight) {
     if (gradient_ == nullptr) raise("reduce() of a gradient lease that has ended already");
-    context_->engine().check();  // where it refuses, the lease goes on
+    context_->gradient_store().check_reduction(*gradient_, weight);
     context_->gradient_store().reduce(*std::exchange(gradient_, nullptr), weight);
   }
   void drop() noexcept {

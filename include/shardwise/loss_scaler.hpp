@@ -1,10 +1,10 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 
 #include "context.hpp"
+#include "core/math.hpp"
 #include "gradient_norm.hpp"
 
 namespace shardwise::inline v0_1 {
@@ -48,7 +48,7 @@ class LossScaler {
   /// ranks agree.
   template <class Device>
   [[nodiscard]] bool unscale(Context<Device>& context) {
-    const bool finite = std::isfinite(gradient_norm(context));
+    const bool finite = detail::is_finite(gradient_norm(context));
     for (auto* gradient : context.gradient_store().gradients()) {
       if (finite) {
         gradient->coefficient *= static_cast<float>(1 / scale_);

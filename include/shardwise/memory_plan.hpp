@@ -141,7 +141,7 @@ void for_each_unit(std::span<const Registration* const> entries,
               entry->updates_shard() ? entry->layout.shard_size() : entry->layout.padded_size();
           item.dtype = entry->wire;
           item.spec.output = *entry->gradient;
-          landing += comm.landing_bytes(item);
+          landing += comm.landing_bytes(item, entry->updates_shard());
         }
         plan.landing = std::max(plan.landing, landing);
         if (unit[0]->gradient_in_place()) return;

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <span>
 #include <utility>
 
@@ -54,7 +55,8 @@ class ShardedGradient {
     return {*context_, *flat_};
   }
 
-  /// The plain form under lease(): idempotent until reduce(), for hosts that call from hooks.
+  /// The plain form under lease(): idempotent until reduce() or discard(), for hosts that call from
+  /// hooks.
   template <FloatingElement L = G>
   detail::FlatView<L> ensure_open() {
     require_lease_type(dtype_of<L>);
@@ -65,12 +67,12 @@ class ShardedGradient {
     return {reinterpret_cast<L*>(flat_->whole()), layout()};
   }
   /// Ends ensure_open() with a reduction. Idempotent.
-  void reduce() { reduce({1, 0}); }
-  void reduce(ReductionWeight weight) {
-    if (!flat_->held) return;
-    context_->engine().check();  // where it refuses, the gradient stays open
-    flat_->held = false;
-    context_->gradient_store().reduce(*flat_, weight);
+  void reduce() { end_open(std::nullopt); }
+  /// The same for batches of different sizes: see Context::weigh.
+  void reduce(ReductionWeight weight) { end_open(weight); }
+  /// Ends ensure_open() without a contribution. Idempotent.
+  void discard() noexcept {
+    if (std::exchange(flat_->held, false)) context_->gradient_store().discard(*flat_);
   }
 
   /// Stored gradient of what this rank's optimizer updates, laid out as ShardedParameter::shard(),
@@ -101,6 +103,13 @@ class ShardedGradient {
   }
 
  private:
+  void end_open(std::optional<ReductionWeight> weight) {
+    if (!flat_->held) return;
+    context_->gradient_store().check_reduction(*flat_, weight);
+    flat_->held = false;
+    context_->gradient_store().reduce(*flat_, weight);
+  }
+
   Context<Device>* context_;
   std::unique_ptr<detail::FlatGradient<Device>> flat_;
 };

@@ -1,11 +1,13 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "context.hpp"
 #include "optim/optimizer.hpp"
@@ -35,8 +37,21 @@ class ShardedOptimizerState {
       parameter_->state.push_back(dtype_of<State>);
     });
   }
-  ShardedOptimizerState(ShardedOptimizerState&&) noexcept = default;
+  ShardedOptimizerState(ShardedOptimizerState&& other) noexcept
+      : optimizer(std::move(other.optimizer)),
+        context_(other.context_),
+        parameter_(std::exchange(other.parameter_, nullptr)),
+        buffers_(std::move(other.buffers_)),
+        steps_(other.steps_) {}
   ShardedOptimizerState& operator=(ShardedOptimizerState&&) = delete;
+  ~ShardedOptimizerState() {
+    if (parameter_ == nullptr) return;
+    context_->engine().quiesce();
+    for_each_state([&]<class State>(std::size_t) {
+      auto& planned = parameter_->state;
+      planned.erase(std::find(planned.begin(), planned.end(), dtype_of<State>));
+    });
+  }
 
   /// Updates what this rank owns of the parameter, from the stored gradient times its coefficient,
   /// tensor by tensor with the options of each, on the context's stream. The gradient is used up:

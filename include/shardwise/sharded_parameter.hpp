@@ -27,7 +27,7 @@ class ShardedParameter {
   using value_type = T;
   using device_type = Device;
 
-  /// Allocates the storage, uninitialised; call initialize, load or broadcast before the first
+  /// Allocates the storage, zeroed; call initialize, load or broadcast before the first
   /// gather. The lease type and the placements are Strategy's, unless `options` overrides it. All
   /// ranks check that they make the same parameter.
   ShardedParameter(Context<Device>& context, std::vector<TensorSpec> tensors,
@@ -185,9 +185,9 @@ class ShardedParameter {
   /// other ranks' copies follow with the next gather. UsageError where a lease is open.
   template <std::invocable<std::span<T>> Write>
   void update(Write&& write) {
-    context_->parameter_store().begin_write(*flat_, "update");
+    Written written(*this, "update");
     write(owned());
-    context_->parameter_store().end_write(*flat_, false);
+    written.everything = false;
   }
 
   /// f(tensor, first, elements) for every tensor's part of shard(): elements[i] is element first +
@@ -195,6 +195,10 @@ class ShardedParameter {
   /// is: pass shard(), update()'s span, or anything laid out alike (gradient, optimizer state).
   template <class U, class F>
   void for_each_tensor(std::span<U> range, F&& f) const {
+    if (range.size() != flat_->owned_count()) {
+      raise("for_each_tensor of parameter '{}': a range of {} elements, expected the {} of shard()",
+            name(), range.size(), flat_->owned_count());
+    }
     const std::size_t begin = flat_->owned_begin();
     layout().for_each_segment(begin, begin + flat_->owned_count(),
                               [&](const Layout::Segment& segment) {
@@ -215,6 +219,20 @@ class ShardedParameter {
   }
 
  private:
+  /// The time during which the host writes. Where it throws, what is stored counts as changed all
+  /// the same, and as different on each rank.
+  struct Written {
+    Written(ShardedParameter& of, const char* what) : parameter(of) {
+      parameter.context_->parameter_store().begin_write(*parameter.flat_, what);
+    }
+    Written(const Written&) = delete;
+    Written& operator=(const Written&) = delete;
+    ~Written() { parameter.context_->parameter_store().end_write(*parameter.flat_, everything); }
+
+    ShardedParameter& parameter;
+    bool everything = false;  // the whole storage, on all ranks alike
+  };
+
   static constexpr std::size_t staging_chunk = std::size_t{1} << 16;  // elements
 
   void send(T* values, std::size_t count, int root) {
@@ -244,40 +262,54 @@ class ShardedParameter {
   // write(begin, end, pointer) over all that this rank stores.
   template <class Write>
   void write_stored(const char* what, Write&& write) {
-    context_->parameter_store().begin_write(*flat_, what);
+    Written written(*this, what);
     const bool whole = flat_->storage_is_whole();
     const std::size_t begin = whole ? 0 : flat_->shard_begin;
     const std::size_t count = whole ? layout().padded_size() : layout().shard_size();
     write(begin, begin + count, reinterpret_cast<T*>(flat_->value.data()));
-    context_->parameter_store().end_write(*flat_, whole);
+    written.everything = whole;
   }
 
   Context<Device>* context_;
   std::unique_ptr<detail::FlatParameter<Device>> flat_;
 };
 
+namespace detail {
+
+// Opens all of them in one grouped operation; the context is theirs.
+template <class... T, class Device>
+Context<Device>& open_together(ShardedParameter<T, Device>&... parameters) {
+  FlatParameter<Device>* const wanted[] = {&parameters.flat()...};
+  Context<Device>* const contexts[] = {&parameters.context()...};
+  for (const Context<Device>* other : contexts) {
+    if (other != contexts[0]) {
+      raise("gather: '{}' and others are of different contexts; gather those of one together",
+            wanted[0]->name);
+    }
+  }
+  contexts[0]->parameter_store().open(wanted);
+  return *contexts[0];
+}
+
+}  // namespace detail
+
 /// Gathers several parameters, also of several element types, in one grouped operation and lends
 /// them: a tuple of Gathered. The lease type of each is its storage type.
 template <class... T, class Device>
-[[nodiscard]] std::tuple<Gathered<T, Device>...> gather(
+requires(sizeof...(T) > 0) [[nodiscard]] std::tuple<Gathered<T, Device>...> gather(
     ShardedParameter<T, Device>&... parameters) {
-  static_assert(sizeof...(T) > 0);
   (parameters.require_lease_type(dtype_of<T>), ...);
-  detail::FlatParameter<Device>* const wanted[] = {&parameters.flat()...};
-  auto& context = std::get<0>(std::tie(parameters...)).context();
-  context.parameter_store().open(wanted);
-  return {Gathered<T, Device>(context.parameter_store(), parameters.flat())...};
+  auto& store = detail::open_together(parameters...).parameter_store();
+  return {Gathered<T, Device>(store, parameters.flat())...};
 }
 
 /// The same with leases of type L for all of them.
 template <FloatingElement L, class... T, class Device>
-[[nodiscard]] auto gather_as(ShardedParameter<T, Device>&... parameters) {
-  static_assert(sizeof...(T) > 0);
+requires(sizeof...(T) > 0)
+    [[nodiscard]] auto gather_as(ShardedParameter<T, Device>&... parameters) {
   (parameters.require_lease_type(dtype_of<L>), ...);
-  detail::FlatParameter<Device>* const wanted[] = {&parameters.flat()...};
-  auto& context = std::get<0>(std::tie(parameters...)).context();
-  context.parameter_store().open(wanted);
-  return std::make_tuple(Gathered<L, Device>(context.parameter_store(), parameters.flat())...);
+  auto& store = detail::open_together(parameters...).parameter_store();
+  return std::make_tuple(Gathered<L, Device>(store, parameters.flat())...);
 }
 
 }  // namespace shardwise::inline v0_1

@@ -15,8 +15,8 @@ namespace shardwise::inline v0_1 {
 /// Layers in execution order. A visit gathers its layer and starts to gather the next ones
 /// (Strategy::prefetch of them), forwards and backwards. A tied parameter is added once for every
 /// place where it is used: its gradient stays open from the last place to the first and is reduced
-/// once. Refers to the parameters and gradients, which must outlive it; they
-/// may be moved.
+/// once (give it ParameterOptions::tied: its gradient has a slot of its own then). Refers to the
+/// parameters and gradients, which must outlive it; they may be moved.
 ///
 /// T storage type, L lease type, G stored gradient type, GL gradient lease type, equal for all
 /// layers.
@@ -44,6 +44,11 @@ class ShardedSequence {
       } else {
         *kept_ = std::move(gradient);
       }
+    }
+    /// The same for batches of different sizes: see Context::weigh.
+    void finish(ReductionWeight weight) {
+      if (gradient && last_use_) std::move(gradient).reduce(weight);
+      finish();
     }
 
    private:
@@ -85,9 +90,16 @@ class ShardedSequence {
 
   /// Layer `index` in the backward pass: weights and gradient.
   [[nodiscard]] Visit backward(std::size_t index) {
+    Visit visit = gradient(index);
+    visit.weights = gather(index, false);
+    return visit;
+  }
+
+  /// Layer `index` in the backward pass, its gradient alone: for a layer whose backward pass does
+  /// not read its weights (an embedding at the beginning), which need not be gathered once more.
+  [[nodiscard]] Visit gradient(std::size_t index) {
     Entry& current = entry(index);
     Visit visit;
-    visit.weights = gather(index, false);
     if (current.gradient != nullptr) {
       visit.kept_ = &entries_[current.first].kept;
       visit.last_use_ = current.first == index;

@@ -198,7 +198,9 @@ inline constexpr std::array<Strategy::Name, 7> Strategy::all_names{{
 /// What is particular to one parameter.
 struct ParameterOptions {
   std::string name = {};  ///< for messages and reports; empty: made from its tensors
-  std::optional<Strategy> strategy = std::nullopt;  ///< instead of the context's
+  /// Instead of the context's; what sizes the slots and streams of all parameters (prefetch,
+  /// max_live_bytes, overlap) is the context's all the same.
+  std::optional<Strategy> strategy = std::nullopt;
   /// Used more than once in a pass: its gradient lease stays open from the first contribution to
   /// the last, while leases of others open and close.
   bool tied = false;

@@ -26,7 +26,7 @@ ROOMS = [
 ]
 
 # Room -> the rooms that its headers may include, besides itself.
-BELOW_CONTEXT = {"core", "layout", "strategy", "memory", "kernels", "device", "comm"}
+BELOW_CONTEXT = {"declarations", "core", "layout", "strategy", "memory", "kernels", "device", "comm"}
 ALLOWED = {
     "declarations": set(),
     "core": set(),
@@ -41,7 +41,7 @@ ALLOWED = {
     "context": BELOW_CONTEXT,
     "lease": BELOW_CONTEXT | {"context"},
     "sharded": BELOW_CONTEXT | {"context", "lease", "optim"},
-    "umbrella": BELOW_CONTEXT | {"context", "lease", "sharded", "optim", "declarations"},
+    "umbrella": BELOW_CONTEXT | {"context", "lease", "sharded", "optim"},
 }
 
 # Headers of others than the standard library. Whoever is not named here includes none.

@@ -1,5 +1,5 @@
-// Uses much of the library: one of two units that include all of it and link into one program, and what
-// check_statics.py looks into. Built twice, -DUNIT=first and -DUNIT=second.
+// Uses much of the library: one of two units that include all of it and link into one program, and
+// what check_statics.py looks into. Built twice, -DUNIT=first and -DUNIT=second.
 #include <shardwise/everything.hpp>
 
 #define SHARDWISE_NAME(unit) train_in_##unit##_unit

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <array>
-#include <cmath>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -14,6 +13,7 @@
 #include "../core/checked.hpp"
 #include "../core/dtype.hpp"
 #include "../core/error.hpp"
+#include "../core/math.hpp"
 #include "communicator.hpp"
 
 /// Collectives over anything that is contiguous (std::vector, std::array, std::span, a C array),
@@ -227,7 +227,7 @@ template <ElementRange Part>
     const auto number = static_cast<double>(element);
     squares += number * number;
   }
-  return std::sqrt(sum(comm, squares, info));
+  return square_root(sum(comm, squares, info));
 }
 
 namespace detail {

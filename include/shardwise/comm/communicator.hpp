@@ -73,7 +73,8 @@ struct CallInfo {
 /// were called, whatever their streams. Every collective is asynchronous with respect to `stream`:
 /// work enqueued on `stream` after the call sees the result; the host does not wait; buffers stay
 /// alive in stream order (the array of items is copied). An inline host stream completes before the
-/// call returns.
+/// call returns. Scalars of a group (losses, norms, flags) come as a few numbers in host memory on
+/// the null stream, to every backend: one that works elsewhere stages them itself.
 ///
 /// Errors: what all ranks can see is a UsageError on all ranks; different calls are a
 /// CollectiveMismatch on all ranks before any byte moves; a rank that fails, leaves or does not
@@ -88,8 +89,10 @@ class Communicator {
   /// "thread", "self", "mpi", "nccl", ...
   [[nodiscard]] virtual std::string_view backend() const noexcept = 0;
   [[nodiscard]] virtual bool accepts(MemoryKind memory) const noexcept = 0;
-  /// Bytes of scratch that this reduction wants in ReduceItem::landing.
-  [[nodiscard]] virtual std::size_t landing_bytes(const ReduceItem& item) const noexcept = 0;
+  /// Bytes of scratch that this reduction wants in ReduceItem::landing; `scatter`: as part of a
+  /// reduce_scatter, else of an all_reduce. A function of count, dtype and spec alone.
+  [[nodiscard]] virtual std::size_t landing_bytes(const ReduceItem& item,
+                                                  bool scatter) const noexcept = 0;
 
   virtual void all_gather(std::span<const GatherItem> items, const CallInfo& info,
                           StreamRef stream) = 0;

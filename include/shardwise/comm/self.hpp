@@ -27,7 +27,9 @@ class SelfCommunicator final : public Communicator {
   [[nodiscard]] bool accepts(MemoryKind memory) const noexcept override {
     return memory == MemoryKind::host;
   }
-  [[nodiscard]] std::size_t landing_bytes(const ReduceItem&) const noexcept override { return 0; }
+  [[nodiscard]] std::size_t landing_bytes(const ReduceItem&, bool) const noexcept override {
+    return 0;
+  }
 
   void all_gather(std::span<const GatherItem> items, const CallInfo& info,
                   StreamRef stream) override {

@@ -25,8 +25,8 @@ struct ActivityRecord {
   std::chrono::steady_clock::time_point end;    ///< when the host left it
 };
 
-/// A monitor implements this; a Context calls it on the host's thread, in program order. It must
-/// not call back into the Context.
+/// A monitor implements this. A Context calls it on the thread that did what is reported: the
+/// host's, in program order, for everything above. It must not call back into the Context.
 class Observer {
  public:
   virtual ~Observer() = default;

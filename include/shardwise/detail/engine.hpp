@@ -4,7 +4,6 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <exception>
 #include <optional>
 #include <span>
 #include <string>
@@ -22,7 +21,8 @@ namespace shardwise::inline v0_1 {
 
 /// What the host tells a Context about itself.
 struct ContextOptions {
-  /// How many parameters' leases the host holds open at once (a tied one counts once).
+  /// How many sharded parameters' leases the host holds open at once (a tied one counts once, and
+  /// so do the members of a bucket).
   std::size_t open_parameters = 1;
   /// How many gradients' leases, tied ones apart: those have slots of their own.
   std::size_t open_gradients = 1;
@@ -50,6 +50,10 @@ class Engine {
         communication(default_strategy.overlap ? Stream::Mode::worker : Stream::Mode::inline_calls),
         scalars(ledger, StateKind::slots, scalar_bytes(fixed_scalars)) {
     strategy.validate();
+    if (options.open_parameters == 0 || options.open_gradients == 0) {
+      raise("ContextOptions: open_parameters = {} and open_gradients = {} must be at least 1",
+            options.open_parameters, options.open_gradients);
+    }
     if (!comm.accepts(Device::memory)) {
       raise("the {} communicator does not accept the memory of this device", comm.backend());
     }
@@ -64,7 +68,7 @@ class Engine {
     return {name, options.timeout, detail};
   }
 
-  /// Every public call begins here: a gradient lease that was dropped is reported once.
+  /// Calls that depend on gradients begin here: a gradient lease that was dropped is reported once.
   void check() {
     if (!dropped) return;
     const std::string name = *std::exchange(dropped, std::nullopt);
@@ -145,14 +149,12 @@ class Engine {
     return count * (static_cast<std::size_t>(comm.size()) + 1) * sizeof(double);
   }
 
-  /// Before buffers are freed: no operation may still use them. Blocks until what is issued has
-  /// run; where an exception unwinds, peers are told first, so that this is short.
+  /// Before buffers are freed: no operation may still use them. Blocks until what this rank issued
+  /// has run or failed. Where an exception unwinds, too: peers come to the same collectives, or
+  /// fail, and which ones run must not depend on timing.
   void quiesce() noexcept {
-    if (communication.idle()) return;
-    if (std::uncaught_exceptions() > exceptions_) {
-      comm.abort("an exception left the training loop while communication was under way", true);
-    }
     communication.drain();
+    compute.drain();
   }
 
   void observe(Activity activity, std::string_view name, std::size_t bytes, Clock::time_point begin,
@@ -172,9 +174,6 @@ class Engine {
   Stream communication;
   Buffer<Device> scalars;
   std::optional<std::string> dropped;  ///< name of the gradient whose lease was dropped
-
- private:
-  const int exceptions_ = std::uncaught_exceptions();  // unwinding that is none of this context's
 };
 
 }  // namespace detail

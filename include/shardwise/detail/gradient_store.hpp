@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -17,8 +18,9 @@ namespace shardwise::inline v0_1 {
 /// How this rank's contribution enters a mean over batches of different sizes; made by
 /// Context::weigh.
 struct ReductionWeight {
-  double weight;  ///< this rank's
-  double total;   ///< of all ranks
+  double share;  ///< of this rank, in the sum of all ranks' weights
+
+  [[nodiscard]] bool operator==(const ReductionWeight&) const = default;
 };
 
 namespace detail {
@@ -56,9 +58,9 @@ struct FlatGradient {
   bool ready = false;                   ///< complete, waits for the rest of its unit
   bool held = false;                    ///< by the plain calls
   std::size_t leases = 0;
-  bool contributed = false;         ///< one of the leases that are open together was reduced
-  ReductionWeight weight = {1, 0};  ///< of the pending reduction; total 0: equal batches
-  float coefficient = 1;            ///< of the next update: clipping, loss scale
+  bool contributed = false;  ///< one of the leases that are open together was reduced
+  std::optional<ReductionWeight> weight = {};  ///< of the pending reduction; none: equal batches
+  float coefficient = 1;                       ///< of the next update: clipping, loss scale
   GradientUnit<Device>* unit = nullptr;
   std::size_t unit_offset = 0;
 };
@@ -84,14 +86,26 @@ class GradientStore {
   void add(Gradient& gradient) {
     const std::string& name = gradient.parameter.name;
     if (prepared_) {
-      raise("the gradient of '{}' is registered after the first gradient lease; register all first",
-            name);
+      raise(
+          "the gradient of '{}' is registered after the slots were allocated, by the first "
+          "gradient "
+          "lease or by prepare(); register all first",
+          name);
     }
-    gradients_.push_back(&gradient);
+    // Units and norms follow the order of the parameters, as the plan does.
+    const auto later = std::find_if(
+        gradients_.begin(), gradients_.end(),
+        [&](const Gradient* other) { return other->parameter.index > gradient.parameter.index; });
+    gradients_.insert(later, &gradient);
   }
   void remove(Gradient& gradient) noexcept {
     std::erase(gradients_, &gradient);
-    if (gradient.unit != nullptr) std::erase(gradient.unit->members, &gradient);
+    if (gradient.unit == nullptr) return;
+    Unit& unit = *gradient.unit;
+    std::erase(unit.members, &gradient);
+    if (gradient.leases > 0) --unit.open;
+    if (gradient.ready) --unit.ready;
+    give_back(unit, engine_.compute.record());
   }
   [[nodiscard]] std::span<Gradient* const> gradients() const noexcept { return gradients_; }
 
@@ -136,12 +150,20 @@ class GradientStore {
     ++unit.open;
   }
 
-  /// This lease's contribution is complete. With the last one of its unit the reduction is issued.
-  void reduce(Gradient& gradient, ReductionWeight weight) {
+  /// UsageError where reduce() may not be called now; nothing has changed then.
+  void check_reduction(const Gradient& gradient, std::optional<ReductionWeight> weight) {
     engine_.check();
     if (gradient.leases == 0) {
       raise("reduce() of the gradient of '{}' without an open lease", gradient.parameter.name);
     }
+    if (!gradient.contributed || gradient.weight == weight) return;
+    raise(
+        "the leases of the gradient of '{}' that are open together must be reduced with one weight",
+        gradient.parameter.name);
+  }
+
+  /// This lease's contribution is complete. With the last one of its unit the reduction is issued.
+  void reduce(Gradient& gradient, std::optional<ReductionWeight> weight) {
     gradient.weight = weight;
     gradient.contributed = true;
     if (close(gradient) && gradient.unit->ready == gradient.unit->members.size()) {
@@ -158,11 +180,6 @@ class GradientStore {
   /// Issues what waits for its unit to fill up.
   void flush(Gradient& gradient) {
     if (gradient.ready) flush(*gradient.unit);
-  }
-  void flush() {
-    for (const auto& unit : units_) {
-      if (unit->ready > 0) flush(*unit);
-    }
   }
 
   /// The compute stream may read the stored gradient after this; zeros where nothing was reduced.
@@ -222,7 +239,8 @@ class GradientStore {
       const Registration& first = unit->members.front()->parameter;
       std::size_t unit_landing = 0;
       for (const Gradient* member : unit->members) {
-        unit_landing += engine_.comm.landing_bytes(item(*member, nullptr));
+        const bool scatter = member->parameter.updates_shard();
+        unit_landing += engine_.comm.landing_bytes(item(*member, nullptr), scatter);
       }
       landing = std::max(landing, unit_landing);
       if (first.gradient_in_place()) continue;
@@ -284,9 +302,8 @@ class GradientStore {
     result.landing = landing;
     result.spec.output = gradient.stored;
     result.spec.accumulate = !gradient.fresh;
-    const bool weighted = gradient.weight.total > 0;
-    result.spec.weight = weighted ? gradient.weight.weight : 1;
-    result.spec.scale = 1 / (weighted ? gradient.weight.total : engine_.world());
+    result.spec.weight = gradient.weight ? gradient.weight->share : 1;
+    result.spec.scale = gradient.weight ? 1 : 1.0 / engine_.world();
     return result;
   }
 
@@ -308,7 +325,7 @@ class GradientStore {
       }
       if (padded > 0) {
         items_.push_back(item(*member, landing));
-        landing += engine_.comm.landing_bytes(items_.back());
+        landing += engine_.comm.landing_bytes(items_.back(), scatter);
         bytes += padded * size_of(registration.wire);
       }
       member->ready = false;
@@ -333,6 +350,7 @@ class GradientStore {
       traffic.all_reduce += 2 * sent;
       ++traffic.all_reduce_calls;
     }
+    const Emptied<ReduceItem> emptied{items_};
     engine_.issue(Activity::reduce, name, bytes, [&] {
       const auto info = engine_.info(name);
       if (scatter) {
@@ -341,7 +359,6 @@ class GradientStore {
         engine_.comm.all_reduce(items_, info, engine_.communication.ref());
       }
     });
-    items_.clear();
   }
 
   Engine<Device>& engine_;

@@ -51,16 +51,26 @@ struct FlatParameter : Registration {
   typename Device::Event gathered = {};  ///< communication stream: the last read by a gather
   std::uint64_t version = 1;             ///< of the storage; every write adds 1
   std::uint64_t gathered_version = 0;    ///< of whole()
+  std::size_t index = 0;                 ///< in order of registration
   std::size_t leases = 0;
   bool held = false;  ///< by the plain calls
   ParameterUnit<Device>* unit = nullptr;
   std::size_t unit_offset = 0;  ///< bytes, in the unit's slot
 };
 
+/// Empties a list of items at the end of the scope, also where the call that they are for throws.
+template <class Item>
+struct Emptied {
+  std::vector<Item>& items;
+  ~Emptied() { items.clear(); }
+};
+
 /// What is gathered together: one parameter, or several small ones in registration order.
 template <class Device>
 struct ParameterUnit {
   std::vector<FlatParameter<Device>*> members;
+  bool sharded = false;
+  bool shares_slots = false;
   Slot<Device>* slot = nullptr;
   std::size_t leases = 0;
   std::size_t bytes = 0;
@@ -78,16 +88,20 @@ class ParameterStore {
 
   void add(Parameter& parameter) {
     if (prepared_) {
-      raise("parameter '{}' is registered after the first gather; register all parameters first",
-            parameter.name);
+      raise(
+          "parameter '{}' is registered after the slots were allocated, by the first gather or by "
+          "prepare(); register all parameters first",
+          parameter.name);
     }
     engine_.comm.barrier(engine_.info(parameter.name, fingerprint(parameter)),
                          engine_.communication.ref());
     engine_.communication.synchronize();
+    parameter.index = registered_++;
     parameters_.push_back(&parameter);
   }
 
   void remove(Parameter& parameter) noexcept {
+    while (parameter.leases > 0) close(parameter);
     std::erase(parameters_, &parameter);
     if (parameter.unit != nullptr) std::erase(parameter.unit->members, &parameter);
   }
@@ -163,7 +177,9 @@ class ParameterStore {
     std::uint64_t hash = parameter.layout.hash();
     for (const std::uint64_t part :
          {static_cast<std::uint64_t>(parameter.storage), parameter.strategy.hash(),
-          static_cast<std::uint64_t>(parameter.tied), std::uint64_t{parameters_.size()}}) {
+          static_cast<std::uint64_t>(parameter.tied), std::uint64_t{parameters_.size()},
+          engine_.strategy.hash(), std::uint64_t{engine_.options.open_parameters},
+          std::uint64_t{engine_.options.open_gradients}}) {
       hash = (hash ^ part) * 0x100000001b3ull;
     }
     return hash;
@@ -177,6 +193,8 @@ class ParameterStore {
       Parameter& parameter = *parameters_[i];
       if (unit_of[i] == units_.size()) units_.push_back(std::make_unique<Unit>());
       Unit& unit = *units_.back();
+      unit.sharded = parameter.sharded();
+      unit.shares_slots = parameter.shares_slots();
       parameter.unit = &unit;
       parameter.unit_offset = unit.bytes;
       unit.members.push_back(&parameter);
@@ -190,9 +208,8 @@ class ParameterStore {
     std::size_t count = 0;
     std::size_t dedicated = 0;
     for (const auto& unit : units_) {
-      const Registration& first = *unit->members.front();
-      if (!first.sharded()) continue;
-      if (first.strategy.reshard_after_forward) {
+      if (!unit->sharded) continue;
+      if (unit->shares_slots) {
         largest = std::max(largest, unit->bytes);
         ++count;
       } else {
@@ -218,9 +235,7 @@ class ParameterStore {
           cap, dedicated);
     }
     for (const auto& unit : units_) {
-      const Registration& first = *unit->members.front();
-      if (!first.sharded() || first.strategy.reshard_after_forward) continue;
-      pool_.dedicate(unit->slot, unit->bytes);
+      if (unit->sharded && !unit->shares_slots) pool_.dedicate(unit->slot, unit->bytes);
     }
     pool_.share(slots, largest);
   }
@@ -230,7 +245,7 @@ class ParameterStore {
     wanted_.clear();
     for (Parameter* parameter : wanted) {
       Unit* unit = parameter->unit;
-      if (!parameter->sharded() || !parameter->strategy.reshard_after_forward) continue;
+      if (!unit->shares_slots) continue;
       if (unit->leases > 0 || std::find(wanted_.begin(), wanted_.end(), unit) != wanted_.end()) {
         continue;
       }
@@ -238,18 +253,13 @@ class ParameterStore {
     }
     std::size_t open = 0;
     for (const auto& unit : units_) {
-      if (unit->leases > 0 && unit->members.front()->sharded() &&
-          unit->members.front()->strategy.reshard_after_forward) {
-        ++open;
-      }
+      if (unit->leases > 0 && unit->shares_slots) ++open;
     }
     if (open + wanted_.size() <= pool_.shared_count()) return;
     std::string holders;
     for (const auto& unit : units_) {
       for (const Parameter* member : unit->members) {
-        if (member->leases == 0 || !member->sharded() || !member->strategy.reshard_after_forward) {
-          continue;
-        }
+        if (member->leases == 0 || !unit->shares_slots) continue;
         holders += fmt::format("{}'{}'", holders.empty() ? "" : ", ", member->name);
       }
     }
@@ -261,7 +271,7 @@ class ParameterStore {
 
   // Queues what the unit lacks; false where it needs a slot and may not have one.
   bool fetch(Unit& unit, bool insist) {
-    const bool sharded = unit.members.front()->sharded();
+    const bool sharded = unit.sharded;
     if (sharded && unit.slot == nullptr) {
       if (!pool_.acquire(unit.slot, insist)) return false;
       for (Parameter* member : unit.members) member->gathered_version = 0;
@@ -307,10 +317,10 @@ class ParameterStore {
       const auto world = static_cast<std::size_t>(engine_.world());
       engine_.statistics.traffic.all_gather += sent * (world - 1);
       ++engine_.statistics.traffic.all_gather_calls;
+      const Emptied<GatherItem> emptied{items_};
       engine_.issue(Activity::gather, name, sent * world, [&] {
         engine_.comm.all_gather(items_, engine_.info(name), engine_.communication.ref());
       });
-      items_.clear();
     }
     if (fetched_.empty()) return;
     const auto done = engine_.communication.record();
@@ -325,6 +335,7 @@ class ParameterStore {
   std::vector<GatherItem> items_;
   std::vector<Parameter*> fetched_;
   std::vector<Unit*> wanted_;
+  std::size_t registered_ = 0;
   bool prepared_ = false;
 };
 

@@ -46,6 +46,10 @@ struct Registration {
   [[nodiscard]] bool storage_is_whole() const noexcept {
     return !sharded() && (!updates_shard() || lease == storage);
   }
+  /// Gathered into a slot that it shares with others.
+  [[nodiscard]] bool shares_slots() const noexcept {
+    return sharded() && strategy.reshard_after_forward;
+  }
   /// A replicated copy in the lease type stands beside the storage.
   [[nodiscard]] bool has_copy() const noexcept { return !sharded() && lease != storage; }
   [[nodiscard]] std::size_t lease_bytes() const noexcept {
@@ -74,19 +78,23 @@ struct Registration {
 };
 
 /// Which consecutive entries travel together: entry i belongs to unit result[i]. `bytes(entry)` of
-/// a unit add up to at most bucket_bytes; entries join only where everything that decides their
+/// a unit add up to at most bucket_bytes, and it has at most 1024 members, so that a stream's queue
+/// takes its collective; entries join only where everything that decides their
 /// treatment is equal, and `together(entry, entry)` agrees.
 template <class Bytes, class Together>
 [[nodiscard]] std::vector<std::size_t> group_units(std::span<const Registration* const> entries,
                                                    Bytes bytes, Together together) {
   std::vector<std::size_t> units;
   std::size_t filled = 0;
+  std::size_t members = 0;
   const Registration* previous = nullptr;
   for (const Registration* entry : entries) {
     const std::size_t size = bytes(*entry);
     const bool joins = previous != nullptr && previous->strategy == entry->strategy &&
                        previous->storage == entry->storage && !previous->tied && !entry->tied &&
-                       filled + size <= entry->strategy.bucket_bytes && together(*previous, *entry);
+                       filled + size <= entry->strategy.bucket_bytes && members < 1024 &&
+                       together(*previous, *entry);
+    members = joins ? members + 1 : 1;
     filled = joins ? filled + size : size;
     units.push_back(units.empty() ? 0 : units.back() + (joins ? 0 : 1));
     previous = entry;

@@ -1,10 +1,10 @@
 #pragma once
 
-#include <cmath>
 #include <concepts>
 #include <cstddef>
 
 #include "../core/host_device.hpp"
+#include "../core/math.hpp"
 
 #if defined(__SSE2__) && !defined(__CUDA_ARCH__)
 #include <emmintrin.h>
@@ -35,20 +35,17 @@ struct LanesOf<double> {
 template <std::floating_point Real>
 using Lanes = typename detail::LanesOf<Real>::type;
 
-/// The correctly rounded square root; NaN below 0.
-SHARDWISE_HOST_DEVICE inline float square_root(float x) noexcept { return std::sqrt(x); }
-SHARDWISE_HOST_DEVICE inline double square_root(double x) noexcept { return std::sqrt(x); }
-
+/// square_root of core/math.hpp, in each lane.
 #if defined(__SSE2__) && !defined(__CUDA_ARCH__)
 inline FloatLanes square_root(FloatLanes x) noexcept { return _mm_sqrt_ps(x); }
 inline DoubleLanes square_root(DoubleLanes x) noexcept { return _mm_sqrt_pd(x); }
 #else
 inline FloatLanes square_root(FloatLanes x) noexcept {
-  for (std::size_t i = 0; i < sizeof(x) / sizeof(x[0]); ++i) x[i] = std::sqrt(x[i]);
+  for (std::size_t i = 0; i < sizeof(x) / sizeof(x[0]); ++i) x[i] = square_root(x[i]);
   return x;
 }
 inline DoubleLanes square_root(DoubleLanes x) noexcept {
-  for (std::size_t i = 0; i < sizeof(x) / sizeof(x[0]); ++i) x[i] = std::sqrt(x[i]);
+  for (std::size_t i = 0; i < sizeof(x) / sizeof(x[0]); ++i) x[i] = square_root(x[i]);
   return x;
 }
 #endif

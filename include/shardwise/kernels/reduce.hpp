@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -12,6 +11,7 @@
 #include "../core/dtype.hpp"
 #include "../core/reduce_spec.hpp"
 #include "canonical_sum.hpp"
+#include "cast.hpp"
 
 namespace shardwise::inline v0_1 {
 
@@ -40,23 +40,6 @@ template <class T>
         static_cast<Unsigned>(static_cast<Unsigned>(a) + static_cast<Unsigned>(b)));
   } else {
     return a + b;
-  }
-}
-
-/// Rounds once: double to a 16-bit type through float would round twice, unless the first step
-/// rounds to odd (Boldo and Melquiond, 2008).
-template <class Out, class In>
-[[nodiscard]] constexpr Out round_to(In value) noexcept {
-  if constexpr (std::same_as<In, double> && sizeof(Out) == 2) {
-    const auto nearest = static_cast<float>(value);
-    auto bits = std::bit_cast<std::uint32_t>(nearest);
-    const double back = nearest;
-    if (back != value && value == value && (bits & 1u) == 0) {
-      bits = (back < 0 ? -back : back) > (value < 0 ? -value : value) ? bits - 1 : bits + 1;
-    }
-    return Out(std::bit_cast<float>(bits));
-  } else {
-    return static_cast<Out>(value);
   }
 }
 
@@ -138,7 +121,7 @@ inline void finish_block(const Sum* __restrict sums, Out* __restrict out,
       Wide old = 0;  // adding it turns -0 into +0, as accumulation onto zeroed storage does
       if constexpr (Accumulate) old = static_cast<Wide>(out[k]);
       const Sum scaled = scale * sums[k];  // by 1 changes no bit
-      out[k] = round_to<Out>(old + static_cast<Wide>(scaled));
+      out[k] = cast_element<Out>(old + static_cast<Wide>(scaled));
     }
   }
 }

@@ -1,9 +1,9 @@
 #pragma once
 
 #include <array>
-#include <cmath>
 #include <cstdint>
 
+#include "../core/math.hpp"
 #include "optimizer.hpp"
 
 namespace shardwise::inline v0_1 {
@@ -43,8 +43,8 @@ struct Adam {
             static_cast<Real>(beta2),
             static_cast<Real>(1 - beta1),
             static_cast<Real>(1 - beta2),
-            static_cast<Real>(rate / (1 - std::pow(beta1, t))),
-            static_cast<Real>(1 / std::sqrt(1 - std::pow(beta2, t))),
+            static_cast<Real>(rate / (1 - detail::power(beta1, t))),
+            static_cast<Real>(1 / square_root(1 - detail::power(beta2, t))),
             static_cast<Real>(epsilon)};
   }
 

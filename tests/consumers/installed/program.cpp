@@ -7,7 +7,8 @@ int main() {
   shardwise::run_ranks(2, [](shardwise::Communicator& comm) {
     shardwise::Context context(comm);
     shardwise::ShardedParameter<float> parameter(context, {{"weight", {3, 5}}});
-    parameter.initialize([](const auto&, std::size_t element) { return static_cast<float>(element); });
+    parameter.initialize(
+        [](const auto&, std::size_t element) { return static_cast<float>(element); });
     auto lease = parameter.gather();
     double sum = 0;
     for (const float value : lease["weight"]) sum += value;
