@@ -185,7 +185,8 @@ void softmax_causal(float* scores, std::size_t rows, float scale) {
 }
 
 void attention_forward(const GptShape& shape, Activations::Block& block, std::size_t sequences) {
-  const float scale = 1 / std::sqrt(static_cast<float>(shape.width / shape.heads));
+  const std::size_t head_width = shape.width / shape.heads;
+  const float scale = 1 / std::sqrt(static_cast<float>(head_width));
   const float* qkv = block.qkv.data();
   for (std::size_t sequence = 0; sequence < sequences; ++sequence) {
     for (std::size_t i = 0; i < shape.heads; ++i) {
@@ -201,7 +202,8 @@ void attention_forward(const GptShape& shape, Activations::Block& block, std::si
 /// From the gradient of `mixed` to that of `qkv`.
 void attention_backward(const GptShape& shape, const Activations::Block& block,
                         const float* d_mixed, float* d_qkv, Activations& a) {
-  const float scale = 1 / std::sqrt(static_cast<float>(shape.width / shape.heads));
+  const std::size_t head_width = shape.width / shape.heads;
+  const float scale = 1 / std::sqrt(static_cast<float>(head_width));
   const float* qkv = block.qkv.data();
   const std::size_t rows = shape.sequence;
   for (std::size_t sequence = 0; sequence < a.sequences; ++sequence) {

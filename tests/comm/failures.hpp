@@ -27,8 +27,8 @@ inline constexpr bool sanitized = false;
 inline constexpr bool sanitized = false;
 #endif
 
-/// Ends the process, naming the case, where one case takes half a minute or more: a hang must not look like a
-/// slow machine.
+/// Ends the process, naming the case, where one case takes half a minute or more: a hang must not
+/// look like a slow machine.
 class Watchdog {
  public:
   Watchdog() : thread_([this] { watch(); }) {}

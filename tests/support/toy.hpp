@@ -18,7 +18,8 @@ namespace shardwise::test {
 
 /// A number in [-0.5, 0.5) that depends on its arguments alone.
 inline float noise(std::uint64_t a, std::uint64_t b, std::uint64_t c = 0) {
-  std::uint64_t x = a * 0x9e3779b97f4a7c15ull + b * 0xbf58476d1ce4e5b9ull + c * 0x94d049bb133111ebull;
+  std::uint64_t x =
+      a * 0x9e3779b97f4a7c15ull + b * 0xbf58476d1ce4e5b9ull + c * 0x94d049bb133111ebull;
   x ^= x >> 31;
   x *= 0xd6e8feb86659fd93ull;
   x ^= x >> 32;
@@ -49,7 +50,7 @@ struct ToyRun {
 struct ToyResult {
   std::uint64_t hash = 0;  ///< of all values after the last step
   std::vector<double> norms;
-  Traffic traffic;         ///< of the last step
+  Traffic traffic;  ///< of the last step
   Bytes held;
   MemoryPlan plan;
   std::size_t peak = 0;

@@ -12,8 +12,8 @@
 
 namespace shardwise::inline v0_1 {
 
-/// The CPU as a device: where buffers come from, what a stream is, how a functor runs over elements.
-/// Every device has these members.
+/// The CPU as a device: where buffers come from, what a stream is, how a functor runs over
+/// elements. Every device has these members.
 struct HostDevice {
   using Stream = HostStream;
   using Event = HostEvent;
@@ -24,11 +24,11 @@ struct HostDevice {
 
   /// Uninitialised memory; std::bad_alloc where there is none.
   [[nodiscard]] static void* allocate(std::size_t bytes) {
-    return ::operator new(bytes, std::align_val_t{alignment});
+    return ::operator new (bytes, std::align_val_t{alignment});
   }
   static void deallocate(void* pointer, std::size_t /*bytes*/) noexcept {
     // clang has no sized form by default
-    ::operator delete(pointer, std::align_val_t{alignment});
+    ::operator delete (pointer, std::align_val_t{alignment});
   }
 
   /// Zeroes `bytes` at `destination` in stream order.
