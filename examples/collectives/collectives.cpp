@@ -1,6 +1,5 @@
 // Collectives on their own, without the sharded types: four ranks average a vector, collect their
-// parts, and agree on a few numbers. With mpi.hpp in place of thread.hpp the same function runs on
-// processes.
+// parts, and agree on a few numbers.
 
 #include <cstdio>
 #include <shardwise/comm/collectives.hpp>
