@@ -1,18 +1,31 @@
 #include <fmt/core.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <exception>
+#include <string>
 
 #include "options.hpp"
 #include "report.hpp"
 #include "train.hpp"
+
+namespace {
+
+// Single bytes of the model's may be no text for a terminal.
+std::string printable(std::string text) {
+  std::replace_if(
+      text.begin(), text.end(), [](char c) { return c != '\n' && (c < ' ' || c > '~'); }, '?');
+  return text;
+}
+
+}  // namespace
 
 int main(int count, char** arguments) try {
   using namespace train_gpt;
   const Options options = parse_options(count, arguments);
   const Report report =
       options.world_of_one_reference ? plain::train(options) : sharded::train(options);
-  if (options.sample > 0) fmt::print("{}\n\n", report.sample);
+  if (options.sample > 0) fmt::print("sample: {}\n\n", printable(report.sample));
   fmt::print("{}", summary(report));
   if (!options.json.empty()) write_json(report, options.json);
   return 0;
