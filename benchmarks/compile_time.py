@@ -26,12 +26,14 @@ def seconds(line, text):
 
 
 def compare(line, repeats):
-    """The medians of both, measured in turn."""
+    """The medians of both, measured in turn, and that of the ratios within a turn: a machine whose speed
+    drifts changes both sides of a turn alike."""
     times = {OURS: [], THEIRS: []}
     for _ in range(repeats):
         for header, values in times.items():
             values.append(seconds(line, f"#include <{header}>\n"))
-    return statistics.median(times[OURS]), statistics.median(times[THEIRS])
+    ratios = [ours / theirs for ours, theirs in zip(times[OURS], times[THEIRS])]
+    return (statistics.median(values) for values in (times[OURS], times[THEIRS], ratios))
 
 
 def reached(line, text):
@@ -45,7 +47,7 @@ def main():
     parser.add_argument("--compiler", default="g++")
     parser.add_argument("--include", type=pathlib.Path, required=True)
     parser.add_argument("--system", default="", help="further include directories, separated by ;")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--headers", type=int, default=10, help="how many headers to list; 0: none")
     options = parser.parse_args()
     options.include = options.include.resolve()
@@ -59,9 +61,9 @@ def main():
     print(f"{'':24}{'shardwise':>12}{'nlohmann':>12}{'ratio':>8}")
     ratios = []
     for name, flags in (("-fsyntax-only", ["-fsyntax-only"]), ("-O2 -c", ["-O2", "-c", "-o", os.devnull])):
-        ours, theirs = compare([*base, *flags, *source], options.repeats)
-        ratios.append(ours / theirs)
-        print(f"{name:24}{ours:12.3f}{theirs:12.3f}{ours / theirs:8.3f}", flush=True)
+        ours, theirs, ratio = compare([*base, *flags, *source], options.repeats)
+        ratios.append(ratio)
+        print(f"{name:24}{ours:12.3f}{theirs:12.3f}{ratio:8.3f}", flush=True)
 
     if options.headers:
         syntax = [*base, "-fsyntax-only", *source]
