@@ -38,7 +38,7 @@ class Context {
       : engine_(communicator, strategy, options), parameters_(engine_), gradients_(engine_) {}
   Context(const Context&) = delete;
   Context& operator=(const Context&) = delete;
-  /// Waits for what is under way; bounded by the time-out, and short where an exception unwinds.
+  /// Waits for what this rank issued, also where an exception unwinds; bounded by the time-out.
   ~Context() { engine_.quiesce(); }
 
   [[nodiscard]] int rank() const noexcept { return engine_.rank(); }

@@ -162,7 +162,7 @@ class Engine {
     if (options.observer != nullptr) options.observer->record({activity, name, bytes, begin, end});
   }
 
-  /// Scalars that fit from the beginning: what Context's own group scalars need.
+  /// Scalars that fit before any gradient is there: more than Context::weigh needs.
   static constexpr std::size_t fixed_scalars = 4;
 
   Communicator& comm;

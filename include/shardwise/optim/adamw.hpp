@@ -3,7 +3,7 @@
 #include <array>
 #include <cstdint>
 
-#include "../core/math.hpp"
+#include "adam_moments.hpp"
 #include "optimizer.hpp"
 
 namespace shardwise::inline v0_1 {
@@ -31,30 +31,22 @@ struct AdamW {
 
   template <class Real>
   struct Constants {
-    Real decay, beta1, beta2, one_minus_beta1, one_minus_beta2, step_size, inverse_root, epsilon;
+    Real decay;
+    detail::AdamMoments<Real> moments;
   };
 
   template <class Real>
   [[nodiscard]] Constants<Real> constants(std::uint64_t step, const TensorOptions& options) const {
     const double rate = learning_rate * options.learning_rate;
-    const auto t = static_cast<double>(step);
     return {static_cast<Real>(1 - rate * (weight_decay * options.weight_decay)),
-            static_cast<Real>(beta1),
-            static_cast<Real>(beta2),
-            static_cast<Real>(1 - beta1),
-            static_cast<Real>(1 - beta2),
-            static_cast<Real>(rate / (1 - detail::power(beta1, t))),
-            static_cast<Real>(1 / square_root(1 - detail::power(beta2, t))),
-            static_cast<Real>(epsilon)};
+            detail::AdamMoments<Real>::at(step, rate, beta1, beta2, epsilon)};
   }
 
   template <class Real, class Value>
   SHARDWISE_HOST_DEVICE static void update(const Constants<Real>& c, Value& p, Value g, Value& m,
                                            Value& v) {
     p = p * c.decay;
-    m = c.beta1 * m + c.one_minus_beta1 * g;
-    v = c.beta2 * v + c.one_minus_beta2 * (g * g);
-    p = p - c.step_size * (m / (square_root(v) * c.inverse_root + c.epsilon));
+    c.moments.update(p, g, m, v);
   }
 
   /// UsageError unless learning_rate, epsilon and weight_decay are not negative and the betas in
