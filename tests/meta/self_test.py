@@ -7,6 +7,7 @@ import types
 import unittest
 
 import check_compile_fail
+import check_docs
 import check_headers_alone
 import check_includes
 import check_statics
@@ -145,6 +146,23 @@ class Statics(WithDirectory):
 
     def test_others_are_not_ours(self):
         self.assertEqual(self.found("namespace other { inline int n = 1; int f() { return ++n; } }"), [])
+
+
+class Docs(unittest.TestCase):
+    FORWARD = "struct Options;\nclass Context;\ntemplate <class T>\nclass Lease;\n"
+    GOOD = {("page", "index"), ("class", "shardwise::Context"), ("struct", "shardwise::Options"),
+            ("class", "shardwise::Lease"), ("variable", "shardwise::Options::detail")}
+
+    def test_good(self):
+        self.assertEqual(check_docs.check(self.GOOD, self.FORWARD), [])
+
+    def test_refuses(self):
+        for missing in self.GOOD - {("variable", "shardwise::Options::detail")}:
+            self.assertEqual(len(check_docs.check(self.GOOD - {missing}, self.FORWARD)), 1, missing)
+        for kind, name in (("namespace", "shardwise::detail"), ("class", "shardwise::detail::Store"),
+                           ("class", "v0_1::Context"), ("namespace", "shardwise::v0_1")):
+            self.assertEqual(check_docs.check(self.GOOD | {(kind, name)}, self.FORWARD), [f"{name} is in the reference"])
+        self.assertIn("fwd.hpp declares nothing", check_docs.check(self.GOOD, ""))
 
 
 class CompileFail(WithDirectory):
