@@ -45,7 +45,8 @@ def public_headers(root):
 
 def preprocessed_lines(line, text):
     """Lines that a unit has for the compiler proper, without empty ones and marks of the preprocessor."""
-    done = subprocess.run([*line, "-E", "-P", "-x", "c++", "-"], input=text, text=True, capture_output=True, check=True)
+    done = subprocess.run([*line, "-E", "-P", "-x", "c++", "-"], input=text, text=True, capture_output=True,
+                          check=True)
     return sum(bool(row.strip()) for row in done.stdout.splitlines())
 
 
@@ -103,7 +104,8 @@ def main():
 
     if options.header_repeats:
         empty = seconds([*base, "-fsyntax-only", *source], "\n")
-        print(f"\nProcessor seconds, median of {options.header_repeats}; an empty unit takes {empty:.3f}\n", flush=True)
+        print(f"\nProcessor seconds, median of {options.header_repeats}; an empty unit takes {empty:.3f}\n",
+              flush=True)
         for row in table(base, options.include, options.header_repeats):
             print(row)
 

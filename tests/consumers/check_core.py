@@ -78,12 +78,8 @@ def plain():
     place.shell_of_readme("-I shardwise/include", options.compiler, 20)
 
 
-def plain_of_another_compiler():
-    place.shell_of_readme("-I shardwise/include", options.other_compiler, "2b")
-
-
 if __name__ == "__main__":
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        from_source = pool.submit(in_order, subdirectory, fetched, plain, plain_of_another_compiler)
+        from_source = pool.submit(in_order, subdirectory, fetched, plain)
         failures = in_order(installed, component_sets, moved) + from_source.result()
     sys.exit(1 if failures else 0)

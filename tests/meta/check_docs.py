@@ -19,7 +19,8 @@ def names_in(tag_file):
         name = compound.findtext("name")
         found.add((compound.get("kind"), name))
         if compound.get("kind") in SCOPES:
-            found |= {(member.get("kind"), f"{name}::{member.findtext('name')}") for member in compound.iter("member")}
+            found |= {(member.get("kind"), f"{name}::{member.findtext('name')}")
+                      for member in compound.iter("member")}
     return found
 
 

@@ -52,7 +52,8 @@ def check_program(line, libraries, name, block):
 
 def check_fragment(line, name, block):
     preamble = re.search(r"<!-- preamble:\n(.*?)-->\s*\Z", block.before, re.DOTALL)
-    unit = FRAGMENT.format(preamble=preamble.group(1) if preamble else "", line=block.line, name=name, text=block.text)
+    unit = FRAGMENT.format(preamble=preamble.group(1) if preamble else "", line=block.line, name=name,
+                           text=block.text)
     good, text = compiling.run([*line, "-Wno-unused", "-fsyntax-only", "-x", "c++", "-"], unit)
     return None if good else f"the fragment does not compile:\n{text}"
 

@@ -163,7 +163,8 @@ class Docs(unittest.TestCase):
             self.assertEqual(len(check_docs.check(self.GOOD - {missing}, self.FORWARD)), 1, missing)
         for kind, name in (("namespace", "shardwise::detail"), ("class", "shardwise::detail::Store"),
                            ("class", "v0_1::Context"), ("namespace", "shardwise::v0_1")):
-            self.assertEqual(check_docs.check(self.GOOD | {(kind, name)}, self.FORWARD), [f"{name} is in the reference"])
+            self.assertEqual(check_docs.check(self.GOOD | {(kind, name)}, self.FORWARD),
+                             [f"{name} is in the reference"])
         self.assertIn("fwd.hpp declares nothing", check_docs.check(self.GOOD, ""))
 
 
@@ -171,21 +172,22 @@ class Programs(WithDirectory):
     PROGRAM = '#include <cstdio>\nint main() {\n  std::puts("it is 3.");\n}\n'
 
     def wrong(self, text):
-        self.write({"shardwise/shardwise.hpp": GOOD, "a.md": text,
-                    "shardwise/comm/thread.hpp": GOOD + "namespace shardwise { struct Communicator { int size; }; }\n"})
+        self.write({"a.md": text, "shardwise/shardwise.hpp": GOOD, "shardwise/comm/thread.hpp":
+                    GOOD + "namespace shardwise { struct Communicator { int size; }; }\n"})
         options = types.SimpleNamespace(**{**vars(OPTIONS), "include": [self.root], "library": []})
         programs, fragments, wrong = check_programs.check(options, self.root / "a.md")
         return programs, fragments, "\n".join(wrong)
 
     def test_good(self):
         text = (f"# A\n```cpp\n{self.PROGRAM}```\nIt prints `it is 3`.\n"
-                "<!-- preamble:\nint n = 0;\n-->\n```cpp\nn += comm.size;\n```\n```\nint main() { no C++\n```\n")
+                "<!-- preamble:\nint n = 0;\n-->\n```cpp\nn += comm.size;\n```\n"
+                "```\nint main() { no C++\n```\n")
         self.assertEqual(self.wrong(text), (1, 1, ""))
 
     def test_refuses(self):
         for text, words in (
                 (f"```cpp\n{self.PROGRAM}```\nIt prints `it is 4`.\n", "does not print 'it is 4'"),
-                (f"```cpp\n{self.PROGRAM}```\n\n```\n```\nIt prints `it is 3`.\n", "the prose after the program says no"),
+                (f"```cpp\n{self.PROGRAM}```\n\n```\n```\nIt prints `it is 3`.\n", "the program says no"),
                 ("text\n```cpp\nint main() { return misspelt; }\n```\nIt prints `x`.\n", "a.md:3:"),
                 ("```cpp\nint main() { return 3; }\n```\nIt prints `x`.\n", "ends with 3"),
                 ("```cpp\nlong n = 1;\nint m = n;\n```\n", "a.md:3:"),
