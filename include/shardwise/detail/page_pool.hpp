@@ -68,6 +68,7 @@ class PagePool {
   /// not larger than the pool. What is lent elsewhere goes there directly where the ranges are of
   /// the same sizes, else by way of the pool. BackendError where the system refuses.
   void lend(std::span<const PageRange> ranges) {
+    if (is_lent_below(ranges)) return;
     if (lent() && recycling_ == Recycling::move && access_ == Access::write &&
         matches(ranges,
                 [](const PageRange& a, const PageRange& b) { return a.bytes == b.bytes; })) {

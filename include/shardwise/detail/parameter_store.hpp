@@ -376,7 +376,7 @@ class ParameterStore {
   // never opened.
   void put_below(Unit& unit) {
     Slot<Device>& slot = *unit.slot;
-    if (slot.pages.is_lent_below(unit.pages)) return;
+    if (slot.pages.is_lent_below(unit.pages)) return;  // and nobody need be waited for
     wait_for_users(slot, unit.members.front()->name);
     slot.pages.lend(unit.pages);
   }
