@@ -1,0 +1,149 @@
+#include <algorithm>
+#include <catch2/catch_test_macros.hpp>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <numbers>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "../../examples/flat_host/gpt.hpp"
+#include "../../examples/flat_host/options.hpp"
+#include "../../examples/flat_host/plain.hpp"
+#include "../../examples/flat_host/train.hpp"
+#include "../../examples/train_gpt/random.hpp"
+
+namespace {
+
+using namespace flat_host;
+using train_gpt::random_bits;
+using train_gpt::to_unit_interval;
+
+double normal(std::uint64_t key, std::uint64_t index) {
+  const double radius = to_unit_interval(random_bits(key, index, 0));
+  const double angle = to_unit_interval(random_bits(key, index, 1));
+  return std::sqrt(-2 * std::log(radius)) * std::cos(2 * std::numbers::pi * angle);
+}
+
+/// The plain trainer's model, three sequences, and parameters far from the ones it starts with, so
+/// that every path carries something.
+struct Problem {
+  explicit Problem(const Config& config) {
+    model.config = config;
+    model.batch = 3;
+    model.num_parameters = describe_parameters(&config, model.table);
+    params.resize(model.num_parameters);
+    grads.resize(model.num_parameters);
+    model.params_memory = params.data();
+    model.grads_memory = grads.data();
+    point_parameters(&model.params, model.table, params.data());
+    point_parameters(&model.grads, model.table, grads.data());
+    model.acts_memory = allocate_activations(&model.acts, &config, model.batch);
+    std::size_t at = 0;
+    for (const TensorInfo& tensor : model.table) {
+      for (std::size_t i = 0; i < tensor.count; ++i, ++at) {
+        params[at] = static_cast<float>(initial_value(&config, tensor.name, i, 3) +
+                                        0.3 * normal(train_gpt::key_of(tensor.name), i));
+      }
+    }
+    inputs.resize(model.batch * config.sequence);
+    targets.resize(inputs.size());
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+      inputs[i] = static_cast<std::uint8_t>(random_bits(1, i) % 7);  // repeated: rows add up
+      targets[i] = static_cast<std::uint8_t>(random_bits(2, i) % 7);
+    }
+  }
+  Problem(const Problem&) = delete;
+  Problem& operator=(const Problem&) = delete;
+  ~Problem() { std::free(model.acts_memory); }
+
+  double loss() {
+    plain::gpt_forward(&model, inputs.data(), targets.data());
+    return model.mean_loss;
+  }
+
+  /// The slope of the loss along a direction of some parameters, by central differences.
+  double slope(std::span<float> tensor, const std::vector<double>& direction) {
+    constexpr double step = 1e-2;
+    const std::vector<float> kept(tensor.begin(), tensor.end());
+    const auto loss_at = [&](double distance) {
+      for (std::size_t i = 0; i < tensor.size(); ++i) {
+        tensor[i] = static_cast<float>(static_cast<double>(kept[i]) + distance * direction[i]);
+      }
+      return loss();
+    };
+    const double result = (loss_at(step) - loss_at(-step)) / (2 * step);
+    std::copy(kept.begin(), kept.end(), tensor.begin());
+    return result;
+  }
+
+  plain::Model model{};
+  std::vector<float> params;
+  std::vector<float> grads;
+  std::vector<std::uint8_t> inputs;
+  std::vector<std::uint8_t> targets;
+};
+
+void require_slopes(const Config& config) {
+  Problem problem(config);
+  problem.loss();
+  plain::gpt_backward(&problem.model);
+  const std::vector<float> gradient = problem.grads;
+
+  std::size_t first = 0;
+  for (const TensorInfo& tensor : problem.model.table) {
+    const std::size_t count = tensor.rows * tensor.columns;
+    for (std::size_t l = 0; l < tensor.count / count; ++l, first += count) {
+      INFO(tensor.name << ", layer " << l);
+      const std::span<const float> g(&gradient[first], count);
+      double squares = 0;
+      for (const float value : g) squares += std::pow(static_cast<double>(value), 2);
+      const double length = std::sqrt(squares);
+      REQUIRE(length > 1e-4);
+
+      // Along the gradient the slope is its length; along any direction it is the projection.
+      for (const std::uint64_t random : {0u, 1u, 2u}) {
+        std::vector<double> direction(count);
+        double size = 0, expected = 0;
+        for (std::size_t i = 0; i < count; ++i) {
+          direction[i] = random == 0 ? static_cast<double>(g[i]) : normal(random, i);
+          size += direction[i] * direction[i];
+        }
+        for (std::size_t i = 0; i < count; ++i) {
+          direction[i] /= std::sqrt(size);
+          expected += direction[i] * static_cast<double>(g[i]);
+        }
+        const double found =
+            problem.slope(std::span(problem.params).subspan(first, count), direction);
+        CAPTURE(random, expected, found);
+        CHECK(std::abs(found - expected) < 2e-3 * length + 1e-4);
+      }
+    }
+  }
+  REQUIRE(first == problem.model.num_parameters);
+}
+
+}  // namespace
+
+TEST_CASE("the flat trainer's backward pass is the slope of the loss") {
+  SECTION("small") { require_slopes({.layers = 2, .channels = 16, .heads = 2, .sequence = 6}); }
+  SECTION("one head, one layer, rows that four does not divide") {
+    require_slopes({.layers = 1, .channels = 24, .heads = 1, .sequence = 9});
+  }
+}
+
+TEST_CASE("the flat trainer's gradients add to what is there") {
+  Problem problem({.layers = 1, .channels = 8, .heads = 2, .sequence = 4});
+  problem.loss();
+  plain::gpt_backward(&problem.model);
+  const std::vector<float> once = problem.grads;
+  plain::gpt_backward(&problem.model);
+  // Sums of several addends grow by rounding too.
+  double worst = 0;
+  for (std::size_t i = 0; i < once.size(); ++i) {
+    worst = std::max(worst, static_cast<double>(std::abs(problem.grads[i] - 2 * once[i])));
+  }
+  CHECK(worst < 1e-6);
+}
