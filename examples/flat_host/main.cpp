@@ -15,12 +15,13 @@ int main(int count, char** arguments) try {
     std::fprintf(stderr, "flat_host: %s\n\n%s", wrong, help);
     return 2;
   }
-  const Result result = plain::train(options);
+  const Result result = options.plain ? plain::train(options) : sharded::train(options);
+  const Bytes& bytes = result.bytes;
   std::printf(
-      "%zu parameters, %.2f MiB of them, of gradients and of moments on a rank at rest\n",
-      result.parameters.size(),
-      static_cast<double>(result.parameter_bytes + result.gradient_bytes + result.optimizer_bytes) /
-          (1 << 20));
+      "%zu parameters; each rank holds %zu B of parameters, %zu of gradients, %zu of moments, "
+      "%zu beside\n",
+      result.parameters.size(), bytes.parameters, bytes.gradients, bytes.optimizer_state,
+      bytes.other);
   std::printf("loss %.6f -> %.6f, parameters %016" PRIx64 "\n", result.loss.front(),
               result.loss.back(), hash_of(result.parameters.data(), result.parameters.size()));
   return 0;

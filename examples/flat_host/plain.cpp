@@ -196,26 +196,30 @@ void gpt_update(Model* model, const Options* o, std::size_t t) {
   }
 }
 
-Result train(const Options& options) {
-  const train_gpt::Text text = train_gpt::Text::load(options.text);
-  text.require(options.config.sequence);
-  Result result;
+void run(const Options* options, Result* result) {
+  const train_gpt::Text text = train_gpt::Text::load(options->text);
+  text.require(options->config.sequence);
   Model model{};
-  gpt_build(&model, &options, options.batch);
-  train_gpt::Batch batch(options.batch, options.config.sequence);
-  for (std::size_t step = 0; step < options.steps; ++step) {
-    batch.read(text, options.seed, step, 0);
+  gpt_build(&model, options, options->batch);
+  train_gpt::Batch batch(model.batch, options->config.sequence);
+  for (std::size_t step = 0; step < options->steps; ++step) {
+    batch.read(text, options->seed, step, 0);
     gpt_forward(&model, batch.inputs().data(), batch.targets().data());
     gpt_zero_grad(&model);
     gpt_backward(&model);
-    gpt_update(&model, &options, step + 1);
-    result.loss.push_back(model.mean_loss);
-    if (!options.quiet) std::printf("step %zu  loss %.6f\n", step, result.loss.back());
+    gpt_update(&model, options, step + 1);
+    result->loss.push_back(model.mean_loss);
+    if (!options->quiet) std::printf("step %zu  loss %.6f\n", step, result->loss.back());
   }
-  result.parameters.assign(model.params_memory, model.params_memory + model.num_parameters);
-  result.parameter_bytes = result.gradient_bytes = model.num_parameters * sizeof(float);
-  result.optimizer_bytes = 2 * model.num_parameters * sizeof(float);
+  const std::size_t bytes = model.num_parameters * sizeof(float);
+  result->bytes = {.parameters = bytes, .gradients = bytes, .optimizer_state = 2 * bytes};
+  result->parameters.assign(model.params_memory, model.params_memory + model.num_parameters);
   gpt_free(&model);
+}
+
+Result train(const Options& options) {
+  Result result;
+  run(&options, &result);
   return result;
 }
 
