@@ -75,7 +75,9 @@ void gpt_build(Model* model, const Options* options, std::size_t batch,
   };
   const auto layer = tensors.begin() + first_stacked, norm = tensors.begin() + end_stacked;
   add({tensors.begin(), layer}, {.name = "embedding", .tied = true});
-  for (const Tensors& l : shardwise::stacked(options->config.layers, {layer, norm})) add(l, {});
+  const auto layers = shardwise::stacked(options->config.layers, {layer, norm});
+  for (std::size_t l = 0; l < layers.size(); ++l)
+    add(layers[l], {.name = fmt::format("layer {}", l)});
   add({norm, tensors.end()}, {.name = "final norm"});
   model->params_arena->check_coverage();
   model->acts_memory = allocate_activations(&model->acts, &model->config, batch);
@@ -238,7 +240,9 @@ void run(const Options* options, shardwise::Context<>& context, Result* result) 
   const shardwise::Bytes held = context.held();
   result->bytes = {held.parameters, held.gradients, held.optimizer_state, held.slots + held.crumbs};
   const auto full = full_parameters(context);
-  result->parameters.assign(model.params_memory, model.params_memory + model.num_parameters);
+  if (rank == 0) {
+    result->parameters.assign(model.params_memory, model.params_memory + model.num_parameters);
+  }
   gpt_free(&model);
 }
 
