@@ -213,7 +213,8 @@ void run(const Options* options, Result* result) {
   }
   const std::size_t bytes = model.num_parameters * sizeof(float);
   result->bytes = {.parameters = bytes, .gradients = bytes, .optimizer_state = 2 * bytes};
-  result->parameters.assign(model.params_memory, model.params_memory + model.num_parameters);
+  const float* const p = model.params_memory;
+  result->parameters.assign(p, p + model.num_parameters);
   gpt_free(&model);
 }
 

@@ -73,12 +73,12 @@ void gpt_build(Model* model, const Options* options, std::size_t batch,
       return initial_value(&model->config, tensor.name.c_str(), i, options->seed);
     });
   };
-  const auto layer = tensors.begin() + first_stacked, norm = tensors.begin() + end_stacked;
-  add({tensors.begin(), layer}, {.name = "embedding", .tied = true});
-  const auto layers = shardwise::stacked(options->config.layers, {layer, norm});
-  for (std::size_t l = 0; l < layers.size(); ++l)
-    add(layers[l], {.name = fmt::format("layer {}", l)});
-  add({norm, tensors.end()}, {.name = "final norm"});
+  const auto first = tensors.begin() + first_stacked, end = tensors.begin() + end_stacked;
+  add({tensors.begin(), first}, {.name = "embedding", .tied = true});
+  const auto layer = shardwise::stacked(options->config.layers, {first, end});
+  for (std::size_t l = 0; l < layer.size(); ++l)
+    add(layer[l], {.name = fmt::format("layer {}", l)});
+  add({end, tensors.end()}, {.name = "final norm"});
   model->params_arena->check_coverage();
   model->acts_memory = allocate_activations(&model->acts, &model->config, batch);
 }
@@ -240,9 +240,8 @@ void run(const Options* options, shardwise::Context<>& context, Result* result) 
   const shardwise::Bytes held = context.held();
   result->bytes = {held.parameters, held.gradients, held.optimizer_state, held.slots + held.crumbs};
   const auto full = full_parameters(context);
-  if (rank == 0) {
-    result->parameters.assign(model.params_memory, model.params_memory + model.num_parameters);
-  }
+  const float* const p = model.params_memory;
+  if (rank == 0) result->parameters.assign(p, p + model.num_parameters);
   gpt_free(&model);
 }
 

@@ -262,3 +262,48 @@ TEST_CASE("a rank holds its part of the flat trainer's state and no more") {
     CHECK(bytes.parameters >= 4 * part);  // it is there at all
   }
 }
+
+TEST_CASE("the flat trainer's command line is read whole or refused") {
+  const auto wrong = [](std::vector<const char*> arguments, Options* options) {
+    arguments.insert(arguments.begin(), "flat_host");
+    return parse_options(options, static_cast<int>(arguments.size()), arguments.data());
+  };
+  Options options;
+  REQUIRE(wrong({"--ranks", "3",     "--strategy", "zero1",  "--debug",    "--steps", "7",
+                 "--batch", "6",     "--layers",   "1",      "--channels", "8",       "--heads",
+                 "2",       "--seq", "5",          "--seed", "9",          "--lr",    "0.5",
+                 "--text",  "file",  "--plain",    "--quiet"},
+                &options) == nullptr);
+  CHECK(options.ranks == 3);
+  CHECK(options.strategy == std::string_view("zero1"));
+  CHECK(options.debug);
+  CHECK(options.steps == 7);
+  CHECK(options.batch == 6);
+  CHECK(options.config.layers == 1);
+  CHECK(options.config.channels == 8);
+  CHECK(options.config.heads == 2);
+  CHECK(options.config.sequence == 5);
+  CHECK(options.seed == 9);
+  CHECK(options.learning_rate == 0.5);
+  CHECK(options.text == std::string_view("file"));
+  CHECK(options.plain);
+  CHECK(options.quiet);
+
+  for (const std::vector<const char*>& bad : {std::vector{"--rank", "2"},
+                                              {"--steps"},
+                                              {"--steps", "-1"},
+                                              {"--steps", "2x"},
+                                              {"--steps", "99999999999999999999"},
+                                              {"--steps", "0"},
+                                              {"--ranks", "5"},
+                                              {"--heads", "3"},
+                                              {"--layers", "0"},
+                                              {"--lr", "0"},
+                                              {"--lr", "nan"},
+                                              {"--strategy"},
+                                              {"3"}}) {
+    INFO(bad.front());
+    options = {};
+    CHECK(wrong(bad, &options) != nullptr);
+  }
+}
