@@ -285,12 +285,11 @@ TEST_CASE("a gather that is under way when its pages are needed elsewhere is wai
             if (seen.wrong.size() > 3) return;
           }
         };
-        for (int round = 0; round < 20; ++round) {
-          const std::size_t ahead = static_cast<std::size_t>(round) % 5;
-          const auto other = blocks[(ahead + 1) % 5].gather();
-          blocks[ahead].prefetch();  // never opened
-          check((ahead + 2) % 5);  // takes the slot of what was fetched
-          check((ahead + 3) % 5);
+        for (std::size_t round = 0; round < 20; ++round) {
+          const auto other = blocks[round % 5].gather();
+          blocks[(round + 2) % 5].prefetch();  // never opened
+          check((round + 3) % 5);              // takes its slot
+          check((round + 4) % 5);
         }
         blocks[0].update([](std::span<float>) {});
         seen.expect(resident_bytes(arena.data(), arena.size()) <=
