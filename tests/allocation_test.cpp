@@ -195,6 +195,67 @@ TEST_CASE("steady state makes no heap allocation: fp32") {
 }
 TEST_CASE("steady state makes no heap allocation: bf16") { check_steady_state<bf16, float>({3}); }
 
+TEST_CASE("steady state makes no heap allocation: in the host's memory") {
+  for (const int world : {1, 3}) {
+    for (const Strategy& given : strategies()) {
+      for (const bool overlap : {false, true}) {
+        Strategy strategy = given;
+        strategy.overlap = overlap;
+        INFO(strategy.name() << " world " << world << " overlap " << overlap);
+        const auto steady = on_ranks(world, [&](Communicator& communicator) {
+          constexpr std::size_t wide = 50001, layers = 4;
+          Context context(communicator, strategy);
+          Arena weights(context, layers * wide * sizeof(float));
+          Arena gradient_arena(context, layers * wide * sizeof(float));
+          std::vector<ShardedParameter<float>> parameters;
+          std::vector<ShardedGradient<float>> gradients;
+          std::vector<ShardedOptimizerState<AdamW>> states;
+          for (const auto& tensors : stacked(layers, {{"wide", weights.as<float>(), {wide}}})) {
+            parameters.emplace_back(context, tensors);
+            gradients.emplace_back(parameters.back(), gradient_arena);
+            states.emplace_back(parameters.back());
+          }
+          ShardedParameter<float> own(context, {{"own", {1000}}, {"none", {0}}},
+                                      {.residency = Residency::host_buffer});
+          ShardedGradient own_gradient(own, Residency::host_buffer);
+          std::vector<float> buffer(1000);
+          float* const buffers[] = {buffer.data(), nullptr};
+          std::uint64_t counted = 0;
+          for (int step = 0; step < 6; ++step) {
+            if (step == 2) {
+              context.barrier();
+              if (context.rank() == 0) allocations = 0;
+              context.barrier();
+            }
+            for (auto& parameter : parameters) {
+              parameter.ensure_gathered();
+              parameter.release();
+            }
+            own.ensure_gathered_into<float>(buffers);
+            own.release();
+            own_gradient.reduce_from<float>(buffers);
+            for (std::size_t i = layers; i-- > 0;) {
+              parameters[i].prefetch();
+              gradients[i].ensure_open();
+              gradients[i].reduce();
+            }
+            clip_gradient_norm(context, 1);
+            for (std::size_t i = 0; i < layers; ++i) states[i].step(parameters[i], gradients[i]);
+            (void)own_gradient.shard();
+            own_gradient.consume();
+            own.update_segments([](std::span<const ShardSegment<float>>) {});
+          }
+          context.barrier();
+          counted = allocations;
+          context.barrier();
+          return counted;
+        });
+        for (const std::uint64_t count : steady) CHECK(count == 0);
+      }
+    }
+  }
+}
+
 TEST_CASE("what the allocator holds is the ledger's sum, on memory of each rank's own") {
   constexpr std::size_t size = 100003;
   for (const bool overlap : {false, true}) {

@@ -134,9 +134,7 @@ class ShardedGradient {
   void reduce_from(std::span<L* const> buffers,
                    std::optional<ReductionWeight> weight = std::nullopt) {
     require_lease_type(dtype_of<L>);
-    std::vector<std::byte*> places;
-    for (L* const buffer : buffers) places.push_back(reinterpret_cast<std::byte*>(buffer));
-    context_->gradient_store().reduce_from(*flat_, places, weight);
+    context_->gradient_store().reduce_from(*flat_, buffers, weight);
   }
   /// The same for a parameter of one tensor.
   template <FloatingElement L = G>

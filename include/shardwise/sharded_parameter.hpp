@@ -139,7 +139,7 @@ class ShardedParameter {
   template <FloatingElement L = T>
   [[nodiscard]] Gathered<L, Device> gather_into(std::span<L* const> buffers) {
     require_lease_type(dtype_of<L>);
-    open_into(buffers);
+    context_->parameter_store().open_into(*flat_, buffers);
     return {context_->parameter_store(), *flat_};
   }
   /// The same for a parameter of one tensor.
@@ -152,7 +152,7 @@ class ShardedParameter {
   detail::FlatView<const L> ensure_gathered_into(std::span<L* const> buffers) {
     require_lease_type(dtype_of<L>);
     if (!flat_->held) {
-      open_into(buffers);
+      context_->parameter_store().open_into(*flat_, buffers);
       flat_->held = true;
     }
     return detail::view_of<const L>(*flat_, layout());
@@ -281,9 +281,9 @@ class ShardedParameter {
   /// The same with segments(), to write.
   template <std::invocable<std::span<const ShardSegment<T>>> Write>
   void update_segments(Write&& write) {
-    const std::vector<ShardSegment<T>> segments = list_segments<T>();
+    if (to_write_.empty()) to_write_ = list_segments<T>();
     const Written written(*this, "update");
-    write(std::span<const ShardSegment<T>>(segments));
+    write(std::span<const ShardSegment<T>>(to_write_));
   }
 
   /// f(tensor, first, elements) for every tensor's part of shard(): elements[i] is element first +
@@ -363,13 +363,6 @@ class ShardedParameter {
     return result;
   }
 
-  template <class L>
-  void open_into(std::span<L* const> buffers) {
-    std::vector<std::byte*> places;
-    for (L* const buffer : buffers) places.push_back(reinterpret_cast<std::byte*>(buffer));
-    context_->parameter_store().open_into(*flat_, places);
-  }
-
   // source(tensor, first, elements) over all that this rank stores.
   template <class Source>
   void write_tensors(const char* what, Source&& source) {
@@ -395,6 +388,7 @@ class ShardedParameter {
 
   Context<Device>* context_;
   std::unique_ptr<detail::FlatParameter<Device>> flat_;
+  std::vector<ShardSegment<T>> to_write_;  // listed at the first update_segments
 };
 
 namespace detail {

@@ -17,6 +17,11 @@ namespace shardwise::inline v0_1::detail {
 template <class Device>
 struct ParameterUnit;
 
+template <class T>
+[[nodiscard]] std::byte* as_bytes(T* buffer) noexcept {
+  return reinterpret_cast<std::byte*>(buffer);
+}
+
 /// Where the tensors lie, one piece for each, in the order of the layout.
 [[nodiscard]] inline std::vector<Piece> pieces_of(const Layout& layout) {
   std::vector<Piece> pieces;

@@ -196,7 +196,8 @@ class GradientStore {
 
   /// Reduces a contribution out of the host's own buffers, one for each tensor, null where it has
   /// no elements. The buffers are the host's again when this returns.
-  void reduce_from(Gradient& gradient, std::span<std::byte* const> buffers,
+  template <class T>
+  void reduce_from(Gradient& gradient, std::span<T* const> buffers,
                    std::optional<ReductionWeight> weight) {
     engine_.check();
     prepare();
@@ -221,7 +222,9 @@ class GradientStore {
       }
     }
     check_one_reduction(gradient);
-    for (std::size_t i = 0; i < buffers.size(); ++i) gradient.pieces[i].data = buffers[i];
+    for (std::size_t i = 0; i < buffers.size(); ++i) {
+      gradient.pieces[i].data = as_bytes(buffers[i]);
+    }
     ++gradient.unit->open;
     gradient.leases = 1;
     reduce(gradient, weight);

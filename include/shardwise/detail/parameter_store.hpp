@@ -84,7 +84,8 @@ class ParameterStore {
 
   /// The same for one parameter that lives in the host's memory: `buffers` has an address for each
   /// tensor, null where it has no elements.
-  void open_into(Parameter& parameter, std::span<std::byte* const> buffers) {
+  template <class T>
+  void open_into(Parameter& parameter, std::span<T* const> buffers) {
     engine_.check();
     prepare();
     place(parameter, buffers);
@@ -311,7 +312,8 @@ class ParameterStore {
     }
   }
 
-  void place(Parameter& parameter, std::span<std::byte* const> buffers) {
+  template <class T>
+  void place(Parameter& parameter, std::span<T* const> buffers) {
     const auto tensors = parameter.layout.tensors();
     if (parameter.residency != Residency::host_buffer) {
       raise("parameter '{}' is {}, so it has its own place: call gather()", parameter.name,
@@ -326,14 +328,16 @@ class ParameterStore {
         raise("parameter '{}': the buffer for tensor '{}' ({} elements) is null", parameter.name,
               tensors[i].name, tensors[i].count);
       }
-      if (parameter.leases > 0 && parameter.pieces[i].data != buffers[i]) {
+      if (parameter.leases > 0 && parameter.pieces[i].data != as_bytes(buffers[i])) {
         raise(
             "parameter '{}' is gathered into another buffer already (tensor '{}'): release it "
             "first, or give the same buffers",
             parameter.name, tensors[i].name);
       }
     }
-    for (std::size_t i = 0; i < buffers.size(); ++i) parameter.pieces[i].data = buffers[i];
+    for (std::size_t i = 0; i < buffers.size(); ++i) {
+      parameter.pieces[i].data = as_bytes(buffers[i]);
+    }
   }
 
   // Queues what the unit lacks; false where it needs a slot and may not have one.
