@@ -1,0 +1,230 @@
+#pragma once
+
+#include <dlib/dnn/core.h>
+#include <dlib/dnn/layers.h>
+
+#include <cstddef>
+#include <memory>
+#include <optional>
+#include <shardwise/shardwise.hpp>
+#include <sstream>
+#include <string>
+#include <utility>
+
+#include "bias.hpp"
+#include "layer_shard.hpp"
+
+namespace callback_host {
+
+/// A layer of dlib (fc_, con_, cont_) whose parameters are spread over the ranks. Its own tensor is
+/// empty, its memory given back, except while forward or backward computes; both are LAYER's.
+///
+/// One net for each rank, shard(net, context) before its first forward, a ShardedSolver for its
+/// updates. All ranks call the net in the same order. The first forward draws the parameters on
+/// rank 0, as LAYER does it: by std::rand(), which the rank threads of a process share.
+template <class LAYER>
+class Sharded : public LAYER {
+  static_assert(
+      !requires(LAYER & layer, const dlib::tensor& in, dlib::tensor& out) {
+        layer.forward_inplace(in, out);
+      },
+      "layers that compute in place have other functions than Sharded gathers for");
+
+ public:
+  using LAYER::LAYER;
+
+  /// See shard(net, context).
+  void attach(shardwise::Context<>& context, const std::string& name) {
+    if (shard_) shardwise::raise("layer '{}' has a context already", name);
+    shard_ = std::make_unique<LayerShard>(context, name);
+  }
+
+  [[nodiscard]] LayerShard& shard() const {
+    if (!shard_) shardwise::raise("a sharded layer has no context: call shard(net, context) first");
+    return *shard_;
+  }
+
+  /// dlib calls it in the first forward. The other ranks take rank 0's layer, without its
+  /// parameters, so that nobody but rank 0 draws any, or ever holds all of them at rest.
+  template <class SUBNET>
+  void setup(const SUBNET& sub) {
+    LayerParameters parameters;
+    dlib::resizable_tensor initial;
+    std::ostringstream drawn;
+    if (shard().context().rank() == 0) {
+      LAYER::setup(sub);
+      initial.swap(own());
+      parameters.shape =
+          dlib::alias_tensor(initial.num_samples(), initial.k(), initial.nr(), initial.nc());
+      serialize(parameters.shape, drawn);
+      serialize(layer(), drawn);
+    }
+    std::istringstream taken(shard().broadcast(drawn.str()));
+    deserialize(parameters.shape, taken);
+    deserialize(layer(), taken);
+
+    describe(parameters);
+    shard().make(parameters, initial);
+    stand_in_.set_size(1);
+    stand_in_ = 0;
+  }
+
+  template <class SUBNET>
+  void forward(const SUBNET& sub, dlib::resizable_tensor& output) {
+    const GatheredLayer gathered(shard(), own());
+    compute_forward(sub, output);
+  }
+
+  template <class SUBNET>
+  void backward(const dlib::tensor& gradient_input, SUBNET& sub, dlib::tensor& params_grad) {
+    dlib::resizable_tensor gradient;
+    {
+      const GatheredLayer gathered(shard(), own());
+      gradient.copy_size(own());
+      compute_backward(gradient_input, sub, gradient);
+    }
+    if (shard().learns()) shard().reduce(gradient);
+    params_grad = 0;
+  }
+
+  /// For dlib a sharded layer has one parameter, which nobody reads: where there are none, dlib
+  /// calls no solver. Its own solvers, who ask a const layer, would only update that one, and do
+  /// not compile.
+  dlib::tensor& get_layer_params() { return stand_in_; }
+  const dlib::tensor& get_layer_params() const = delete;
+
+  /// Elements in the layer's own tensor: none unless it computes.
+  [[nodiscard]] std::size_t held() const { return LAYER::get_layer_params().size(); }
+
+  /// Calls f(const dlib::tensor&) with the whole parameters. All ranks call it.
+  template <class F>
+  void visit_gathered(F&& f) {
+    const GatheredLayer gathered(shard(), own());
+    f(std::as_const(own()));
+  }
+
+  /// What LAYER would have written, so that a net of dlib's own layers can read it. All ranks call
+  /// it, each with a stream of its own.
+  friend void serialize(const Sharded& item, std::ostream& out) {
+    LAYER copy(item);
+    const GatheredLayer gathered(item.shard(), own(copy));
+    serialize(copy, out);
+  }
+  friend void deserialize(Sharded& item, std::istream& in) = delete;
+
+ protected:
+  /// LAYER's mathematics, for layers that derive from this one: gathering is theirs. UsageError
+  /// that names the layer where they have not; dlib would end the process.
+  template <class SUBNET>
+  void compute_forward(const SUBNET& sub, dlib::resizable_tensor& output) {
+    shard().require_gathered(own());
+    LAYER::forward(sub, output);
+  }
+  template <class SUBNET>
+  void compute_backward(const dlib::tensor& gradient_input, SUBNET& sub,
+                        dlib::tensor& params_grad) {
+    shard().require_gathered(own());
+    LAYER::backward(gradient_input, sub, params_grad);
+  }
+
+  dlib::resizable_tensor& own() { return own(*this); }
+
+ private:
+  static dlib::resizable_tensor& own(LAYER& layer) {
+    return dynamic_cast<dlib::resizable_tensor&>(layer.LAYER::get_layer_params());
+  }
+  LAYER& layer() { return *this; }
+
+  void describe(LayerParameters& parameters) const {
+    const double rate = this->get_learning_rate_multiplier();
+    const double decay = this->get_weight_decay_multiplier();
+    parameters.biases = bias_count<LAYER>(*this);
+    parameters.of_weights = {.weight_decay = static_cast<float>(decay),
+                             .learning_rate = static_cast<float>(rate)};
+    parameters.of_biases = {
+        .weight_decay = static_cast<float>(decay * this->get_bias_weight_decay_multiplier()),
+        .learning_rate = static_cast<float>(rate * this->get_bias_learning_rate_multiplier())};
+    parameters.learns = rate != 0;
+  }
+
+  std::unique_ptr<LayerShard> shard_;
+  dlib::resizable_tensor stand_in_;
+};
+
+/// Layers as dlib::fc and dlib::con, sharded.
+template <unsigned long outputs, class SUBNET>
+using sharded_fc = dlib::add_layer<Sharded<dlib::fc_<outputs, dlib::FC_HAS_BIAS>>, SUBNET>;
+template <long filters, long rows, long columns, int stride_y, int stride_x, class SUBNET>
+using sharded_con =
+    dlib::add_layer<Sharded<dlib::con_<filters, rows, columns, stride_y, stride_x>>, SUBNET>;
+
+/// Sharded, or derived from it.
+template <class LAYER>
+concept ShardedLayer = requires(const LAYER& layer) {
+  { layer.shard() } -> std::same_as<LayerShard&>;
+};
+
+/// Before a net's first forward: gives its sharded layers the context, and names after their kind
+/// and number ("fc.1" is dlib::layer<1>(net)). The context must outlive the net.
+template <class NET>
+void shard(NET& net, shardwise::Context<>& context) {
+  dlib::visit_computational_layers(net, [&](std::size_t number, auto& layer) {
+    if constexpr (ShardedLayer<decltype(layer)>) {
+      std::stringstream text;
+      text << layer;
+      std::string kind;
+      text >> kind;
+      layer.attach(context, fmt::format("{}.{}", kind, number));
+    }
+  });
+}
+
+/// Calls f(const dlib::tensor&) with the parameters of each sharded layer, gathered one after the
+/// other, as dlib::visit_layer_parameters would. All ranks call it.
+template <class NET, class F>
+void visit_gathered(NET& net, F&& f) {
+  dlib::visit_computational_layers(net, [&](auto& layer) {
+    if constexpr (ShardedLayer<decltype(layer)>) layer.visit_gathered(f);
+  });
+}
+
+/// A solver as dlib has them, one for each layer of a net: updates this rank's part of the layer by
+/// one of the library's optimizers and tells dlib of no change. `learning_rate` is dlib's.
+template <shardwise::ElementwiseOptimizer Optimizer>
+class ShardedSolver {
+ public:
+  explicit ShardedSolver(const Optimizer& settings = {}) : settings_(settings) {}
+  ShardedSolver(ShardedSolver&&) noexcept = default;
+  /// A copy begins anew; UsageError where that would lose something.
+  ShardedSolver(const ShardedSolver& other) : settings_(other.settings_) {
+    if (other.state_) shardwise::raise("a ShardedSolver that has been used cannot be copied");
+  }
+  ShardedSolver& operator=(const ShardedSolver&) = delete;
+
+  template <class LAYER>
+  const dlib::tensor& operator()(double learning_rate, const LAYER& layer,
+                                 const dlib::tensor& gradient) {
+    if constexpr (ShardedLayer<LAYER>) {
+      LayerShard& shard = layer.shard();
+      if (!state_) state_.emplace(shard.parameter(), settings_);
+      state_->optimizer.learning_rate = learning_rate;
+      state_->step(shard.parameter(), shard.gradient());
+    } else {
+      std::ostringstream text;
+      text << layer;
+      shardwise::raise(
+          "a layer that is not sharded has {} parameters, whose gradients nobody reduces: {}",
+          gradient.size(), text.str());
+    }
+    no_change_.copy_size(gradient);
+    no_change_ = 0;
+    return no_change_;
+  }
+
+ private:
+  Optimizer settings_;
+  std::optional<shardwise::ShardedOptimizerState<Optimizer>> state_;
+  dlib::resizable_tensor no_change_;
+};
+
+}  // namespace callback_host
