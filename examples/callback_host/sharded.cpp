@@ -53,7 +53,8 @@ Report run(const Options& options, shardwise::Context<>& context) {
   }
 
   draw(Options::unseen + share.first(Options::unseen_count), share.part(Options::unseen_count));
-  report.accuracy = context.mean(fraction_equal(labels, net(images)));
+  const double right = fraction_equal(labels, net(images));
+  report.accuracy = context.mean(right);
   net.clean();
   visit_gathered(net, [&](const dlib::tensor& parameters) {
     report.parameters.insert(report.parameters.end(), parameters.begin(), parameters.end());

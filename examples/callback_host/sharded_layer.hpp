@@ -21,7 +21,11 @@ namespace callback_host {
 ///
 /// One net for each rank, shard(net, context) before its first forward, a ShardedSolver for its
 /// updates. All ranks call the net in the same order. The first forward draws the parameters on
-/// rank 0, as LAYER does it: by std::rand(), which the rank threads of a process share.
+/// rank 0, as LAYER does it: by std::rand(), which the rank threads of a process share. Else these
+/// layers share nothing on a CPU: nets of several threads do not disturb each other.
+///
+/// Not for dlib::dnn_trainer, which copies nets and lowers the learning rate by the losses that it
+/// sees, of its own rank.
 template <class LAYER>
 class Sharded : public LAYER {
   static_assert(
@@ -179,13 +183,19 @@ void shard(NET& net, shardwise::Context<>& context) {
   });
 }
 
+/// Calls f(layer) with each sharded layer, the net's last one first.
+template <class NET, class F>
+void visit_sharded(NET& net, F&& f) {
+  dlib::visit_computational_layers(net, [&](auto& layer) {
+    if constexpr (ShardedLayer<decltype(layer)>) f(layer);
+  });
+}
+
 /// Calls f(const dlib::tensor&) with the parameters of each sharded layer, gathered one after the
 /// other, as dlib::visit_layer_parameters would. All ranks call it.
 template <class NET, class F>
 void visit_gathered(NET& net, F&& f) {
-  dlib::visit_computational_layers(net, [&](auto& layer) {
-    if constexpr (ShardedLayer<decltype(layer)>) layer.visit_gathered(f);
-  });
+  visit_sharded(net, [&](auto& layer) { layer.visit_gathered(f); });
 }
 
 /// A solver as dlib has them, one for each layer of a net: updates this rank's part of the layer by

@@ -10,7 +10,7 @@ namespace callback_host {
 struct Options {
   std::size_t ranks = 3;
   std::string strategy = "zero3";
-  std::size_t steps = 60;
+  std::size_t steps = 100;
   std::size_t batch = 48;  ///< images a step, over all ranks; their number divides it
   double learning_rate = 2e-3;
   double weight_decay = 1e-4;  ///< of weights; biases do not decay, as dlib has it
@@ -38,11 +38,10 @@ struct Share {
 
 /// What one rank tells of a training run.
 struct Report {
-  std::vector<double> loss;         ///< of each step: mean over the batch, before the update
-  double accuracy = 0;              ///< on the unseen digits
-  std::vector<float> parameters;    ///< in the end, whole: layer by layer, the last one first
-  std::size_t bytes_at_rest = 0;    ///< of parameters, gradients and optimizer state
-  std::size_t bytes_in_layers = 0;  ///< of these, what lies in tensors of dlib
+  std::vector<double> loss;       ///< of each step: mean over the batch, before the update
+  double accuracy = 0;            ///< on the unseen digits
+  std::vector<float> parameters;  ///< in the end, whole: layer by layer, the last one first
+  std::size_t bytes_at_rest = 0;  ///< of parameters, gradients and what solvers keep
 };
 
 /// How much of two lists is equal.
