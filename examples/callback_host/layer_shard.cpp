@@ -18,6 +18,7 @@ std::string LayerShard::broadcast(std::string bytes) const {
 }
 
 void LayerShard::make(const LayerParameters& parameters, const dlib::tensor& initial) {
+  if (parameter_) shardwise::raise("layer '{}' has parameters already: read into a new net", name_);
   described_ = parameters;
   const std::size_t weights = parameters.shape.size() - parameters.biases;
   std::vector<shardwise::TensorSpec> tensors{{"weights", {weights}, parameters.of_weights}};

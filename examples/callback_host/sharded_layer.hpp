@@ -49,28 +49,23 @@ class Sharded : public LAYER {
   }
 
   /// dlib calls it in the first forward. The other ranks take rank 0's layer, without its
-  /// parameters, so that nobody but rank 0 draws any, or ever holds all of them at rest.
+  /// parameters, so that nobody but rank 0 draws any, or ever holds all of them.
   template <class SUBNET>
   void setup(const SUBNET& sub) {
-    LayerParameters parameters;
-    dlib::resizable_tensor initial;
-    std::ostringstream drawn;
+    dlib::resizable_tensor drawn;
+    dlib::alias_tensor shape;
+    std::ostringstream given;
     if (shard().context().rank() == 0) {
       LAYER::setup(sub);
-      initial.swap(own());
-      parameters.shape =
-          dlib::alias_tensor(initial.num_samples(), initial.k(), initial.nr(), initial.nc());
-      serialize(parameters.shape, drawn);
-      serialize(layer(), drawn);
+      drawn.swap(own());
+      shape = shape_of(drawn);
+      serialize(shape, given);
+      serialize(layer(), given);
     }
-    std::istringstream taken(shard().broadcast(drawn.str()));
-    deserialize(parameters.shape, taken);
+    std::istringstream taken(shard().broadcast(given.str()));
+    deserialize(shape, taken);
     deserialize(layer(), taken);
-
-    describe(parameters);
-    shard().make(parameters, initial);
-    stand_in_.set_size(1);
-    stand_in_ = 0;
+    make(shape, drawn);
   }
 
   template <class SUBNET>
@@ -114,7 +109,15 @@ class Sharded : public LAYER {
     const GatheredLayer gathered(item.shard(), own(copy));
     serialize(copy, out);
   }
-  friend void deserialize(Sharded& item, std::istream& in) = delete;
+  /// Reads that, or what a net of dlib's own layers wrote, in place of the first forward; after
+  /// shard(net, context). All ranks call it; the parameters are those that rank 0 reads.
+  friend void deserialize(Sharded& item, std::istream& in) {
+    LAYER& layer = item;
+    deserialize(layer, in);
+    dlib::resizable_tensor read;
+    read.swap(item.own());
+    if (read.size() > 0) item.make(shape_of(read), read);
+  }
 
  protected:
   /// LAYER's mathematics, for layers that derive from this one: gathering is theirs. UsageError
@@ -139,9 +142,15 @@ class Sharded : public LAYER {
   }
   LAYER& layer() { return *this; }
 
-  void describe(LayerParameters& parameters) const {
+  static dlib::alias_tensor shape_of(const dlib::tensor& tensor) {
+    return {tensor.num_samples(), tensor.k(), tensor.nr(), tensor.nc()};
+  }
+
+  void make(const dlib::alias_tensor& shape, const dlib::tensor& initial) {
     const double rate = this->get_learning_rate_multiplier();
     const double decay = this->get_weight_decay_multiplier();
+    LayerParameters parameters;
+    parameters.shape = shape;
     parameters.biases = bias_count<LAYER>(*this);
     parameters.of_weights = {.weight_decay = static_cast<float>(decay),
                              .learning_rate = static_cast<float>(rate)};
@@ -149,6 +158,9 @@ class Sharded : public LAYER {
         .weight_decay = static_cast<float>(decay * this->get_bias_weight_decay_multiplier()),
         .learning_rate = static_cast<float>(rate * this->get_bias_learning_rate_multiplier())};
     parameters.learns = rate != 0;
+    shard().make(parameters, initial);
+    stand_in_.set_size(1);
+    stand_in_ = 0;
   }
 
   std::unique_ptr<LayerShard> shard_;
