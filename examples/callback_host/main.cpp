@@ -16,6 +16,7 @@ int main(int count, char** arguments) try {
   app.add_option("--ranks", options.ranks, "ranks; they divide the batch")->capture_default_str();
   app.add_option("--strategy", options.strategy, "ddp, zero1, zero2 or zero3")
       ->capture_default_str();
+  app.add_flag("--debug", options.debug, "the library checks how it is used");
   app.add_option("--steps", options.steps, "steps of training")->capture_default_str();
   app.add_option("--batch", options.batch, "digits a step, over all ranks")->capture_default_str();
   app.add_option("--rate", options.learning_rate, "learning rate")->capture_default_str();

@@ -69,7 +69,8 @@ std::vector<Report> sharded::train(const Options& options) {
   std::srand(options.seed);  // dlib's layers draw their first parameters by std::rand
   std::vector<Report> reports(options.ranks);
   shardwise::run_ranks(static_cast<int>(options.ranks), [&](shardwise::Communicator& comm) {
-    shardwise::Context<> context(comm, shardwise::Strategy::parse(options.strategy));
+    const auto strategy = shardwise::Strategy::parse(options.strategy);
+    shardwise::Context<> context(comm, strategy, {.debug = options.debug});
     reports[static_cast<std::size_t>(comm.rank())] = run(options, context);
   });
   return reports;

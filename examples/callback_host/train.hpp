@@ -10,6 +10,7 @@ namespace callback_host {
 struct Options {
   std::size_t ranks = 3;
   std::string strategy = "zero3";
+  bool debug = false;  ///< the library's debug mode
   std::size_t steps = 100;
   std::size_t batch = 48;  ///< images a step, over all ranks; their number divides it
   double learning_rate = 2e-3;

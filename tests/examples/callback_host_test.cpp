@@ -152,7 +152,7 @@ TEST_CASE("callback_host: ranks train as dlib alone does") {
   }
 }
 
-TEST_CASE("callback_host: all strategies give the same bits, twice in a row") {
+TEST_CASE("callback_host: all strategies give the same bits, twice in a row and in debug mode") {
   Options options;
   options.steps = 5;
   for (const std::size_t ranks : {1u, 3u}) {
@@ -163,6 +163,9 @@ TEST_CASE("callback_host: all strategies give the same bits, twice in a row") {
       CHECK(same(train_sharded(ranks, options)[0], expected));
     }
     options.strategy = "zero3";
+    options.debug = true;
+    CHECK(same(train_sharded(ranks, options)[0], expected));
+    options.debug = false;
   }
 }
 
@@ -188,7 +191,7 @@ TEST_CASE("callback_host: between steps a rank holds its shards, and dlib's laye
     std::size_t elements = 0;  // in the layers' tensors, after each step
     std::size_t largest = 0;   // while a layer computed
     std::int64_t arrays = 0;
-    shardwise::Bytes bytes;
+    shardwise::Bytes bytes, plan;
   };
   for (const int ranks : {1, 2, 3, 4}) {
     const auto results = on_ranks(ranks, [&](shardwise::Communicator& comm) {
@@ -215,6 +218,7 @@ TEST_CASE("callback_host: between steps a rank holds its shards, and dlib's laye
       context.barrier();
       held.arrays = array_bytes - before;
       held.bytes = context.held();
+      held.plan = context.plan().bytes;
       context.barrier();
       return held;
     });
@@ -232,6 +236,7 @@ TEST_CASE("callback_host: between steps a rank holds its shards, and dlib's laye
       CHECK(held.largest == 401 * 300);
       CHECK(held.arrays < 4096);  // of all ranks
       CHECK(static_cast<double>(held.bytes.total()) <= allowed);
+      CHECK(held.bytes == held.plan);
     }
   }
 }
