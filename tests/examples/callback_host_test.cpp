@@ -241,44 +241,67 @@ TEST_CASE("callback_host: between steps a rank holds its shards, and dlib's laye
   }
 }
 
-TEST_CASE("callback_host: multipliers of layers and biases count, and a frozen layer stays") {
-  const auto prepare = [](auto& net) {
-    dlib::layer<1>(net).layer_details().set_bias_learning_rate_multiplier(3);
-    dlib::layer<1>(net).layer_details().set_weight_decay_multiplier(7);
-  };
-  const auto freeze = [](auto& net) {
-    dlib::layer<3>(net).layer_details().set_learning_rate_multiplier(0);
-  };
-  for (const bool frozen : {false, true}) {
-    std::srand(5);
-    PlainSmall alone;
-    prepare(alone);
-    if (frozen) freeze(alone);
-    std::vector<Adam> adams(PlainSmall::num_computational_layers, Adam(0.1));
-    Batch batch;
-    for (int step = 0; step < 5; ++step) train_step(alone, adams, batch);
-    std::vector<float> expected;
-    dlib::visit_layer_parameters(alone, [&](const dlib::tensor& parameters) {
-      expected.insert(expected.end(), parameters.begin(), parameters.end());
-    });
+namespace {
 
-    std::srand(5);
-    shardwise::SelfCommunicator comm;
-    shardwise::Context<> context(comm);
-    Small<Upper> net;
-    prepare(net);
-    if (frozen) freeze(net);
-    shard(net, context);
-    std::vector<Solver> solvers(PlainSmall::num_computational_layers,
-                                Solver({.weight_decay = 0.1}));
-    for (int step = 0; step < 5; ++step) train_step(net, solvers, batch);
-    std::vector<float> found;
-    visit_gathered(net, [&](const dlib::tensor& parameters) {
-      found.insert(found.end(), parameters.begin(), parameters.end());
-    });
-    CHECK(found == expected);
-    CHECK(dlib::layer<3>(net).layer_details().shard().learns() != frozen);
+// Trains both for five steps by train(net, solvers), after prepare(net); the parameters of each.
+template <class Prepare, class Train>
+std::pair<std::vector<float>, std::vector<float>> train_both(Prepare&& prepare, Train&& train) {
+  const auto add_to = [](std::vector<float>& all) {
+    return [&](const dlib::tensor& one) { all.insert(all.end(), one.begin(), one.end()); };
+  };
+  std::pair<std::vector<float>, std::vector<float>> result;
+  std::srand(5);
+  PlainSmall alone;
+  prepare(alone);
+  std::vector<Adam> adams(PlainSmall::num_computational_layers, Adam(0.1));
+  for (int step = 0; step < 5; ++step) train(alone, adams);
+  dlib::visit_layer_parameters(alone, add_to(result.first));
+
+  std::srand(5);
+  shardwise::SelfCommunicator comm;
+  shardwise::Context<> context(comm);
+  Small<Upper> net;
+  prepare(net);
+  shard(net, context);
+  std::vector<Solver> solvers(PlainSmall::num_computational_layers, Solver({.weight_decay = 0.1}));
+  for (int step = 0; step < 5; ++step) train(net, solvers);
+  visit_gathered(net, add_to(result.second));
+  return result;
+}
+
+}  // namespace
+
+TEST_CASE("callback_host: multipliers of layers and biases count, and a frozen layer stays") {
+  for (const double rate_below : {1.0, 0.5, 0.0}) {
+    Batch batch;
+    const auto [alone, found] = train_both(
+        [&](auto& net) {
+          dlib::layer<1>(net).layer_details().set_bias_learning_rate_multiplier(3);
+          dlib::layer<1>(net).layer_details().set_bias_weight_decay_multiplier(2);
+          dlib::layer<3>(net).layer_details().set_weight_decay_multiplier(7);
+          dlib::layer<3>(net).layer_details().set_learning_rate_multiplier(rate_below);
+        },
+        [&](auto& net, auto& solvers) {
+          train_step(net, solvers, batch);
+          if constexpr (requires { dlib::layer<3>(net).layer_details().shard(); }) {
+            CHECK(dlib::layer<3>(net).layer_details().shard().learns() == (rate_below != 0));
+          }
+        });
+    INFO("rate of the lower layer times " << rate_below);
+    CHECK(found == alone);
   }
+}
+
+TEST_CASE("callback_host: of two backward passes without an update the last one counts") {
+  Batch batch, other(1);
+  const auto [alone, found] =
+      train_both([](auto&) {},
+                 [&](auto& net, auto& solvers) {
+                   net.compute_parameter_gradients(other.images.begin(), other.images.end(),
+                                                   other.labels.begin());
+                   train_step(net, solvers, batch);
+                 });
+  CHECK(found == alone);
 }
 
 TEST_CASE("callback_host: files pass between nets of sharded layers and of dlib's own") {
