@@ -59,8 +59,8 @@ unsigned long digits::draw(std::uint64_t seed, std::uint64_t index,
     for (long column = 0; column < side; ++column) {
       const float y = static_cast<float>(row) + 0.5f - y0;
       const float x = static_cast<float>(column) + 0.5f - x0 + slant * y;
-      const auto down = static_cast<int>(std::floor(y / height + rows / 2.0f));
-      const auto right = static_cast<int>(std::floor(x / width + columns / 2.0f));
+      const float down = std::floor(y / height + rows / 2.0f);
+      const float right = std::floor(x / width + columns / 2.0f);
       const bool inside = down >= 0 && down < rows && right >= 0 && right < columns;
       const bool dark = inside && glyph[static_cast<std::size_t>(down * columns + right)] == '#';
       image[static_cast<std::size_t>(row * side + column)] =

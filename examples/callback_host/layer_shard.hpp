@@ -12,17 +12,16 @@
 
 namespace callback_host {
 
-/// What a layer of dlib knows of its parameters: one tensor of weights, then biases, and what
-/// solvers multiply learning rate and weight decay by.
-struct LayerParameters {
-  dlib::alias_tensor shape;
-  std::size_t biases = 0;
+/// What solvers multiply learning rate and weight decay by. A layer whose learning rate is
+/// multiplied by 0 is frozen: it has no gradient.
+struct LayerMultipliers {
   shardwise::TensorOptions of_weights, of_biases;
-  bool learns = true;
+
+  [[nodiscard]] bool operator==(const LayerMultipliers&) const = default;
 };
 
 /// What a layer keeps from one call to the next: this rank's part of its parameters and gradient.
-/// Whole parameters are in a tensor of the layer's, from gather() to release(), and in its heap.
+/// The whole parameters are there from gather() to release(), in a tensor of the layer's.
 class LayerShard {
  public:
   LayerShard(shardwise::Context<>& context, std::string name)
@@ -34,20 +33,25 @@ class LayerShard {
   /// Rank 0's bytes, on every rank.
   [[nodiscard]] std::string broadcast(std::string bytes) const;
   /// Allocates the shards, on all ranks in the middle of a step: a layer learns its size from its
-  /// first input. `initial`, the whole tensor, is read on rank 0 alone.
-  void make(const LayerParameters& parameters, const dlib::tensor& initial);
+  /// first input. The layer's tensor has this shape, and the last `biases` elements are biases.
+  /// `initial`, the tensor, is read on rank 0 alone.
+  void make(const dlib::alias_tensor& shape, std::size_t biases,
+            const LayerMultipliers& multipliers, const dlib::tensor& initial);
 
-  /// Allocates `whole` and gathers the parameters into it. Idempotent.
+  /// Allocates `whole` and gathers the parameters into it; nothing before make(). Idempotent.
   void gather(dlib::resizable_tensor& whole);
   /// Frees it again. Idempotent.
   void release(dlib::resizable_tensor& whole) noexcept;
   /// UsageError that names the layer where `whole` is not what gather() made.
   void require_gathered(const dlib::tensor& whole) const;
 
+  /// UsageError where they are not those that make() was given: the optimizer would not notice.
+  void require_unchanged(const LayerMultipliers& multipliers) const;
+
   /// The mean over ranks becomes the gradient, instead of what it was.
   void reduce(dlib::tensor& whole);
 
-  /// A layer whose learning rate is 0 has no gradient.
+  /// Whether there is a gradient.
   [[nodiscard]] bool learns() const { return gradient_.has_value(); }
   [[nodiscard]] shardwise::ShardedParameter<float>& parameter() { return parameter_.value(); }
   [[nodiscard]] shardwise::ShardedGradient<float>& gradient() { return gradient_.value(); }
@@ -58,7 +62,9 @@ class LayerShard {
 
   shardwise::Context<>& context_;
   std::string name_;
-  LayerParameters described_;
+  dlib::alias_tensor shape_;
+  std::size_t biases_ = 0;
+  LayerMultipliers multipliers_;
   std::array<float*, 2> parts_{};
   std::optional<shardwise::ShardedParameter<float>> parameter_;
   std::optional<shardwise::ShardedGradient<float>> gradient_;

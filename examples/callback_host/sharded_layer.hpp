@@ -3,7 +3,9 @@
 #include <dlib/dnn/core.h>
 #include <dlib/dnn/layers.h>
 
+#include <concepts>
 #include <cstddef>
+#include <iostream>
 #include <memory>
 #include <optional>
 #include <shardwise/shardwise.hpp>
@@ -16,16 +18,16 @@
 
 namespace callback_host {
 
-/// A layer of dlib (fc_, con_, cont_) whose parameters are spread over the ranks. Its own tensor is
-/// empty, its memory given back, except while forward or backward computes; both are LAYER's.
+/// A layer of dlib (fc_, con_) whose parameters are spread over the ranks. Its own tensor is empty,
+/// its memory given back, except while forward or backward computes; the mathematics is LAYER's.
 ///
 /// One net for each rank, shard(net, context) before its first forward, a ShardedSolver for its
 /// updates. All ranks call the net in the same order. The first forward draws the parameters on
-/// rank 0, as LAYER does it: by std::rand(), which the rank threads of a process share. Else these
-/// layers share nothing on a CPU: nets of several threads do not disturb each other.
+/// rank 0, as LAYER does it: by std::rand(), which the threads of a process share. Apart from that,
+/// dlib's layers share nothing on a CPU, so that ranks may be threads.
 ///
-/// Not for dlib::dnn_trainer, which copies nets and lowers the learning rate by the losses that it
-/// sees, of its own rank.
+/// Not for dlib::dnn_trainer: it copies nets, and lowers the learning rate by the losses that it
+/// sees, which are those of one rank.
 template <class LAYER>
 class Sharded : public LAYER {
   static_assert(
@@ -76,6 +78,7 @@ class Sharded : public LAYER {
 
   template <class SUBNET>
   void backward(const dlib::tensor& gradient_input, SUBNET& sub, dlib::tensor& params_grad) {
+    shard().require_unchanged(multipliers());
     dlib::resizable_tensor gradient;
     {
       const GatheredLayer gathered(shard(), own());
@@ -95,7 +98,8 @@ class Sharded : public LAYER {
   /// Elements in the layer's own tensor: none unless it computes.
   [[nodiscard]] std::size_t held() const { return LAYER::get_layer_params().size(); }
 
-  /// Calls f(const dlib::tensor&) with the whole parameters. All ranks call it.
+  /// Calls f(const dlib::tensor&) with the whole parameters, none before the first forward. All
+  /// ranks call it.
   template <class F>
   void visit_gathered(F&& f) {
     const GatheredLayer gathered(shard(), own());
@@ -121,7 +125,7 @@ class Sharded : public LAYER {
 
  protected:
   /// LAYER's mathematics, for layers that derive from this one: gathering is theirs. UsageError
-  /// that names the layer where they have not; dlib would end the process.
+  /// that names the layer where they have not; dlib may end the process.
   template <class SUBNET>
   void compute_forward(const SUBNET& sub, dlib::resizable_tensor& output) {
     shard().require_gathered(own());
@@ -146,19 +150,17 @@ class Sharded : public LAYER {
     return {tensor.num_samples(), tensor.k(), tensor.nr(), tensor.nc()};
   }
 
-  void make(const dlib::alias_tensor& shape, const dlib::tensor& initial) {
+  [[nodiscard]] LayerMultipliers multipliers() const {
     const double rate = this->get_learning_rate_multiplier();
     const double decay = this->get_weight_decay_multiplier();
-    LayerParameters parameters;
-    parameters.shape = shape;
-    parameters.biases = bias_count<LAYER>(*this);
-    parameters.of_weights = {.weight_decay = static_cast<float>(decay),
-                             .learning_rate = static_cast<float>(rate)};
-    parameters.of_biases = {
-        .weight_decay = static_cast<float>(decay * this->get_bias_weight_decay_multiplier()),
-        .learning_rate = static_cast<float>(rate * this->get_bias_learning_rate_multiplier())};
-    parameters.learns = rate != 0;
-    shard().make(parameters, initial);
+    const double bias_rate = rate * this->get_bias_learning_rate_multiplier();
+    const double bias_decay = decay * this->get_bias_weight_decay_multiplier();
+    return {{static_cast<float>(decay), static_cast<float>(rate)},
+            {static_cast<float>(bias_decay), static_cast<float>(bias_rate)}};
+  }
+
+  void make(const dlib::alias_tensor& shape, const dlib::tensor& initial) {
+    shard().make(shape, bias_count<LAYER>(*this), multipliers(), initial);
     stand_in_.set_size(1);
     stand_in_ = 0;
   }
@@ -211,7 +213,8 @@ void visit_gathered(NET& net, F&& f) {
 }
 
 /// A solver as dlib has them, one for each layer of a net: updates this rank's part of the layer by
-/// one of the library's optimizers and tells dlib of no change. `learning_rate` is dlib's.
+/// one of the library's optimizers and tells dlib of no change. The learning rate is the one that
+/// dlib passes, not that of `settings`.
 template <shardwise::ElementwiseOptimizer Optimizer>
 class ShardedSolver {
  public:

@@ -132,7 +132,7 @@ static_assert(ShowsParameters<dlib::fc_<1, dlib::FC_HAS_BIAS>> && !ShowsParamete
 
 }  // namespace
 
-TEST_CASE("callback_host: ranks train as dlib alone does") {
+TEST_CASE("ranks train as dlib alone does") {
   const Report alone = plain::train({});
   CHECK(alone.loss.size() == Options().steps);
   CHECK(alone.loss.back() < 0.2 * alone.loss.front());
@@ -152,7 +152,7 @@ TEST_CASE("callback_host: ranks train as dlib alone does") {
   }
 }
 
-TEST_CASE("callback_host: all strategies give the same bits, twice in a row and in debug mode") {
+TEST_CASE("all strategies give the same bits, twice in a row and in debug mode") {
   Options options;
   options.steps = 5;
   for (const std::size_t ranks : {1u, 3u}) {
@@ -169,7 +169,7 @@ TEST_CASE("callback_host: all strategies give the same bits, twice in a row and 
   }
 }
 
-TEST_CASE("callback_host: the first parameters are those that dlib draws alone, on every rank") {
+TEST_CASE("the first parameters are those that dlib draws alone, on every rank") {
   Options options;
   options.steps = 0;  // the first forward is that of the unseen digits
   const Report alone = plain::train(options);
@@ -183,7 +183,7 @@ TEST_CASE("callback_host: the first parameters are those that dlib draws alone, 
   CHECK(train_sharded(2, options)[1].parameters != alone.parameters);
 }
 
-TEST_CASE("callback_host: between steps a rank holds its shards, and dlib's layers nothing") {
+TEST_CASE("between steps a rank holds its shards, and dlib's layers nothing") {
   using Wide = dlib::loss_multiclass_log<
       sharded_fc<256, dlib::relu<sharded_fc<300, dlib::relu<sharded_fc<400, Input>>>>>>;
   constexpr std::size_t counts[] = {257 * 400, 401 * 300, 301 * 256};
@@ -271,7 +271,7 @@ std::pair<std::vector<float>, std::vector<float>> train_both(Prepare&& prepare, 
 
 }  // namespace
 
-TEST_CASE("callback_host: multipliers of layers and biases count, and a frozen layer stays") {
+TEST_CASE("multipliers of layers and biases count, and a frozen layer stays") {
   for (const double rate_below : {1.0, 0.5, 0.0}) {
     Batch batch;
     const auto [alone, found] = train_both(
@@ -292,7 +292,23 @@ TEST_CASE("callback_host: multipliers of layers and biases count, and a frozen l
   }
 }
 
-TEST_CASE("callback_host: of two backward passes without an update the last one counts") {
+TEST_CASE("a layer may have no biases") {
+  Batch batch;
+  const auto [alone, found] =
+      train_both([](auto& net) { dlib::layer<3>(net).layer_details().disable_bias(); },
+                 [&](auto& net, auto& solvers) {
+                   train_step(net, solvers, batch);
+                   auto& layer = dlib::layer<3>(net).layer_details();
+                   CHECK(bias_count(layer) == 0);
+                   if constexpr (requires { layer.shard(); }) {
+                     CHECK(layer.shard().parameter().layout().tensors().size() == 1);
+                   }
+                 });
+  CHECK(found.size() == 7 + 9 * 6);
+  CHECK(found == alone);
+}
+
+TEST_CASE("of two backward passes without an update the last one counts") {
   Batch batch, other(1);
   const auto [alone, found] =
       train_both([](auto&) {},
@@ -304,12 +320,16 @@ TEST_CASE("callback_host: of two backward passes without an update the last one 
   CHECK(found == alone);
 }
 
-TEST_CASE("callback_host: files pass between nets of sharded layers and of dlib's own") {
+TEST_CASE("files pass between nets of sharded layers and of dlib's own") {
   for (const int ranks : {1, 4}) {  // most of four hold nothing of the upper layer
     const auto files = on_ranks(ranks, [&](shardwise::Communicator& comm) {
       shardwise::Context<> context(comm);
+      Small<Upper> empty;
+      shard(empty, context);
+      std::istringstream nothing(saved(empty));  // before the first forward
       Small<Upper> net;
       shard(net, context);
+      deserialize(net, nothing);
       std::vector<Solver> solvers(PlainSmall::num_computational_layers);
       Batch batch(comm.rank());
       for (int step = 0; step < 3; ++step) train_step(net, solvers, batch);
@@ -437,11 +457,11 @@ void check_all_fail(const std::string& text) {
 
 }  // namespace
 
-TEST_CASE("callback_host: an exception in the layer of one rank ends all, and they say which") {
+TEST_CASE("an exception in the layer of one rank ends all, and they say which") {
   check_rank_1_fails<Failing>("layer 'fc.1' has run out of ink");
 }
 
-TEST_CASE("callback_host: a layer that forgets to gather is named") {
+TEST_CASE("a layer that forgets to gather is named") {
   const std::string text = "layer 'fc.1' computes with 0 of its 7 parameters: gather them first";
   SECTION("in forward, on one rank") { check_rank_1_fails<ForgetsForward<1>>(text); }
   SECTION("in backward, on one rank") { check_rank_1_fails<ForgetsBackward<1>>(text); }
@@ -449,7 +469,7 @@ TEST_CASE("callback_host: a layer that forgets to gather is named") {
   SECTION("in backward, everywhere") { check_all_fail<ForgetsBackward<-1>>(text); }
 }
 
-TEST_CASE("callback_host: nets that cannot be trained say so") {
+TEST_CASE("nets that cannot be trained say so") {
   shardwise::SelfCommunicator comm;
   shardwise::Context<> context(comm);
   Batch batch;
@@ -467,6 +487,15 @@ TEST_CASE("callback_host: nets that cannot be trained say so") {
     shard(net, context);
     std::istringstream file(saved((net(batch.images), net)));
     CHECK_THROWS_WITH(deserialize(net, file), ContainsSubstring("has parameters already"));
+  }
+  SECTION("multipliers that come too late") {
+    Small<Upper> net;
+    shard(net, context);
+    std::vector<Solver> solvers(PlainSmall::num_computational_layers);
+    train_step(net, solvers, batch);
+    dlib::layer<1>(net).layer_details().set_learning_rate_multiplier(0.5);
+    CHECK_THROWS_WITH(train_step(net, solvers, batch),
+                      ContainsSubstring("layer 'fc.1': its multipliers"));
   }
   SECTION("a layer that nobody sharded") {
     Small<dlib::fc_<1, dlib::FC_HAS_BIAS>> net;
@@ -488,7 +517,7 @@ TEST_CASE("callback_host: nets that cannot be trained say so") {
   }
 }
 
-TEST_CASE("callback_host: digits depend on their number alone") {
+TEST_CASE("digits depend on their number alone") {
   std::vector<float> first(digits::pixels), again(digits::pixels);
   std::vector<std::size_t> counts(digits::classes);
   for (std::uint64_t i = 0; i < 1000; ++i) {
