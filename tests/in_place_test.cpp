@@ -259,3 +259,116 @@ TEST_CASE("an arena's memory is there while it is lent, and back to crumbs after
     }
   }
 }
+
+TEST_CASE("a gather that is under way when its pages are needed elsewhere is waited for") {
+  // Ranks are slow inside collectives, so that what is fetched ahead is still on its way.
+  const ThreadOptions slow{.at_point = [](void*, int, ThreadPoint point) noexcept {
+    if (point == ThreadPoint::committed)
+      std::this_thread::sleep_for(std::chrono::microseconds(300));
+  }};
+  const auto all = on_ranks(
+      2,
+      [](Communicator& communicator) {
+        Seen seen;
+        Context<> context(communicator, Strategy::zero3());
+        Arena arena(context, FlatHost::elements * sizeof(float), "weights");
+        const FlatHost host(arena.as<float>());
+        std::vector<ShardedParameter<float>> blocks;
+        for (const auto& tensors : host.blocks()) blocks.emplace_back(context, tensors);
+        for (std::size_t l = 0; l < blocks.size(); ++l) {
+          blocks[l].initialize([&](const auto&, std::size_t) { return static_cast<float>(l + 1); });
+        }
+        const auto check = [&](std::size_t l) {
+          const auto lease = blocks[l].gather();
+          for (const float value : lease[std::size_t{0}]) {
+            seen.expect(value == static_cast<float>(l + 1), fmt::format("layer {}", l));
+            if (seen.wrong.size() > 3) return;
+          }
+        };
+        for (std::size_t round = 0; round < 20; ++round) {
+          const auto other = blocks[round % 5].gather();
+          blocks[(round + 2) % 5].prefetch();  // never opened
+          check((round + 3) % 5);              // takes its slot
+          check((round + 4) % 5);
+        }
+        blocks[0].update([](std::span<float>) {});
+        seen.expect(resident_bytes(arena.data(), arena.size()) <=
+                        arena.size() - arena.recycled_bytes() + 8192,
+                    "nothing was written below a range without pages");
+        return seen;
+      },
+      slow);
+  for (const Seen& seen : all) CHECK(seen.wrong == std::vector<std::string>());
+}
+
+TEST_CASE("parameters of all residencies stand side by side, in buckets of their own") {
+  for (const int world : worlds) {
+    const auto all = on_ranks(world, [](Communicator& communicator) {
+      Seen seen;
+      Strategy strategy = Strategy::zero3();
+      strategy.bucket_bytes = std::size_t{1} << 20;
+      Context<> context(communicator, strategy, {.open_parameters = 3, .open_gradients = 3});
+      Arena arena(context, 200000 * sizeof(float), "weights");
+      Arena gradient_arena(context, 200000 * sizeof(float), "gradients");
+      std::vector<ShardedParameter<float>> parameters;
+      std::vector<ShardedGradient<float>> gradients;
+      for (std::size_t i = 0; i < 6; ++i) {
+        const std::string name = fmt::format("p{}", i);
+        if (i % 3 == 1) {
+          parameters.emplace_back(
+              context, std::vector<HostTensor>{{name, arena.as<float>() + i * 20000, {20000}}});
+        } else {
+          parameters.emplace_back(context, std::vector<TensorSpec>{{name, {100 + i}}},
+                                  ParameterOptions{.residency = i % 3 == 2 ? Residency::host_buffer
+                                                                           : Residency::slots});
+        }
+        parameters.back().initialize(
+            [&](const auto&, std::size_t k) { return static_cast<float>(i * 100000 + k); });
+      }
+      for (std::size_t i = 0; i < 6; ++i) {
+        if (i % 3 == 1) {
+          gradients.emplace_back(parameters[i], gradient_arena);
+        } else {
+          gradients.emplace_back(parameters[i],
+                                 i % 3 == 2 ? Residency::host_buffer : Residency::slots);
+        }
+      }
+      for (int round = 0; round < 2; ++round) {
+        for (std::size_t i = 0; i < 6; ++i) {
+          std::vector<float> buffer(parameters[i].layout().size());
+          const auto lease =
+              i % 3 == 2 ? parameters[i].gather_into(buffer.data()) : parameters[i].gather();
+          bool equal = true;
+          for (std::size_t k = 0; k < lease[0].size(); ++k) {
+            equal = equal && lease[0][k] == static_cast<float>(i * 100000 + k);
+          }
+          seen.expect(equal, fmt::format("parameter {}", i));
+        }
+        for (std::size_t i = 0; i < 6; ++i) {
+          const std::vector<float> made(parameters[i].layout().size(), static_cast<float>(1 << i));
+          if (i % 3 == 2) {
+            gradients[i].reduce_from(const_cast<float*>(made.data()));
+          } else {
+            auto lease = gradients[i].lease();
+            std::copy(made.begin(), made.end(), lease[0].begin());
+            std::move(lease).reduce();
+          }
+        }
+        for (std::size_t i = 0; i < 6; ++i) {
+          for (const auto& segment : gradients[i].segments()) {
+            seen.expect(segment.elements.front() == static_cast<float>(1 << i) &&
+                            segment.elements.back() == static_cast<float>(1 << i),
+                        fmt::format("gradient {}", i));
+          }
+          gradients[i].consume();
+        }
+      }
+      seen.expect(context.held() == context.plan().bytes, "planned bytes");
+      return seen;
+    });
+    for (const Seen& seen : all) {
+      INFO("world " << world);
+      CHECK(seen.wrong == std::vector<std::string>());
+    }
+  }
+}

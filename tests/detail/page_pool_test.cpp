@@ -155,6 +155,11 @@ TEST_CASE("an address range knows whose each byte is") {
                         "'first' in arena 'weights'") ||
           ContainsSubstring("overlaps tensor 'b' of parameter 'first'"));
   CHECK_THAT(error_of([&] {
+               const std::vector<HostTensor> within = {{"x", p + 100, {2}}};
+               (void)range.claim("second", within, true);
+             }),
+             ContainsSubstring("overlaps tensor 'a' of parameter 'first'"));
+  CHECK_THAT(error_of([&] {
                const std::vector<HostTensor> outside = {{"x", p + 299999, {2}}};
                (void)range.claim("second", outside, true);
              }),

@@ -226,7 +226,6 @@ class GradientStore {
     gradient.leases = 1;
     reduce(gradient, weight);
     engine_.wait(gradient.reduced, registration.name);
-    for (Piece& piece : gradient.pieces) piece.data = nullptr;
   }
 
   /// UsageError where reduce() may not be called now; nothing has changed then.

@@ -114,9 +114,7 @@ class ParameterStore {
   /// Takes a loan back: the slot's next writer waits for what the compute stream has been given.
   void close(Parameter& parameter) noexcept {
     Unit& unit = *parameter.unit;
-    if (--parameter.leases == 0 && parameter.residency == Residency::host_buffer) {
-      for (Piece& piece : parameter.pieces) piece.data = nullptr;
-    }
+    --parameter.leases;
     if (--unit.leases > 0 || unit.slot == nullptr) return;
     Slot<Device>& slot = *unit.slot;
     slot.last_use = engine_.compute.record();
