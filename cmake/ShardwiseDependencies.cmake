@@ -45,6 +45,18 @@ macro(shardwise_need name)
     if(NOT TARGET nlohmann_json::nlohmann_json)
       shardwise_fetch(nlohmann_json https://github.com/nlohmann/json.git v3.11.2)
     endif()
+  elseif("${name}" STREQUAL "dlib")
+    # Debian's dlibConfig.cmake links libraries that its package does not bring; ours needs none of them.
+    find_path(SHARDWISE_DLIB_INCLUDE_DIR dlib/dnn/core.h)
+    find_library(SHARDWISE_DLIB_LIBRARY dlib)
+    if(SHARDWISE_DLIB_INCLUDE_DIR AND SHARDWISE_DLIB_LIBRARY)
+      add_library(dlib::dlib UNKNOWN IMPORTED GLOBAL)
+      set_target_properties(
+        dlib::dlib PROPERTIES IMPORTED_LOCATION ${SHARDWISE_DLIB_LIBRARY}
+                              INTERFACE_INCLUDE_DIRECTORIES ${SHARDWISE_DLIB_INCLUDE_DIR})
+    else()
+      shardwise_fetch(dlib https://github.com/davisking/dlib.git v19.24)
+    endif()
   else()
     message(FATAL_ERROR "shardwise_need: no dependency is called ${name}")
   endif()

@@ -1,26 +1,32 @@
-"""The exhibit of examples/train_gpt: the sharded trainer adds at most 25 lines to the plain one and
-touches no line of the mathematics; quickstart stays under 60 lines."""
+"""The exhibits: the sharded trainer of train_gpt and that of callback_host add at most 25 lines to the
+plain one and touch no line of the mathematics; quickstart stays under 60 lines."""
 
 import pathlib
+import re
 import subprocess
 import sys
 
-LIMIT = 25
+# Example -> how many lines sharding may add, and what every line of the mathematics matches.
+EXHIBITS = {"train_gpt": (25, r"model\."), "callback_host": (25, r"\bnet[.(]")}
+
+
+def problems_of(example, limit, mathematics):
+    plain, sharded = example / "plain.cpp", example / "sharded.cpp"
+    diff = subprocess.run(["diff", plain, sharded], capture_output=True, text=True, check=False).stdout
+    added = [line[2:] for line in diff.splitlines() if line.startswith(">")]
+    print(f"{example.name}: {len(added)} lines added by sharding")
+    if not added:
+        yield f"the two trainers of {example.name} do not differ"
+    if len(added) > limit:
+        yield f"{len(added)} lines added to {example.name}, at most {limit} may be"
+    for line in diff.splitlines():
+        if line[:1] in "<>" and re.search(mathematics, line):
+            yield f"a line of the mathematics differs: {line}"
 
 
 def problems(examples):
-    plain = examples / "train_gpt/plain.cpp"
-    sharded = examples / "train_gpt/sharded.cpp"
-    diff = subprocess.run(["diff", plain, sharded], capture_output=True, text=True, check=False).stdout
-    added = [line[2:] for line in diff.splitlines() if line.startswith(">")]
-    print(f"{len(added)} lines added by sharding")
-    if not added:
-        yield "the two trainers do not differ"
-    if len(added) > LIMIT:
-        yield f"{len(added)} lines added, at most {LIMIT} may be"
-    for line in diff.splitlines():
-        if line[:1] in "<>" and "model." in line:
-            yield f"a line of the mathematics differs: {line}"
+    for name, (limit, mathematics) in EXHIBITS.items():
+        yield from problems_of(examples / name, limit, mathematics)
     lines = len((examples / "quickstart/quickstart.cpp").read_text().splitlines())
     print(f"quickstart has {lines} lines")
     if lines >= 60:
