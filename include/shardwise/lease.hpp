@@ -8,18 +8,23 @@
 #include <utility>
 
 #include "context.hpp"
+#include "core/piece.hpp"
 #include "core/tensor_view.hpp"
 
 namespace shardwise::inline v0_1 {
 
 namespace detail {
 
-/// The tensors of a whole flat buffer of T.
+/// The tensors of a whole parameter or gradient of T, in one flat buffer or wherever they are.
 template <class T>
 class FlatView {
  public:
   FlatView() = default;
-  FlatView(T* data, const Layout& layout) : data_(data), layout_(&layout) {}
+  /// `pieces`: the place of each tensor, or null where they are in the buffer `flat`.
+  FlatView(std::byte* flat, const Piece* pieces, const Layout& layout)
+      : data_(pieces == nullptr ? reinterpret_cast<T*>(flat) : nullptr),
+        pieces_(pieces),
+        layout_(&layout) {}
 
   /// Tensors of the parameter.
   [[nodiscard]] std::size_t size() const noexcept { return layout_->tensors().size(); }
@@ -27,19 +32,29 @@ class FlatView {
   /// up once with ShardedParameter::tensor.
   [[nodiscard]] TensorView<T> operator[](std::size_t index) const {
     const auto& tensor = layout_->tensors()[index];
-    return {std::span<T>(data_ + tensor.offset, tensor.count), tensor.shape};
+    T* const begin =
+        pieces_ == nullptr ? data_ + tensor.offset : reinterpret_cast<T*>(pieces_[index].data);
+    return {std::span<T>(begin, tensor.count), tensor.shape};
   }
   /// Looks the name up; UsageError that lists the names.
   [[nodiscard]] TensorView<T> operator[](std::string_view name) const {
     return (*this)[layout_->find(name)];
   }
-  /// The flat buffer: Layout::padded_size() elements, tensors at Layout::Tensor::offset.
+  /// The flat buffer: Layout::padded_size() elements, tensors at Layout::Tensor::offset. Null where
+  /// the tensors lie in the host's memory (residency in_place, host_buffer).
   [[nodiscard]] T* data() const noexcept { return data_; }
 
  protected:
   T* data_ = nullptr;
+  const Piece* pieces_ = nullptr;
   const Layout* layout_ = nullptr;
 };
+
+/// What a lease of this parameter, or of this gradient, shows.
+template <class T, class Flat>
+[[nodiscard]] FlatView<T> view_of(const Flat& flat, const Layout& layout) {
+  return {flat.whole(), flat.in_pieces() ? flat.pieces.data() : nullptr, layout};
+}
 
 }  // namespace detail
 
@@ -51,7 +66,7 @@ class [[nodiscard]] Gathered : public detail::FlatView<const T> {
   /// Lends nothing.
   Gathered() = default;
   Gathered(detail::ParameterStore<Device>& store, detail::FlatParameter<Device>& parameter)
-      : detail::FlatView<const T>(reinterpret_cast<const T*>(parameter.whole()), parameter.layout),
+      : detail::FlatView<const T>(detail::view_of<const T>(parameter, parameter.layout)),
         store_(&store),
         parameter_(&parameter) {}
   Gathered(Gathered&& other) noexcept
@@ -88,7 +103,7 @@ class [[nodiscard]] GradientLease : public detail::FlatView<T> {
   /// Lends nothing.
   GradientLease() = default;
   GradientLease(Context<Device>& context, detail::FlatGradient<Device>& gradient)
-      : detail::FlatView<T>(reinterpret_cast<T*>(gradient.whole()), gradient.parameter.layout),
+      : detail::FlatView<T>(detail::view_of<T>(gradient, gradient.parameter.layout)),
         context_(&context),
         gradient_(&gradient),
         exceptions_(std::uncaught_exceptions()) {}

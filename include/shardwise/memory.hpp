@@ -16,7 +16,8 @@ enum class StateKind : std::uint8_t {
   parameters,       ///< storage at rest and replicated copies in the lease type
   gradients,        ///< stored gradients
   optimizer_state,  ///< element state of the optimizer
-  slots             ///< everything else that a step needs: slots, landing buffers, scalars
+  slots,            ///< everything else that a step needs: slots, landing buffers, scalars
+  crumbs            ///< of residency in_place: what stays below the host's addresses at release
 };
 
 /// Bytes on one rank, by kind; capacities, padding included.
@@ -25,9 +26,10 @@ struct Bytes {
   std::size_t gradients = 0;
   std::size_t optimizer_state = 0;
   std::size_t slots = 0;
+  std::size_t crumbs = 0;
 
   [[nodiscard]] constexpr std::size_t total() const noexcept {
-    return parameters + gradients + optimizer_state + slots;
+    return parameters + gradients + optimizer_state + slots + crumbs;
   }
   [[nodiscard]] constexpr std::size_t& operator[](StateKind kind) noexcept {
     switch (kind) {
@@ -38,9 +40,11 @@ struct Bytes {
       case StateKind::optimizer_state:
         return optimizer_state;
       case StateKind::slots:
+        return slots;
+      case StateKind::crumbs:
         break;
     }
-    return slots;
+    return crumbs;
   }
   [[nodiscard]] bool operator==(const Bytes&) const = default;
 };
@@ -63,42 +67,64 @@ class Ledger {
   std::size_t peak_ = 0;
 };
 
+/// So many bytes in a ledger, wherever they lie, for as long as it lives. Move-only; the ledger
+/// must outlive it.
+class Account {
+ public:
+  Account() = default;
+  Account(Ledger& ledger, StateKind kind, std::size_t bytes) noexcept
+      : ledger_(&ledger), kind_(kind), bytes_(bytes) {
+    ledger.add(kind, bytes);
+  }
+  Account(Account&& other) noexcept
+      : ledger_(other.ledger_), kind_(other.kind_), bytes_(std::exchange(other.bytes_, 0)) {}
+  Account& operator=(Account&& other) noexcept {
+    Account taken(std::move(other));
+    std::swap(ledger_, taken.ledger_);
+    std::swap(kind_, taken.kind_);
+    std::swap(bytes_, taken.bytes_);
+    return *this;
+  }
+  ~Account() {
+    if (bytes_ > 0) ledger_->remove(kind_, bytes_);
+  }
+
+ private:
+  Ledger* ledger_ = nullptr;
+  StateKind kind_ = StateKind::slots;
+  std::size_t bytes_ = 0;
+};
+
 /// Memory of a device that a ledger knows of. Move-only; the ledger must outlive it.
 template <class Device>
 class Buffer {
  public:
   Buffer() = default;
-  Buffer(Ledger& ledger, StateKind kind, std::size_t bytes)
-      : ledger_(&ledger), kind_(kind), bytes_(bytes) {
+  Buffer(Ledger& ledger, StateKind kind, std::size_t bytes) : bytes_(bytes) {
     if (bytes == 0) return;
     data_ = Device::allocate(bytes);
-    ledger.add(kind, bytes);
+    account_ = Account(ledger, kind, bytes);
   }
   Buffer(Buffer&& other) noexcept
-      : ledger_(other.ledger_),
-        kind_(other.kind_),
+      : account_(std::move(other.account_)),
         bytes_(std::exchange(other.bytes_, 0)),
         data_(std::exchange(other.data_, nullptr)) {}
   Buffer& operator=(Buffer&& other) noexcept {
     Buffer taken(std::move(other));
-    std::swap(ledger_, taken.ledger_);
-    std::swap(kind_, taken.kind_);
+    std::swap(account_, taken.account_);
     std::swap(bytes_, taken.bytes_);
     std::swap(data_, taken.data_);
     return *this;
   }
   ~Buffer() {
-    if (data_ == nullptr) return;
-    Device::deallocate(data_, bytes_);
-    ledger_->remove(kind_, bytes_);
+    if (data_ != nullptr) Device::deallocate(data_, bytes_);
   }
 
   [[nodiscard]] std::byte* data() const noexcept { return static_cast<std::byte*>(data_); }
   [[nodiscard]] std::size_t size() const noexcept { return bytes_; }
 
  private:
-  Ledger* ledger_ = nullptr;
-  StateKind kind_ = StateKind::slots;
+  Account account_;
   std::size_t bytes_ = 0;
   void* data_ = nullptr;
 };

@@ -10,6 +10,7 @@
 #include "comm/communicator.hpp"
 #include "detail/engine.hpp"
 #include "detail/registration.hpp"
+#include "detail/slot_plan.hpp"
 #include "memory.hpp"
 
 namespace shardwise::inline v0_1 {
@@ -24,10 +25,12 @@ struct MemoryPlan {
   std::size_t gradient_slots = 0;
   std::size_t gradient_slot_bytes = 0;
   std::size_t gradient_dedicated = 0;
+  std::size_t parameter_pages = 0;  ///< bytes that arenas' parameters borrow (residency in_place)
+  std::size_t gradient_pages = 0;
   std::size_t landing = 0;  ///< landing and staging buffers of the communicator
   std::size_t scalars = 0;  ///< norms, flags and group scalars
 
-  /// The highest sum of the four kinds: slots stay allocated, so it is their total.
+  /// The highest sum of all kinds: slots stay allocated, so it is their total.
   [[nodiscard]] std::size_t peak() const noexcept { return bytes.total(); }
 
   /// A table for people, one line a kind.
@@ -45,42 +48,13 @@ struct MemoryPlan {
            " = " +
            slots_of("parameters", parameter_slots, parameter_slot_bytes, parameter_dedicated) +
            ", " + slots_of("gradients", gradient_slots, gradient_slot_bytes, gradient_dedicated) +
-           fmt::format(", {} B landing, {} B scalars\n", landing, scalars) + kind("peak", peak()) +
-           '\n';
+           fmt::format(", {} + {} B pages for arenas, {} B landing, {} B scalars\n",
+                       parameter_pages, gradient_pages, landing, scalars) +
+           kind("crumbs", bytes.crumbs) + '\n' + kind("peak", peak()) + '\n';
   }
 };
 
 namespace detail {
-
-/// Adds up the slots of one kind: `dedicated` units have their own, the rest share.
-struct SlotArithmetic {
-  std::size_t units = 0;
-  std::size_t largest = 0;
-  std::size_t dedicated = 0;
-
-  void add(std::size_t bytes, bool own) noexcept {
-    if (own) {
-      dedicated += bytes;
-    } else {
-      largest = std::max(largest, bytes);
-      ++units;
-    }
-  }
-};
-
-/// add(members, bytes) for each unit, in order.
-template <class BytesOf, class Add>
-void for_each_unit(std::span<const Registration* const> entries,
-                   std::span<const std::size_t> unit_of, BytesOf bytes_of, Add add) {
-  for (std::size_t i = 0; i < entries.size();) {
-    std::size_t bytes = 0;
-    std::size_t end = i;
-    for (; end < entries.size() && unit_of[end] == unit_of[i]; ++end)
-      bytes += bytes_of(*entries[end]);
-    add(entries.subspan(i, end - i), bytes);
-    i = end;
-  }
-}
 
 /// The plan of a rank that registers these parameters, their gradients and states.
 [[nodiscard]] inline MemoryPlan plan_memory(std::span<const Registration* const> entries,
@@ -92,18 +66,13 @@ void for_each_unit(std::span<const Registration* const> entries,
   for (const Registration* entry : entries) {
     const std::size_t whole = entry->layout.padded_size();
     const std::size_t shard = entry->layout.shard_size();
-    const bool whole_parameters = entry->strategy.parameters == Placement::replicated;
     const bool whole_gradients = entry->strategy.gradients == Placement::replicated;
     const bool whole_state = entry->strategy.optimizer_state == Placement::replicated;
-    // The replicated copy is the storage where both have one type, and the shard a part of it.
-    if (whole_parameters && entry->lease == entry->storage) {
-      plan.bytes.parameters += whole * size_of(entry->storage);
-    } else {
-      plan.bytes.parameters += (whole_state ? whole : shard) * size_of(entry->storage);
-      if (whole_parameters) plan.bytes.parameters += whole * size_of(entry->lease);
-    }
+    plan.bytes.parameters += entry->storage_bytes() + entry->copy_bytes();
+    if (entry->sharded()) plan.bytes.crumbs += entry->placed.crumb_bytes();
     if (entry->gradient) {
       plan.bytes.gradients += (whole_gradients ? whole : shard) * size_of(*entry->gradient);
+      plan.bytes.crumbs += entry->gradient_placed.crumb_bytes();
       trained.push_back(entry);
     }
     for (const DType type : entry->state) {
@@ -111,51 +80,20 @@ void for_each_unit(std::span<const Registration* const> entries,
     }
   }
 
-  SlotArithmetic parameters;
-  for_each_unit(
-      entries, group_parameters(entries),
-      [](const Registration& entry) { return entry.lease_bytes(); },
-      [&](std::span<const Registration* const> unit, std::size_t bytes) {
-        if (unit[0]->strategy.parameters == Placement::replicated) return;
-        parameters.add(bytes, !unit[0]->strategy.reshard_after_forward);
-      });
-  plan.parameter_slots = std::min(
-      parameters.units, options.open_parameters + static_cast<std::size_t>(strategy.prefetch));
-  if (strategy.max_live_bytes > 0 && parameters.largest > 0) {
-    const std::size_t room =
-        strategy.max_live_bytes - std::min(strategy.max_live_bytes, parameters.dedicated);
-    plan.parameter_slots = std::min(plan.parameter_slots, room / parameters.largest);
-  }
-  plan.parameter_slot_bytes = plan.parameter_slots > 0 ? parameters.largest : 0;
-  plan.parameter_dedicated = parameters.dedicated;
-
-  SlotArithmetic gradients;
-  for_each_unit(
-      trained, group_gradients(trained),
-      [](const Registration& entry) { return entry.gradient_slot_bytes(); },
-      [&](std::span<const Registration* const> unit, std::size_t bytes) {
-        std::size_t landing = 0;
-        for (const Registration* entry : unit) {
-          ReduceItem item{};
-          item.count =
-              entry->updates_shard() ? entry->layout.shard_size() : entry->layout.padded_size();
-          item.dtype = entry->wire;
-          item.spec.output = *entry->gradient;
-          landing += comm.landing_bytes(item, entry->updates_shard());
-        }
-        plan.landing = std::max(plan.landing, landing);
-        if (unit[0]->gradient_in_place()) return;
-        gradients.add(bytes, unit[0]->tied || unit[0]->strategy.accumulation == Accumulation::hold);
-      });
-  plan.gradient_slots =
-      std::min(gradients.units, options.open_gradients + (strategy.overlap ? 1u : 0u));
-  plan.gradient_slot_bytes = plan.gradient_slots > 0 ? gradients.largest : 0;
-  plan.gradient_dedicated = gradients.dedicated;
-
+  const Slots parameters = plan_parameter_slots(entries, strategy, options);
+  plan.parameter_slots = parameters.buffers.count;
+  plan.parameter_slot_bytes = parameters.buffers.count > 0 ? parameters.buffers.largest : 0;
+  plan.parameter_dedicated = parameters.buffers.dedicated;
+  plan.parameter_pages = parameters.pages.bytes();
+  const GradientSlots gradients = plan_gradient_slots(trained, comm, strategy, options);
+  plan.gradient_slots = gradients.slots.buffers.count;
+  plan.gradient_slot_bytes =
+      gradients.slots.buffers.count > 0 ? gradients.slots.buffers.largest : 0;
+  plan.gradient_dedicated = gradients.slots.buffers.dedicated;
+  plan.gradient_pages = gradients.slots.pages.bytes();
+  plan.landing = gradients.landing;
   plan.scalars = std::max<std::size_t>(4, trained.size()) * (world + 1) * sizeof(double);
-  plan.bytes.slots = plan.parameter_slots * plan.parameter_slot_bytes + plan.parameter_dedicated +
-                     plan.gradient_slots * plan.gradient_slot_bytes + plan.gradient_dedicated +
-                     plan.landing + plan.scalars;
+  plan.bytes.slots = parameters.bytes() + gradients.slots.bytes() + plan.landing + plan.scalars;
   return plan;
 }
 

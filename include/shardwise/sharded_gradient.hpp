@@ -5,8 +5,12 @@
 #include <optional>
 #include <span>
 #include <utility>
+#include <vector>
 
+#include "arena.hpp"
 #include "context.hpp"
+#include "detail/host_place.hpp"
+#include "host_tensor.hpp"
 #include "lease.hpp"
 #include "sharded_parameter.hpp"
 
@@ -21,15 +25,58 @@ class ShardedGradient {
  public:
   using value_type = G;
 
-  /// UsageError where the parameter has a gradient already.
+  /// Leases lend slots of the library. UsageError where the parameter has a gradient already.
   template <FloatingElement T>
   explicit ShardedGradient(ShardedParameter<T, Device>& parameter)
+      : ShardedGradient(parameter, Residency::slots) {}
+
+  /// Residency in_place: the host writes the gradient through its own pointers into `arena`, where
+  /// each tensor has the offset, in elements, that it has in the arena of its parameter. It is
+  /// readable and zeroed from lease() or ensure_open() on and gone after the reduction. UsageError
+  /// where the parameter is not in place, or gradients travel in another type than they are written
+  /// in.
+  template <FloatingElement T>
+  ShardedGradient(ShardedParameter<T, Device>& parameter, Arena& arena)
       : context_(&parameter.context()) {
     auto& flat = parameter.flat();
-    if (flat.gradient) raise("parameter '{}' has a gradient already", flat.name);
-    flat_ = std::make_unique<detail::FlatGradient<Device>>(context_->engine(), flat, dtype_of<G>);
-    context_->gradient_store().add(*flat_);
-    flat.gradient = dtype_of<G>;
+    begin(flat, Residency::in_place);
+    if (flat.residency != Residency::in_place) {
+      raise(
+          "the gradient of '{}' was given an arena, but the parameter is {}: only tensors of one "
+          "arena have their place in another",
+          flat.name, name_of(flat.residency));
+    }
+    std::vector<HostTensor> tensors;
+    for (std::size_t i = 0; i < flat.pieces.size(); ++i) {
+      const Layout::Tensor& tensor = flat.layout.tensors()[i];
+      HostTensor mirrored(tensor.name, static_cast<G*>(nullptr), {tensor.count});
+      mirrored.dtype = flat.gradient_lease;
+      if (tensor.count > 0) {
+        const auto bytes = static_cast<std::size_t>(flat.pieces[i].data - flat.arena->data());
+        mirrored.data = arena.data() + bytes / size_of(flat.lease) * size_of(flat.gradient_lease);
+      }
+      tensors.push_back(std::move(mirrored));
+    }
+    detail::HostPlace place = detail::claim_place(context_->engine(), flat.name, tensors,
+                                                  flat.layout, flat.gradient_lease, true);
+    flat.gradient_placed = std::move(place.placed);
+    finish(flat, Residency::in_place, std::move(place.pieces), place.arena);
+  }
+
+  /// Residency host_buffer: the host makes the gradient itself (autograd does) and contributes it
+  /// by reduce_from(); there are no leases. Residency slots: as without.
+  template <FloatingElement T>
+  ShardedGradient(ShardedParameter<T, Device>& parameter, Residency residency)
+      : context_(&parameter.context()) {
+    auto& flat = parameter.flat();
+    if (residency == Residency::in_place) {
+      raise(
+          "the gradient of '{}': residency in_place needs an Arena: ShardedGradient(parameter, "
+          "arena)",
+          flat.name);
+    }
+    begin(flat, residency);
+    finish(flat, residency, {}, nullptr);
   }
   ShardedGradient(ShardedGradient&&) noexcept = default;
   ShardedGradient& operator=(ShardedGradient&&) = delete;
@@ -37,7 +84,11 @@ class ShardedGradient {
     if (flat_ == nullptr) return;
     context_->engine().quiesce();
     context_->gradient_store().remove(*flat_);
-    flat_->parameter.gradient.reset();
+    auto& parameter = flat_->parameter;
+    flat_.reset();
+    parameter.gradient.reset();
+    parameter.gradient_residency = Residency::slots;
+    parameter.gradient_placed = {};
   }
 
   [[nodiscard]] const std::string& name() const noexcept { return flat_->parameter.name; }
@@ -64,7 +115,7 @@ class ShardedGradient {
       context_->gradient_store().open(*flat_);
       flat_->held = true;
     }
-    return {reinterpret_cast<L*>(flat_->whole()), layout()};
+    return detail::view_of<L>(*flat_, layout());
   }
   /// Ends ensure_open() with a reduction. Idempotent.
   void reduce() { end_open(std::nullopt); }
@@ -75,12 +126,41 @@ class ShardedGradient {
     if (std::exchange(flat_->held, false)) context_->gradient_store().discard(*flat_);
   }
 
+  /// Residency host_buffer: a contribution from the host's own memory, one buffer for each tensor,
+  /// without padding, of the gradient lease type L. Reduced over ranks to the mean and added to
+  /// what each rank stores, as a lease's reduce() is; once or more in a step. The host waits: the
+  /// buffers may be freed or reused when this returns.
+  template <FloatingElement L = G>
+  void reduce_from(std::span<L* const> buffers,
+                   std::optional<ReductionWeight> weight = std::nullopt) {
+    require_lease_type(dtype_of<L>);
+    std::vector<std::byte*> places;
+    for (L* const buffer : buffers) places.push_back(reinterpret_cast<std::byte*>(buffer));
+    context_->gradient_store().reduce_from(*flat_, places, weight);
+  }
+  /// The same for a parameter of one tensor.
+  template <FloatingElement L = G>
+  void reduce_from(L* buffer, std::optional<ReductionWeight> weight = std::nullopt) {
+    reduce_from<L>(std::span<L* const>(&buffer, 1), weight);
+  }
+
   /// Stored gradient of what this rank's optimizer updates, laid out as ShardedParameter::shard(),
   /// not yet multiplied by coefficient(); zeros where nothing was reduced since the last update.
   /// The context's stream waits for the reduction. UsageError while a lease is open.
   [[nodiscard]] std::span<const G> shard() {
     context_->gradient_store().settle(*flat_, "shard()");
     return {reinterpret_cast<const G*>(flat_->owned()), flat_->parameter.owned_count()};
+  }
+  /// The same as a list that matches ShardedParameter::segments(), at addresses that never move.
+  [[nodiscard]] std::vector<ShardSegment<const G>> segments() {
+    const std::span<const G> all = shard();
+    const std::size_t begin = flat_->parameter.owned_begin();
+    std::vector<ShardSegment<const G>> result;
+    layout().for_each_segment(begin, begin + all.size(), [&](const Layout::Segment& segment) {
+      result.push_back({&layout().tensors()[segment.tensor], segment.tensor_offset,
+                        all.subspan(segment.offset - begin, segment.count)});
+    });
+    return result;
   }
   /// What an update multiplies the stored gradient by: clipping and loss scale. 1 after each
   /// update.
@@ -103,6 +183,26 @@ class ShardedGradient {
   }
 
  private:
+  using Flat = detail::FlatParameter<Device>;
+
+  static void begin(Flat& parameter, Residency residency) {
+    if (parameter.gradient) raise("parameter '{}' has a gradient already", parameter.name);
+    if (residency == Residency::slots || parameter.wire == parameter.gradient_lease) return;
+    raise(
+        "the gradient of '{}' is {}, so it travels as it is written, as {}; Strategy::wire = {} "
+        "needs residency slots",
+        parameter.name, name_of(residency), name_of(parameter.gradient_lease),
+        name_of(parameter.wire));
+  }
+  void finish(Flat& parameter, Residency residency, std::vector<Piece> pieces,
+              detail::AddressRange* arena) {
+    parameter.gradient_residency = residency;
+    flat_ = std::make_unique<detail::FlatGradient<Device>>(context_->engine(), parameter,
+                                                           dtype_of<G>, std::move(pieces), arena);
+    context_->gradient_store().add(*flat_);
+    parameter.gradient = dtype_of<G>;
+  }
+
   void end_open(std::optional<ReductionWeight> weight) {
     if (!flat_->held) return;
     context_->gradient_store().check_reduction(*flat_, weight);
@@ -116,5 +216,9 @@ class ShardedGradient {
 
 template <FloatingElement T, class Device>
 ShardedGradient(ShardedParameter<T, Device>&) -> ShardedGradient<T, Device>;
+template <FloatingElement T, class Device>
+ShardedGradient(ShardedParameter<T, Device>&, Arena&) -> ShardedGradient<T, Device>;
+template <FloatingElement T, class Device>
+ShardedGradient(ShardedParameter<T, Device>&, Residency) -> ShardedGradient<T, Device>;
 
 }  // namespace shardwise::inline v0_1

@@ -126,22 +126,33 @@ class ShardedOptimizerState {
   void update(const detail::FlatGradient<Device>& gradient) {
     using Functor = UpdateOf<Optimizer, T, G>;
     const std::size_t begin = parameter_->owned_begin();
-    auto* const values = reinterpret_cast<T*>(parameter_->owned());
+    const std::size_t end = begin + parameter_->owned_count();
     const auto* const gradients = reinterpret_cast<const G*>(gradient.owned());
-    parameter_->layout.for_each_run(
-        begin, begin + parameter_->owned_count(), [&](const Layout::Run& run) {
-          const std::size_t at = run.offset - begin;
-          Functor functor{
-              values + at,
-              gradients + at,
-              {},
-              gradient.coefficient,
-              optimizer.template constants<typename Functor::Real>(steps_, run.options)};
-          for_each_state([&]<class S>(std::size_t index) {
-            functor.states[index] = buffers_[index].data() + at * sizeof(S);
-          });
-          Device::launch(context_->engine().compute, run.count, functor);
-        });
+    const auto launch = [&](T* values, std::size_t offset, std::size_t count,
+                            const TensorOptions& options) {
+      const std::size_t at = offset - begin;
+      Functor functor{values,
+                      gradients + at,
+                      {},
+                      gradient.coefficient,
+                      optimizer.template constants<typename Functor::Real>(steps_, options)};
+      for_each_state([&]<class S>(std::size_t index) {
+        functor.states[index] = buffers_[index].data() + at * sizeof(S);
+      });
+      Device::launch(context_->engine().compute, count, functor);
+    };
+    const Layout& layout = parameter_->layout;
+    if (parameter_->storage_in_place()) {
+      layout.for_each_segment(begin, end, [&](const Layout::Segment& segment) {
+        launch(reinterpret_cast<T*>(parameter_->stored(segment)), segment.offset, segment.count,
+               layout.tensors()[segment.tensor].options);
+      });
+    } else {
+      auto* const values = reinterpret_cast<T*>(parameter_->owned());
+      layout.for_each_run(begin, end, [&](const Layout::Run& run) {
+        launch(values + (run.offset - begin), run.offset, run.count, run.options);
+      });
+    }
   }
 
   Context<Device>* context_;

@@ -13,9 +13,19 @@
 #include <vector>
 
 #include "context.hpp"
+#include "detail/host_place.hpp"
+#include "host_tensor.hpp"
 #include "lease.hpp"
 
 namespace shardwise::inline v0_1 {
+
+/// Elements of one tensor that follow each other in what a rank's optimizer updates.
+template <class T>
+struct ShardSegment {
+  const Layout::Tensor* tensor;  ///< name, shape, options; lives as long as the parameter
+  std::size_t first;             ///< elements[i] is element first + i of the tensor
+  std::span<T> elements;         ///< at least 1; at an address that never moves
+};
 
 /// One or more named tensors of storage type T that are gathered together: the unit of
 /// communication. At rest each rank holds the contiguous 1/world that is its shard, or everything,
@@ -36,9 +46,42 @@ class ShardedParameter {
         flat_(std::make_unique<detail::FlatParameter<Device>>(
             context.engine(), detail::Registration(std::move(tensors), context.world(), dtype_of<T>,
                                                    context.strategy(), std::move(options)))) {
+    if (flat_->residency == Residency::in_place) {
+      raise(
+          "parameter '{}': residency in_place is for tensors with an address: make it of "
+          "HostTensors within an Arena",
+          name());
+    }
     context.parameter_store().add(*flat_);
     Device::zero(context.engine().compute, flat_->value.data(), flat_->value.size());
     Device::zero(context.engine().compute, flat_->copy.data(), flat_->copy.size());
+  }
+  /// Residency in_place: the tensors lie in one Arena of the context, and a gather fills them
+  /// there, so that the host's own pointers are what it computes with; between gathers nothing is
+  /// there. They are of the lease type. Where parameters are replicated and leases are of type T
+  /// the arena's memory is the storage itself. UsageError where a tensor is of another type,
+  /// outside the arena, or shares bytes with another parameter.
+  template <std::same_as<std::vector<HostTensor>> HostTensors>
+  ShardedParameter(Context<Device>& context, const HostTensors& tensors,
+                   ParameterOptions options = {})
+      : context_(&context) {
+    options.residency = Residency::in_place;
+    std::vector<TensorSpec> specs;
+    for (const HostTensor& tensor : tensors) specs.push_back(tensor.spec);
+    detail::Registration registration(std::move(specs), context.world(), dtype_of<T>,
+                                      context.strategy(), std::move(options));
+    detail::HostPlace place =
+        detail::claim_place(context.engine(), registration.name, tensors, registration.layout,
+                            registration.lease, registration.sharded());
+    registration.placed = std::move(place.placed);
+    flat_ = std::make_unique<detail::FlatParameter<Device>>(
+        context.engine(), std::move(registration), std::move(place.pieces), place.arena);
+    context.parameter_store().add(*flat_);
+    for (const Piece& piece : flat_->pieces) {
+      if (flat_->sharded()) break;
+      Device::zero(context.engine().compute, piece.data, piece.count * size_of(flat_->lease));
+    }
+    Device::zero(context.engine().compute, flat_->value.data(), flat_->value.size());
   }
   ShardedParameter(ShardedParameter&&) noexcept = default;
   ShardedParameter& operator=(ShardedParameter&&) = delete;
@@ -87,9 +130,39 @@ class ShardedParameter {
       context_->parameter_store().open(wanted);
       flat_->held = true;
     }
-    return {reinterpret_cast<const L*>(flat_->whole()), layout()};
+    return detail::view_of<const L>(*flat_, layout());
   }
-  /// Ends ensure_gathered(). Idempotent, never waits.
+
+  /// Residency host_buffer: gathers the whole parameter into the host's memory and lends it there:
+  /// one buffer for each tensor, without padding, of the lease type L. The buffers stay alive until
+  /// the lease ends; afterwards the host may free or reuse them. Every gather moves the bytes.
+  template <FloatingElement L = T>
+  [[nodiscard]] Gathered<L, Device> gather_into(std::span<L* const> buffers) {
+    require_lease_type(dtype_of<L>);
+    open_into(buffers);
+    return {context_->parameter_store(), *flat_};
+  }
+  /// The same for a parameter of one tensor.
+  template <FloatingElement L = T>
+  [[nodiscard]] Gathered<L, Device> gather_into(L* buffer) {
+    return gather_into<L>(std::span<L* const>(&buffer, 1));
+  }
+  /// The plain form under gather_into(): idempotent until release(), which ends it.
+  template <FloatingElement L = T>
+  detail::FlatView<const L> ensure_gathered_into(std::span<L* const> buffers) {
+    require_lease_type(dtype_of<L>);
+    if (!flat_->held) {
+      open_into(buffers);
+      flat_->held = true;
+    }
+    return detail::view_of<const L>(*flat_, layout());
+  }
+  template <FloatingElement L = T>
+  detail::FlatView<const L> ensure_gathered_into(L* buffer) {
+    return ensure_gathered_into<L>(std::span<L* const>(&buffer, 1));
+  }
+
+  /// Ends ensure_gathered() and ensure_gathered_into(). Idempotent, never waits.
   void release() noexcept {
     if (std::exchange(flat_->held, false)) context_->parameter_store().close(*flat_);
   }
@@ -125,11 +198,10 @@ class ShardedParameter {
     static_assert(Device::memory == MemoryKind::host,
                   "other devices load through a staging buffer");
     std::vector<T> staging(std::min(staging_chunk, layout().padded_size()));
-    write_stored("broadcast", [&](std::size_t begin, std::size_t end, T* stored) {
+    write_stored("broadcast", [&](std::size_t begin, std::size_t end) {
       for (std::size_t first = 0; first < layout().padded_size(); first += staging_chunk) {
         const std::size_t last = std::min(first + staging_chunk, layout().padded_size());
         if (context_->rank() == root) {
-          std::fill(staging.begin(), staging.end(), T{});  // padding
           layout().for_each_segment(first, last, [&](const Layout::Segment& segment) {
             source(layout().tensors()[segment.tensor], segment.tensor_offset,
                    std::span<T>(staging.data() + (segment.offset - first), segment.count));
@@ -138,7 +210,10 @@ class ShardedParameter {
         send(staging.data(), last - first, root);
         const std::size_t from = std::max(first, begin);
         const std::size_t to = std::min(last, end);
-        if (from < to) std::copy_n(&staging[from - first], to - from, stored + (from - begin));
+        if (from >= to) continue;
+        layout().for_each_segment(from, to, [&](const Layout::Segment& segment) {
+          std::copy_n(&staging[segment.offset - first], segment.count, stored(segment));
+        });
       }
     });
   }
@@ -159,7 +234,10 @@ class ShardedParameter {
       });
     };
     if (!flat_->updates_shard()) {
-      pass_on(0, layout().padded_size(), owned().data());
+      layout().for_each_segment(0, layout().padded_size(), [&](const Layout::Segment& segment) {
+        sink(layout().tensors()[segment.tensor], segment.tensor_offset,
+             std::span<const T>(stored(segment), segment.count));
+      });
       return;
     }
     std::vector<T> staging(std::min(staging_chunk, layout().shard_size()));
@@ -168,7 +246,10 @@ class ShardedParameter {
       for (std::size_t first = 0; first < layout().shard_size(); first += staging_chunk) {
         const std::size_t count = std::min(staging_chunk, layout().shard_size() - first);
         if (owner == context_->rank()) {
-          std::copy_n(owned().data() + first, count, staging.data());
+          const std::size_t at = begin + first;
+          layout().for_each_segment(at, at + count, [&](const Layout::Segment& segment) {
+            std::copy_n(stored(segment), segment.count, &staging[segment.offset - at]);
+          });
         }
         send(staging.data(), count, owner);
         pass_on(begin + first, begin + first + count, staging.data());
@@ -177,17 +258,32 @@ class ShardedParameter {
   }
 
   /// What this rank's optimizer updates (its shard, or everything where the optimizer state is
-  /// replicated), in storage order, padding included: contiguous segments at addresses that never
-  /// move. To read in stream order; write inside update().
-  [[nodiscard]] std::span<const T> shard() const noexcept { return owned(); }
+  /// replicated), in storage order, padding included, at an address that never moves. To read in
+  /// stream order; write inside update(). UsageError where it is not contiguous, which is where an
+  /// arena's memory is the storage (in_place, replicated): segments() has its parts.
+  [[nodiscard]] std::span<const T> shard() const { return owned(); }
+
+  /// The same as a list, for every residency: one segment for each tensor that this rank's
+  /// optimizer updates a part of, in order, without padding. The same list each time.
+  [[nodiscard]] std::vector<ShardSegment<const T>> segments() const {
+    return list_segments<const T>();
+  }
 
   /// For a host's own optimizer: write(shard) changes this rank's shard on the context's stream;
-  /// other ranks' copies follow with the next gather. UsageError where a lease is open.
+  /// other ranks' copies follow with the next gather. UsageError where a lease is open, or where
+  /// shard() is one.
   template <std::invocable<std::span<T>> Write>
   void update(Write&& write) {
-    Written written(*this, "update");
-    write(owned());
-    written.everything = false;
+    const std::span<T> shard = owned();
+    const Written written(*this, "update");
+    write(shard);
+  }
+  /// The same with segments(), to write.
+  template <std::invocable<std::span<const ShardSegment<T>>> Write>
+  void update_segments(Write&& write) {
+    const std::vector<ShardSegment<T>> segments = list_segments<T>();
+    const Written written(*this, "update");
+    write(std::span<const ShardSegment<T>>(segments));
   }
 
   /// f(tensor, first, elements) for every tensor's part of shard(): elements[i] is element first +
@@ -242,8 +338,36 @@ class ShardedParameter {
     engine.communication.synchronize();
   }
 
-  [[nodiscard]] std::span<T> owned() const noexcept {
+  [[nodiscard]] std::span<T> owned() const {
+    if (flat_->storage_in_place()) {
+      raise(
+          "the shard of parameter '{}' lies in the host's arena, tensor by tensor: use segments() "
+          "and update_segments()",
+          name());
+    }
     return {reinterpret_cast<T*>(flat_->owned()), flat_->owned_count()};
+  }
+  [[nodiscard]] T* stored(const Layout::Segment& segment) const noexcept {
+    return reinterpret_cast<T*>(flat_->stored(segment));
+  }
+
+  template <class U>
+  [[nodiscard]] std::vector<ShardSegment<U>> list_segments() const {
+    std::vector<ShardSegment<U>> result;
+    const std::size_t begin = flat_->owned_begin();
+    layout().for_each_segment(
+        begin, begin + flat_->owned_count(), [&](const Layout::Segment& segment) {
+          result.push_back({&layout().tensors()[segment.tensor], segment.tensor_offset,
+                            std::span<U>(stored(segment), segment.count)});
+        });
+    return result;
+  }
+
+  template <class L>
+  void open_into(std::span<L* const> buffers) {
+    std::vector<std::byte*> places;
+    for (L* const buffer : buffers) places.push_back(reinterpret_cast<std::byte*>(buffer));
+    context_->parameter_store().open_into(*flat_, places);
   }
 
   // source(tensor, first, elements) over all that this rank stores.
@@ -251,22 +375,21 @@ class ShardedParameter {
   void write_tensors(const char* what, Source&& source) {
     static_assert(Device::memory == MemoryKind::host,
                   "other devices load through a staging buffer");
-    write_stored(what, [&](std::size_t begin, std::size_t end, T* stored) {
+    write_stored(what, [&](std::size_t begin, std::size_t end) {
       layout().for_each_segment(begin, end, [&](const Layout::Segment& segment) {
         source(layout().tensors()[segment.tensor], segment.tensor_offset,
-               std::span<T>(stored + (segment.offset - begin), segment.count));
+               std::span<T>(stored(segment), segment.count));
       });
     });
   }
 
-  // write(begin, end, pointer) over all that this rank stores.
+  // write(begin, end) over the flat range that this rank stores.
   template <class Write>
   void write_stored(const char* what, Write&& write) {
     Written written(*this, what);
     const bool whole = flat_->storage_is_whole();
     const std::size_t begin = whole ? 0 : flat_->shard_begin;
-    const std::size_t count = whole ? layout().padded_size() : layout().shard_size();
-    write(begin, begin + count, reinterpret_cast<T*>(flat_->value.data()));
+    write(begin, begin + (whole ? layout().padded_size() : layout().shard_size()));
     written.everything = whole;
   }
 

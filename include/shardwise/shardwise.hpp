@@ -3,6 +3,7 @@
 /// Everything of shardwise that runs on the host. Communicators are included by the host that wants
 /// them: shardwise/comm/thread.hpp, shardwise/comm/self.hpp.
 
+#include "arena.hpp"
 #include "comm/collectives.hpp"
 #include "comm/communicator.hpp"
 #include "context.hpp"
@@ -12,8 +13,11 @@
 #include "core/observer.hpp"
 #include "core/tensor_view.hpp"
 #include "device/host.hpp"
+#include "full_parameters.hpp"
 #include "fwd.hpp"
+#include "gradient_countdown.hpp"
 #include "gradient_norm.hpp"
+#include "host_tensor.hpp"
 #include "layout.hpp"
 #include "lease.hpp"
 #include "loss_scaler.hpp"

@@ -31,6 +31,19 @@ enum class Accumulation : std::uint8_t {
   return accumulation == Accumulation::hold ? "hold" : "reduce";
 }
 
+/// Where a gathered parameter, or a leased gradient, lives.
+enum class Residency : std::uint8_t {
+  slots,       ///< in buffers of the library; leases hand out spans
+  in_place,    ///< where the host expects it: at its own addresses, within an Arena
+  host_buffer  ///< in memory that the host gives with each gather or reduction
+};
+
+/// "slots", "in_place" or "host_buffer".
+[[nodiscard]] constexpr std::string_view name_of(Residency residency) noexcept {
+  constexpr std::string_view names[] = {"slots", "in_place", "host_buffer"};
+  return names[static_cast<std::size_t>(residency)];
+}
+
 /// What is held where, and how it travels. A small value, chosen at run time and equal on all
 /// ranks. The named ones are rows of one table:
 ///
@@ -204,6 +217,8 @@ struct ParameterOptions {
   /// Used more than once in a pass: its gradient lease stays open from the first contribution to
   /// the last, while leases of others open and close.
   bool tied = false;
+  /// slots or host_buffer; a parameter that is made of HostTensors is in_place without being told.
+  Residency residency = Residency::slots;
 };
 
 }  // namespace shardwise::inline v0_1

@@ -11,7 +11,7 @@ ROOMS = [
     ("umbrella", r"shardwise\.hpp"),
     ("declarations", r"(fwd|version)\.hpp"),
     ("core", r"core/.*"),
-    ("layout", r"layout\.hpp"),
+    ("layout", r"(layout|host_tensor)\.hpp"),
     ("strategy", r"strategy\.hpp"),
     ("memory", r"(memory|statistics)\.hpp"),
     ("kernels", r"kernels/.*"),
@@ -21,8 +21,8 @@ ROOMS = [
     ("backend", r"comm/(self|run_ranks|thread|thread_\w+)\.hpp"),
     ("comm", r"comm/.*"),
     ("context", r"(context|memory_plan)\.hpp|detail/.*"),
-    ("lease", r"lease\.hpp"),
-    ("sharded", r"(sharded_\w+|gradient_norm|loss_scaler)\.hpp"),
+    ("lease", r"(lease|arena)\.hpp"),
+    ("sharded", r"(sharded_\w+|gradient_\w+|full_parameters|loss_scaler)\.hpp"),
 ]
 
 # Room -> the rooms that its headers may include, besides itself.
@@ -49,6 +49,8 @@ FOREIGN = {
     "core/error.hpp": {"fmt/core.h"},
     "comm/fingerprint.hpp": {"fmt/core.h"},
     "comm/thread_group.hpp": {"unistd.h"},
+    "detail/pages.hpp": {"sys/mman.h", "unistd.h"},
+    "detail/fault_watch.hpp": {"signal.h", "ucontext.h"},
     "kernels/copy.hpp": {"emmintrin.h"},
     "kernels/lanes.hpp": {"emmintrin.h"},
 }

@@ -28,7 +28,14 @@ inline float noise(std::uint64_t a, std::uint64_t b, std::uint64_t c = 0) {
 
 /// The layers of the toy model: uneven, tiny, with an empty tensor, one without weight decay, and a
 /// scalar that most ranks hold nothing of.
-inline std::vector<std::vector<TensorSpec>> toy_layers() {
+inline std::vector<std::vector<TensorSpec>> toy_layers(bool wide = false) {
+  if (wide) {  // large enough for whole pages of their own, some of them
+    return {{{"embedding", {1700, 90}}, {"position", {5, 9}}},
+            {{"a.weight", {130, 313}}, {"a.bias", {31}, {.weight_decay = 0}}},
+            {{"b.weight", {13000, 5}}, {"b.none", {0, 4}}, {"b.bias", {5}, {.weight_decay = 0}}},
+            {{"scale", {1}}},
+            {{"c.weight", {640, 63}}, {"c.table", {37007}}}};
+  }
   return {{{"embedding", {17, 9}}, {"position", {5, 9}}},
           {{"a.weight", {13, 31}}, {"a.bias", {31}, {.weight_decay = 0}}},
           {{"b.weight", {130, 5}}, {"b.none", {0, 4}}, {"b.bias", {5}, {.weight_decay = 0}}},
@@ -44,6 +51,44 @@ struct ToyRun {
   double clip = 0;
   bool tied = true;  ///< layer 0 is used again at the end, as an embedding is
   bool weighted = false;
+  Residency residency = Residency::slots;  ///< slots, or in_place
+  ArenaRecycling recycling = ArenaRecycling::move;
+  bool wide = false;
+  bool debug = false;
+};
+
+/// A host's arenas for the toy's layers: layer by layer, each tensor of odd size after another one,
+/// the tensors of a layer not next to each other.
+template <FloatingElement L, FloatingElement G>
+struct ToyArenas {
+  ToyArenas(Context<>& context, const std::vector<std::vector<TensorSpec>>& layers,
+            ArenaRecycling recycling) {
+    std::size_t elements = 3;  // so that nothing begins at a page
+    std::vector<std::vector<std::size_t>> offsets(layers.size());
+    for (std::size_t tensor = 0; tensor < 3; ++tensor) {
+      for (std::size_t layer = layers.size(); layer-- > 0;) {
+        if (tensor >= layers[layer].size()) continue;
+        offsets[layer].push_back(elements);
+        std::size_t count = 1;
+        for (const std::size_t extent : layers[layer][tensor].shape) count *= extent;
+        elements += count;
+      }
+    }
+    weights = std::make_unique<Arena>(context, elements * sizeof(L), "weights", recycling);
+    gradients = std::make_unique<Arena>(context, elements * sizeof(G), "gradients", recycling);
+    for (std::size_t layer = 0; layer < layers.size(); ++layer) {
+      std::vector<HostTensor>& list = tensors.emplace_back();
+      for (std::size_t i = 0; i < layers[layer].size(); ++i) {
+        const TensorSpec& spec = layers[layer][i];
+        list.emplace_back(spec.name, weights->as<L>() + offsets[layer][i], spec.shape,
+                          spec.options);
+      }
+    }
+  }
+
+  std::unique_ptr<Arena> weights;
+  std::unique_ptr<Arena> gradients;
+  std::vector<std::vector<HostTensor>> tensors;
 };
 
 /// What a rank saw.
@@ -65,19 +110,33 @@ ToyResult train_toy(Communicator& communicator, const ToyRun& run) {
   Strategy strategy = run.strategy;
   strategy.lease = dtype_of<L>;
   strategy.gradient_lease = dtype_of<G>;
-  Context<> context(communicator, strategy, {.timeout = std::chrono::seconds(60)});
+  Context<> context(communicator, strategy,
+                    {.timeout = std::chrono::seconds(60), .debug = run.debug});
+  const bool in_place = run.residency == Residency::in_place;
+  const auto layers = toy_layers(run.wide);
+  std::optional<ToyArenas<L, G>> arenas;  // outlives the parameters
   std::vector<ShardedParameter<float>> parameters;
   std::vector<ShardedGradient<Stored>> gradients;
   std::vector<ShardedOptimizerState<Optimizer>> states;
-  const auto layers = toy_layers();
+  if (in_place) arenas.emplace(context, layers, run.recycling);
   parameters.reserve(layers.size());
   gradients.reserve(layers.size());
   for (std::size_t i = 0; i < layers.size(); ++i) {
     ParameterOptions options;
     options.tied = run.tied && i == 0;
-    parameters.emplace_back(context, layers[i], options);
+    if (in_place) {
+      parameters.emplace_back(context, arenas->tensors[i], options);
+    } else {
+      parameters.emplace_back(context, layers[i], options);
+    }
   }
-  for (auto& parameter : parameters) gradients.emplace_back(parameter);
+  for (auto& parameter : parameters) {
+    if (in_place) {
+      gradients.emplace_back(parameter, *arenas->gradients);
+    } else {
+      gradients.emplace_back(parameter);
+    }
+  }
   for (auto& parameter : parameters) states.emplace_back(parameter);
   for (std::size_t i = 0; i < layers.size(); ++i) {
     parameters[i].initialize([&](const Layout::Tensor& tensor, std::size_t element) {

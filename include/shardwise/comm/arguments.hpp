@@ -47,6 +47,10 @@ class Arguments {
     for (const GatherItem& item : items) {
       const std::size_t part = bytes(item.count, item.dtype);
       const std::size_t whole = checked_multiply(part, size_, "bytes of an all_gather");
+      if (!item.pieces.empty()) {
+        check_pieces(item.pieces, item.count * size_, item.recv, "receive");
+        continue;
+      }
       pointers(item.send, item.recv, part);
       separate(item.send, part, item.recv, whole, rank_ * part, true);
     }
@@ -59,6 +63,11 @@ class Arguments {
       const std::size_t part = bytes(item.count, item.dtype);
       const std::size_t whole =
           scatter ? checked_multiply(part, size_, "bytes of a reduce_scatter") : part;
+      if (!item.pieces.empty()) {
+        check_pieces(item.pieces, scatter ? item.count * size_ : item.count, item.send, "send");
+        pointers(item.recv, item.recv, part);
+        continue;
+      }
       pointers(item.send, item.recv, part);
       separate(item.recv, bytes(item.count, item.spec.output), item.send, whole,
                scatter ? rank_ * part : 0, item.dtype == item.spec.output && !item.spec.accumulate);
@@ -101,6 +110,22 @@ class Arguments {
       raise("{} \"{}\" on rank {}: the {} buffer is null, expected {} bytes", name_of(operation_),
             name_, rank_, send == nullptr ? "send" : "receive", size);
     }
+  }
+
+  void check_pieces(std::span<const Piece> pieces, std::size_t elements, const void* buffer,
+                    const char* which) const {
+    std::size_t end = 0;
+    bool good = buffer == nullptr;
+    for (const Piece& piece : pieces) {
+      good = good && piece.offset >= end && piece.offset <= elements &&
+             piece.count <= elements - piece.offset && (piece.count == 0 || piece.data != nullptr);
+      end = piece.offset + piece.count;
+    }
+    if (good) return;
+    raise(
+        "{} \"{}\" on rank {}: {} pieces must ascend, lie within {} elements and not be null, "
+        "and the {} buffer that they stand for must be null",
+        name_of(operation_), name_, rank_, pieces.size(), elements, which);
   }
 
   // `small` may lie at `whole` + offset where in_place; the two are apart otherwise.

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "../core/dtype.hpp"
+#include "../core/piece.hpp"
 #include "../core/reduce_spec.hpp"
 #include "../core/stream_ref.hpp"
 
@@ -19,11 +20,16 @@ namespace shardwise::inline v0_1 {
 /// One buffer of an all-gather. Rank r's `send` (count elements) lands in every rank's
 /// recv[r * count ...]; `recv` holds size() * count elements. In place: send == recv + rank *
 /// count.
+///
+/// With `pieces`, equal in offsets and counts on all ranks, they are the receive buffer and `recv`
+/// is null; `send` is null on all ranks where each has its own part in its pieces already, and is
+/// contiguous otherwise. What lies in no piece is not moved. The list lives in stream order.
 struct GatherItem {
   const void* send;
   void* recv;
   std::size_t count;  ///< elements that one rank contributes
   DType dtype;
+  std::span<const Piece> pieces = {};
 };
 
 /// One buffer of a reduction.
@@ -33,6 +39,10 @@ struct GatherItem {
 /// Integers: output must equal dtype, scale and weight must be 1.
 /// accumulate is never in place; an all_reduce that accumulates adds to old values that are equal
 /// on all ranks (replicated storage).
+///
+/// With `pieces`, equal in offsets and counts on all ranks, they are the send buffer, `send` is
+/// null, and nothing is in place. Results that lie in no piece are 0, or stay where `accumulate` is
+/// set. The list lives in stream order.
 struct ReduceItem {
   const void* send;
   void* recv;
@@ -40,6 +50,7 @@ struct ReduceItem {
   DType dtype;
   ReduceSpec spec;
   void* landing = nullptr;  ///< landing_bytes() of scratch, owned by the caller; may be null if 0
+  std::span<const Piece> pieces = {};
 };
 
 /// One buffer of a broadcast: `count` elements from root's buffer into everybody's.

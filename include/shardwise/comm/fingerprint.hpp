@@ -39,6 +39,7 @@ enum class Operation : std::uint8_t {
 /// What of one item must be equal on all ranks.
 struct ItemPrint {
   std::uint64_t count = 0;
+  std::uint64_t pieces = 0;  ///< hash of their offsets and counts; 0: none
   double scale = 1;
   DType dtype = DType::f32;
   DType output = DType::f32;
@@ -46,14 +47,6 @@ struct ItemPrint {
 
   bool operator==(const ItemPrint&) const = default;
 };
-
-[[nodiscard]] inline ItemPrint print_of(const ReduceItem& item) noexcept {
-  return {item.count, item.spec.scale, item.dtype, item.spec.output, item.spec.accumulate};
-}
-template <class Item>
-[[nodiscard]] ItemPrint print_of(const Item& item) noexcept {
-  return {item.count, 1, item.dtype, item.dtype, false};
-}
 
 /// What of one call must be equal on all ranks. A flat value: backends may send its bytes.
 struct Fingerprint {
@@ -104,11 +97,37 @@ namespace detail {
   return mix(hash, rest);
 }
 
+[[nodiscard]] inline std::uint64_t hash_pieces(std::span<const Piece> pieces) noexcept {
+  std::uint64_t hash = pieces.size();
+  for (const Piece& piece : pieces) hash = mix(mix(hash, piece.offset), piece.count);
+  return hash;
+}
+
+}  // namespace detail
+
+[[nodiscard]] inline ItemPrint print_of(const ReduceItem& item) noexcept {
+  return {item.count,       detail::hash_pieces(item.pieces),
+          item.spec.scale,  item.dtype,
+          item.spec.output, item.spec.accumulate};
+}
+[[nodiscard]] inline ItemPrint print_of(const GatherItem& item) noexcept {
+  // Where each rank's own part is read from its pieces, all ranks' must be.
+  const std::uint64_t inside = item.send == nullptr && !item.pieces.empty() ? 1 : 0;
+  return {item.count, detail::hash_pieces(item.pieces) + inside, 1, item.dtype, item.dtype, false};
+}
+template <class Item>
+[[nodiscard]] ItemPrint print_of(const Item& item) noexcept {
+  return {item.count, 0, 1, item.dtype, item.dtype, false};
+}
+
+namespace detail {
+
 [[nodiscard]] inline std::uint64_t hash_item(std::uint64_t hash, const ItemPrint& item) noexcept {
   const auto kinds = static_cast<std::uint64_t>(item.dtype) |
                      static_cast<std::uint64_t>(item.output) << 8 |
                      static_cast<std::uint64_t>(item.accumulate) << 16;
-  return mix(mix(mix(hash, item.count), std::bit_cast<std::uint64_t>(item.scale)), kinds);
+  return mix(mix(mix(mix(hash, item.count), item.pieces), std::bit_cast<std::uint64_t>(item.scale)),
+             kinds);
 }
 
 template <class Item>
@@ -132,6 +151,7 @@ template <class Item>
 
 [[nodiscard]] inline std::string describe(const ItemPrint& item, Operation operation) {
   std::string text = fmt::format("{} x {}", name_of(item.dtype), item.count);
+  if (item.pieces != 0) text += " in pieces";
   if (operation == Operation::reduce_scatter || operation == Operation::all_reduce) {
     if (item.output != item.dtype) text += fmt::format(" -> {}", name_of(item.output));
     if (item.scale != 1) text += fmt::format(", scale {}", item.scale);

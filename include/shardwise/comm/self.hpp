@@ -14,6 +14,7 @@
 #include "arguments.hpp"
 #include "communicator.hpp"
 #include "fingerprint.hpp"
+#include "pieces.hpp"
 
 namespace shardwise::inline v0_1 {
 
@@ -35,7 +36,13 @@ class SelfCommunicator final : public Communicator {
                   StreamRef stream) override {
     const Arguments arguments(Operation::all_gather, info.name, 0, 1);
     arguments.check(items);
-    run(arguments, items, stream, [](std::span<const GatherItem> calls) { copy(calls); });
+    run(arguments, items, stream, [](std::span<const GatherItem> calls) {
+      for (const GatherItem& item : calls) {
+        detail::fill_part(item, item, 0, [](void* to, const void* from, std::size_t bytes) {
+          copy_bytes(to, from, bytes);
+        });
+      }
+    });
   }
   void reduce_scatter(std::span<const ReduceItem> items, const CallInfo& info,
                       StreamRef stream) override {
@@ -55,7 +62,11 @@ class SelfCommunicator final : public Communicator {
                   StreamRef stream) override {
     const Arguments arguments(Operation::all_to_all, info.name, 0, 1);
     arguments.check(items);
-    run(arguments, items, stream, [](std::span<const ExchangeItem> calls) { copy(calls); });
+    run(arguments, items, stream, [](std::span<const ExchangeItem> calls) {
+      for (const ExchangeItem& item : calls) {
+        copy_bytes(item.recv, item.send, item.count * size_of(item.dtype));
+      }
+    });
   }
   void barrier(const CallInfo& info, StreamRef stream) override {
     run(Arguments(Operation::barrier, info.name, 0, 1), std::span<const BroadcastItem>(), stream,
@@ -71,21 +82,19 @@ class SelfCommunicator final : public Communicator {
   void abort(std::string_view, bool = false) noexcept override { aborted_ = true; }
 
  private:
-  template <class Item>
-  static void copy(std::span<const Item> items) noexcept {
-    for (const Item& item : items) {
-      copy_bytes(item.recv, item.send, item.count * size_of(item.dtype));
-    }
-  }
-
   void reduce(Operation operation, std::span<const ReduceItem> items, const CallInfo& info,
               StreamRef stream) {
     const Arguments arguments(operation, info.name, 0, 1);
     arguments.check(items);
     run(arguments, items, stream, [](std::span<const ReduceItem> calls) {
       for (const ReduceItem& item : calls) {
-        canonical_reduce({&item.send, 1}, {&item.spec.weight, 1}, item.dtype, item.count, item.recv,
-                         item.spec);
+        auto* out = static_cast<std::byte*>(item.recv);
+        detail::for_each_stretch(
+            item, 0, item.count, out, [&](std::size_t first, std::size_t count, const auto& input) {
+              const void* const from = input(item);
+              canonical_reduce({&from, 1}, {&item.spec.weight, 1}, item.dtype, count,
+                               out + first * size_of(item.spec.output), item.spec);
+            });
       }
     });
   }

@@ -215,20 +215,21 @@ class ThreadCommunicator final : public Communicator {
         break;
     }
     ThreadGroup::Slot& slot = group_->slot(rank_);
-    slot.print = print();
-    slot.items = items.data();
     const std::uint64_t generation = slot.generation;
+    Fingerprint& shown = slot.print(generation);
+    shown = print();
+    slot.items = items.data();
     switch (group_->arrive(rank_, call.info.timeout)) {
       case Arrival::poisoned:
-        fail_with_peer(slot.print);
+        fail_with_peer(shown);
       case Arrival::timed_out:
-        time_out(slot.print, [&] { return group_->who_came(generation); });
+        time_out(shown, [&] { return group_->who_came(generation); });
       case Arrival::committed:
         break;
     }
     // From here to the exit barrier: bounded code that neither allocates nor throws nor looks at
     // the poison, because peers read this rank's buffers.
-    const bool agreed = group_->agreed();
+    const bool agreed = group_->agreed(rank_);
     if (agreed) {
       transfer_.move(call.operation, call.root, items);
     } else {

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstddef>
@@ -50,10 +51,18 @@ class ThreadGroup final : public ThreadFamily::Member {
   enum class Arrival : std::uint8_t { committed, poisoned, timed_out };
 
   /// What one rank shows its peers from its arrival to its exit, and what it alone keeps. Peers
-  /// read `print` and `items` after commit, or when `stamp` says that they belong to this
-  /// generation.
+  /// read `prints` and `items` after commit, or when `stamp` says that they belong to this
+  /// generation. The prints of the generations before it stay readable meanwhile: whoever waits in
+  /// vain says what ranks that are missing did last.
   struct alignas(128) Slot {
-    Fingerprint print;
+    static constexpr std::uint64_t kept = 4;
+
+    [[nodiscard]] Fingerprint& print(std::uint64_t of) noexcept { return prints[of % kept]; }
+    [[nodiscard]] const Fingerprint& print(std::uint64_t of) const noexcept {
+      return prints[of % kept];
+    }
+
+    std::array<Fingerprint, kept> prints;  // of the last generations
     const void* items = nullptr;
     std::atomic<std::uint64_t> stamp{0};         // generation + 1
     std::atomic<std::int64_t> waiting_since{0};  // Clock ticks; 0: not waiting
@@ -152,10 +161,15 @@ class ThreadGroup final : public ThreadFamily::Member {
     return Arrival::committed;
   }
 
+  /// After commit, up to the exit barrier: the call that `rank` made, as `own` sees it.
+  [[nodiscard]] const Fingerprint& committed(std::size_t own, std::size_t rank) const noexcept {
+    return slots_[rank].print(slots_[own].generation - 1);
+  }
+
   /// After commit: whether all ranks made the same call; the same answer on all.
-  [[nodiscard]] bool agreed() const noexcept {
+  [[nodiscard]] bool agreed(std::size_t own) const noexcept {
     for (std::size_t r = 1; r < size(); ++r) {
-      if (!slots_[r].print.agrees_with(slots_[0].print)) return false;
+      if (!committed(own, r).agrees_with(committed(own, 0))) return false;
     }
     return true;
   }
@@ -172,20 +186,18 @@ class ThreadGroup final : public ThreadFamily::Member {
     if (!WaitPoint::look(options_.spins, all_here)) leavers_.wait(all_here);
   }
 
-  /// Which ranks made their call of `generation`, and which call; the others are missing.
+  /// Which ranks made their call of `generation` and which are missing, each with its last calls.
   [[nodiscard]] std::string who_came(std::uint64_t generation) const {
     std::string missing;
-    std::string arrived;
+    std::string calls;
     for (std::size_t r = 0; r < size(); ++r) {
-      const Slot& slot = slots_[r];
-      if (slot.stamp.load(std::memory_order_acquire) == generation + 1) {
-        arrived += fmt::format("\n  rank {}: {}", world_rank(r), describe(slot.print));
-      } else {
-        missing += fmt::format("{}{}", missing.empty() ? "" : ", ", world_rank(r));
-      }
+      const bool came = slots_[r].stamp.load(std::memory_order_acquire) == generation + 1;
+      if (!came) missing += fmt::format("{}{}", missing.empty() ? "" : ", ", world_rank(r));
+      calls += fmt::format("\n  rank {} ({}): {}", world_rank(r), came ? "arrived" : "missing",
+                           last_calls(slots_[r], generation, came));
     }
     if (missing.empty()) missing = "none (the last came too late)";
-    return fmt::format("missing ranks: {}; arrived:{}", missing, arrived);
+    return fmt::format("missing ranks: {}; last calls, the latest first:{}", missing, calls);
   }
 
   void point(std::size_t rank, ThreadPoint where) const noexcept {
@@ -210,6 +222,16 @@ class ThreadGroup final : public ThreadFamily::Member {
     if (bytes > 0) return static_cast<std::size_t>(bytes);
 #endif
     return usual;
+  }
+
+  // Of the generations before `generation` all ranks' prints are still; of it, those that came.
+  static std::string last_calls(const Slot& slot, std::uint64_t generation, bool came) {
+    std::string text;
+    for (std::uint64_t back = came ? 0 : 1; back < Slot::kept && back <= generation; ++back) {
+      text +=
+          fmt::format("{}{}", text.empty() ? "" : "; ", describe(slot.print(generation - back)));
+    }
+    return text.empty() ? "none so far" : text;
   }
 
   [[nodiscard]] WaitPoint::Clock::time_point deadline(std::uint64_t generation,

@@ -11,6 +11,7 @@
 #include "../kernels/reduce.hpp"
 #include "communicator.hpp"
 #include "fingerprint.hpp"
+#include "pieces.hpp"
 #include "thread_group.hpp"
 
 namespace shardwise::inline v0_1 {
@@ -46,10 +47,10 @@ class ThreadTransfer {
   void move(Operation, int, std::span<const GatherItem> items) noexcept {
     choose_copy(items, group_.size());
     for (std::size_t i = 0; i < items.size(); ++i) {
-      const std::size_t part = items[i].count * size_of(items[i].dtype);
       for_peers([&](std::size_t peer) {
-        copy(static_cast<std::byte*>(items[i].recv) + peer * part,
-             peer_item<GatherItem>(peer, i).send, part);
+        detail::fill_part(
+            items[i], peer_item<GatherItem>(peer, i), peer * items[i].count,
+            [&](void* to, const void* from, std::size_t bytes) { copy(to, from, bytes); });
       });
     }
   }
@@ -61,14 +62,19 @@ class ThreadTransfer {
       const std::size_t count = scatter ? items[i].count : part_begin(items[i], rank_ + 1) - begin;
       if (count == 0) continue;
       for (std::size_t r = 0; r < group_.size(); ++r) {
-        const auto& item = peer_item<ReduceItem>(r, i);
-        inputs_[r] = static_cast<const std::byte*>(item.send) + begin * size_of(item.dtype);
-        weights_[r] = item.spec.weight;
+        weights_[r] = peer_item<ReduceItem>(r, i).spec.weight;
       }
-      canonical_reduce(inputs_, weights_, items[i].dtype, count,
-                       static_cast<std::byte*>(items[i].recv) +
-                           (scatter ? 0 : begin * size_of(items[i].spec.output)),
-                       items[i].spec);
+      auto* out = static_cast<std::byte*>(items[i].recv) +
+                  (scatter ? 0 : begin * size_of(items[i].spec.output));
+      detail::for_each_stretch(
+          items[i], begin, begin + count, out,
+          [&](std::size_t first, std::size_t elements, const auto& input) {
+            for (std::size_t r = 0; r < group_.size(); ++r) {
+              inputs_[r] = input(peer_item<ReduceItem>(r, i));
+            }
+            canonical_reduce(inputs_, weights_, items[i].dtype, elements,
+                             out + (first - begin) * size_of(items[i].spec.output), items[i].spec);
+          });
     }
     if (operation == Operation::all_reduce) spread(items);
   }
@@ -120,16 +126,16 @@ class ThreadTransfer {
 
   /// Keeps all ranks' calls, each with the first item that differs, for the message.
   void note_mismatch() noexcept {
-    const Fingerprint& first = group_.slot(0).print;
+    const Fingerprint& first = group_.committed(rank_, 0);
     std::size_t shown = 0;
     for (std::size_t r = 1; r < group_.size() && shown == 0; ++r) {
-      const Fingerprint& print = group_.slot(r).print;
+      const Fingerprint& print = group_.committed(rank_, r);
       const std::size_t common = std::min(print.item_count, first.item_count);
       while (shown < common && item_print(r, shown) == item_print(0, shown)) ++shown;
       if (shown == common) shown = 0;
     }
     for (std::size_t r = 0; r < group_.size(); ++r) {
-      prints_[r] = group_.slot(r).print;
+      prints_[r] = group_.committed(rank_, r);
       if (shown >= prints_[r].item_count) continue;
       prints_[r].shown = shown;
       prints_[r].item = item_print(r, shown);
@@ -144,7 +150,7 @@ class ThreadTransfer {
   }
 
   [[nodiscard]] ItemPrint item_print(std::size_t rank, std::size_t index) noexcept {
-    switch (group_.slot(rank).print.operation) {
+    switch (group_.committed(rank_, rank).operation) {
       case Operation::all_gather:
         return print_of(peer_item<GatherItem>(rank, index));
       case Operation::reduce_scatter:

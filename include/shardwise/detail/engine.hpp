@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -13,9 +14,11 @@
 
 #include "../comm/communicator.hpp"
 #include "../core/observer.hpp"
+#include "../host_tensor.hpp"
 #include "../memory.hpp"
 #include "../statistics.hpp"
 #include "../strategy.hpp"
+#include "address_range.hpp"
 
 namespace shardwise::inline v0_1 {
 
@@ -30,6 +33,11 @@ struct ContextOptions {
   std::chrono::nanoseconds timeout = std::chrono::minutes(10);
   /// Told of every operation; may be null; must outlive the Context.
   Observer* observer = nullptr;
+  /// Finds wrong use, for a price: what is released cannot be read any more (pages in an Arena
+  /// fault or read as NaN, slots are NaN), so every gather moves its bytes again; a gather that is
+  /// free all the same compares its name and number with the other ranks' by a barrier; the first
+  /// access outside a lease is an error, by name, at the rank's next call. All ranks alike.
+  bool debug = false;
 };
 
 namespace detail {
@@ -68,8 +76,15 @@ class Engine {
     return {name, options.timeout, detail};
   }
 
-  /// Calls that depend on gradients begin here: a gradient lease that was dropped is reported once.
+  /// Every call begins here: a gradient lease that was dropped is reported once, and so is an
+  /// access to an arena's memory outside a lease, in debug mode.
   void check() {
+    if (options.debug) check_arenas();
+    if (lost_pages) {
+      raise<BackendError>(
+          "the system did not move pages of an arena back, or could not empty "
+          "them: is vm.max_map_count exhausted?");
+    }
     if (!dropped) return;
     const std::string name = *std::exchange(dropped, std::nullopt);
     raise(
@@ -162,6 +177,18 @@ class Engine {
     if (options.observer != nullptr) options.observer->record({activity, name, bytes, begin, end});
   }
 
+  /// The arena that holds `tensor`; UsageError where there is none.
+  [[nodiscard]] AddressRange& arena_of(const HostTensor& tensor) const {
+    for (AddressRange* arena : arenas) {
+      if (arena->contains(tensor.data, tensor.bytes())) return *arena;
+    }
+    raise(
+        "tensor '{}' ({} bytes) does not lie in an Arena of this context ({} of them): make one of "
+        "the size of all parameters and put the tensors there, or use Residency::slots or "
+        "host_buffer",
+        tensor.spec.name, tensor.bytes(), arenas.size());
+  }
+
   /// Scalars that fit before any gradient is there: more than Context::weigh needs.
   static constexpr std::size_t fixed_scalars = 4;
 
@@ -174,6 +201,16 @@ class Engine {
   Stream communication;
   Buffer<Device> scalars;
   std::optional<std::string> dropped;  ///< name of the gradient whose lease was dropped
+  std::vector<AddressRange*> arenas;
+  std::atomic<bool> lost_pages{false};  ///< the system did not take pages of an arena back
+
+ private:
+  void check_arenas() {
+    for (AddressRange* arena : arenas) {
+      const std::string violation = arena->take_violation(rank());
+      if (!violation.empty()) raise("{}", violation);
+    }
+  }
 };
 
 }  // namespace detail

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <memory>
 #include <optional>
@@ -31,11 +32,23 @@ struct GradientUnit;
 /// The stored gradient of one flat parameter on this rank and where it stands.
 template <class Device>
 struct FlatGradient {
-  FlatGradient(Engine<Device>& engine, FlatParameter<Device>& of, DType type)
+  /// `host_pieces`: where its tensors lie in an arena; none where it is not in place.
+  FlatGradient(Engine<Device>& engine, FlatParameter<Device>& of, DType type,
+               std::vector<Piece> host_pieces = {}, AddressRange* host_arena = nullptr)
       : parameter(of),
         stored(type),
         value(engine.ledger, StateKind::gradients,
-              (is_whole() ? of.layout.padded_size() : of.layout.shard_size()) * size_of(type)) {}
+              (is_whole() ? of.layout.padded_size() : of.layout.shard_size()) * size_of(type)),
+        in_arena(engine.ledger, StateKind::crumbs, of.gradient_placed.crumb_bytes()),
+        arena(host_arena),
+        pieces(std::move(host_pieces)) {
+    if (of.gradient_residency == Residency::host_buffer) pieces = pieces_of(of.layout);
+  }
+  FlatGradient(const FlatGradient&) = delete;
+  FlatGradient& operator=(const FlatGradient&) = delete;
+  ~FlatGradient() {
+    if (arena != nullptr) arena->release(parameter.gradient_placed);
+  }
 
   [[nodiscard]] bool is_whole() const noexcept {
     return parameter.strategy.gradients == Placement::replicated;
@@ -44,15 +57,23 @@ struct FlatGradient {
   [[nodiscard]] std::byte* owned() const noexcept {
     return value.data() + (is_whole() ? parameter.owned_begin() * size_of(stored) : 0);
   }
-  /// The whole gradient that leases write; null while none is open.
+  /// Leases write to `pieces`, not to one flat buffer.
+  [[nodiscard]] bool in_pieces() const noexcept {
+    return parameter.gradient_residency != Residency::slots;
+  }
+  /// The whole gradient that leases write, where that is one flat buffer; null while none is open.
   [[nodiscard]] std::byte* whole() const noexcept {
-    if (parameter.gradient_in_place()) return value.data();
+    if (in_pieces()) return nullptr;
+    if (parameter.lends_stored_gradient()) return value.data();
     return unit->slot == nullptr ? nullptr : unit->slot->buffer.data() + unit_offset;
   }
 
   FlatParameter<Device>& parameter;
   DType stored;
   Buffer<Device> value;
+  Account in_arena;
+  AddressRange* arena;
+  std::vector<Piece> pieces;            ///< in_place: always; host_buffer: during a reduction
   typename Device::Event reduced = {};  ///< communication stream: the last reduction
   bool fresh = true;                    ///< nothing was reduced since the last update
   bool ready = false;                   ///< complete, waits for the rest of its unit
@@ -68,10 +89,23 @@ struct FlatGradient {
 template <class Device>
 struct GradientUnit {
   std::vector<FlatGradient<Device>*> members;
+  Residency residency = Residency::slots;
+  std::vector<PageRange> pages = {};  ///< in_place: what the slot's pages go below
   Slot<Device>* slot = nullptr;
   std::size_t open = 0;   ///< members with a lease
   std::size_t ready = 0;  ///< members that wait to be reduced
   std::size_t bytes = 0;
+};
+
+/// A task in a stream: takes a slot's pages from below the host's addresses.
+template <class Device>
+struct TakePagesBack {
+  Slot<Device>* slot;
+  Access after;
+  std::atomic<bool>* lost;
+  void operator()() const noexcept {
+    if (!slot->pages.take_back(after)) lost->store(true);
+  }
 };
 
 /// All gradients of a Context: lends slots to write them, reduces them into what each rank stores.
@@ -81,17 +115,15 @@ class GradientStore {
   using Gradient = FlatGradient<Device>;
   using Unit = GradientUnit<Device>;
 
-  explicit GradientStore(Engine<Device>& engine) : engine_(engine), pool_(engine.ledger) {}
+  explicit GradientStore(Engine<Device>& engine)
+      : engine_(engine),
+        buffers_(engine.ledger, SlotKind::buffer),
+        pages_(engine.ledger, SlotKind::pages) {}
 
+  /// Also in the middle of a step, by all ranks; slots are then found at the next lease.
   void add(Gradient& gradient) {
-    const std::string& name = gradient.parameter.name;
-    if (prepared_) {
-      raise(
-          "the gradient of '{}' is registered after the slots were allocated, by the first "
-          "gradient "
-          "lease or by prepare(); register all first",
-          name);
-    }
+    gradient.parameter.gradient_late = prepared_;
+    complete_ = false;
     // Units and norms follow the order of the parameters, as the plan does.
     const auto later = std::find_if(
         gradients_.begin(), gradients_.end(),
@@ -105,18 +137,24 @@ class GradientStore {
     std::erase(unit.members, &gradient);
     if (gradient.leases > 0) --unit.open;
     if (gradient.ready) --unit.ready;
-    give_back(unit, engine_.compute.record());
+    // What this rank issued has run, or never will: nothing is enqueued here.
+    if (unit.open + unit.ready == 0 && unit.slot != nullptr) {
+      if (!unit.slot->pages.take_back(released())) engine_.lost_pages = true;
+      pool_of(unit).mark(*unit.slot, State::empty);
+    }
+    list_pages(unit);
   }
   [[nodiscard]] std::span<Gradient* const> gradients() const noexcept { return gradients_; }
 
   /// Forms units and allocates slots, landing buffers and room for the norm; at the first lease.
   void prepare() {
-    if (prepared_) return;
+    if (complete_ && prepared_) return;
     form_units();
     allocate_slots();
     items_.reserve(gradients_.size());
     engine_.reserve_scalars(gradients_.size());
     prepared_ = true;
+    complete_ = true;
   }
 
   /// Lends the whole gradient, zeroed; a tied gradient that is open already as it is.
@@ -130,24 +168,65 @@ class GradientStore {
     }
     const Registration& registration = gradient.parameter;
     if (gradient.ready) flush(unit);
-    if (registration.strategy.accumulation == Accumulation::hold && !gradient.fresh) {
+    check_one_reduction(gradient);
+    if (registration.gradient_residency == Residency::host_buffer) {
       raise(
-          "the gradient of '{}' was reduced already in this step, and Strategy::accumulation = "
-          "hold allows one reduction a step: keep its lease open over the micro-batches, or use "
-          "Accumulation::reduce",
+          "the gradient of '{}' is in buffers of the host: contribute it with reduce_from(buffer), "
+          "not by a lease",
           registration.name);
     }
-    if (registration.gradient_in_place()) {
+    if (registration.lends_stored_gradient()) {
       engine_.wait(gradient.reduced, registration.name);
     } else {
       // While others of its bucket are under way, the slot has not been anybody else's.
       if (unit.open + unit.ready > 0) engine_.wait(gradient.reduced, registration.name);
       borrow(unit, registration.name);
     }
-    Device::zero(engine_.compute, gradient.whole(),
-                 registration.layout.padded_size() * size_of(registration.gradient_lease));
+    const std::size_t size = size_of(registration.gradient_lease);
+    if (gradient.in_pieces()) {
+      for (const Piece& piece : gradient.pieces) {
+        Device::zero(engine_.compute, piece.data, piece.count * size);
+      }
+    } else {
+      Device::zero(engine_.compute, gradient.whole(), registration.layout.padded_size() * size);
+    }
     gradient.leases = 1;
     ++unit.open;
+  }
+
+  /// Reduces a contribution out of the host's own buffers, one for each tensor, null where it has
+  /// no elements. The buffers are the host's again when this returns.
+  void reduce_from(Gradient& gradient, std::span<std::byte* const> buffers,
+                   std::optional<ReductionWeight> weight) {
+    engine_.check();
+    prepare();
+    const Registration& registration = gradient.parameter;
+    const auto tensors = registration.layout.tensors();
+    if (registration.gradient_residency != Residency::host_buffer) {
+      raise(
+          "reduce_from() of the gradient of '{}', which has a place of its own ({}): use lease(), "
+          "or "
+          "make it as ShardedGradient(parameter, Residency::host_buffer)",
+          registration.name, name_of(registration.gradient_residency));
+    }
+    if (buffers.size() != tensors.size()) {
+      raise(
+          "the gradient of '{}' has {} tensors, but {} buffers were given: one for each, in order",
+          registration.name, tensors.size(), buffers.size());
+    }
+    for (std::size_t i = 0; i < buffers.size(); ++i) {
+      if (tensors[i].count > 0 && buffers[i] == nullptr) {
+        raise("the gradient of '{}': the buffer for tensor '{}' ({} elements) is null",
+              registration.name, tensors[i].name, tensors[i].count);
+      }
+    }
+    check_one_reduction(gradient);
+    for (std::size_t i = 0; i < buffers.size(); ++i) gradient.pieces[i].data = buffers[i];
+    ++gradient.unit->open;
+    gradient.leases = 1;
+    reduce(gradient, weight);
+    engine_.wait(gradient.reduced, registration.name);
+    for (Piece& piece : gradient.pieces) piece.data = nullptr;
   }
 
   /// UsageError where reduce() may not be called now; nothing has changed then.
@@ -174,7 +253,7 @@ class GradientStore {
   /// Gives a lease back without a contribution. What nested leases of the same gradient contributed
   /// stays, and is reduced when it is needed.
   void discard(Gradient& gradient) noexcept {
-    if (close(gradient)) give_back(*gradient.unit, engine_.compute.record());
+    if (close(gradient)) give_back(*gradient.unit, engine_.compute);
   }
 
   /// Issues what waits for its unit to fill up.
@@ -205,6 +284,26 @@ class GradientStore {
  private:
   using State = typename Slot<Device>::State;
 
+  [[nodiscard]] SlotPool<Device>& pool_of(const Unit& unit) noexcept {
+    return unit.residency == Residency::in_place ? pages_ : buffers_;
+  }
+  [[nodiscard]] Recycling recycling() const noexcept {
+    return engine_.arenas.empty() ? Recycling::move : engine_.arenas.front()->recycling();
+  }
+  [[nodiscard]] Access released() const noexcept {
+    return engine_.options.debug ? Access::none : Access::write;
+  }
+
+  static void check_one_reduction(const Gradient& gradient) {
+    const Registration& registration = gradient.parameter;
+    if (registration.strategy.accumulation != Accumulation::hold || gradient.fresh) return;
+    raise(
+        "the gradient of '{}' was reduced already in this step, and Strategy::accumulation = hold "
+        "allows one reduction a step: keep its lease open over the micro-batches, or use "
+        "Accumulation::reduce",
+        registration.name);
+  }
+
   // One lease less; true where it was the last.
   bool close(Gradient& gradient) noexcept {
     if (--gradient.leases > 0) return false;
@@ -216,44 +315,55 @@ class GradientStore {
     return true;
   }
 
+  [[nodiscard]] std::vector<const Registration*> entries() const {
+    std::vector<const Registration*> result;
+    for (const Gradient* gradient : gradients_) result.push_back(&gradient->parameter);
+    return result;
+  }
+
   void form_units() {
-    std::vector<const Registration*> entries;
-    for (const Gradient* gradient : gradients_) entries.push_back(&gradient->parameter);
-    const auto unit_of = group_gradients(entries);
+    const std::vector<const Registration*> all = entries();
+    const auto unit_of = group_gradients(all);
     for (std::size_t i = 0; i < gradients_.size(); ++i) {
       Gradient& gradient = *gradients_[i];
-      if (unit_of[i] == units_.size()) units_.push_back(std::make_unique<Unit>());
+      if (gradient.unit != nullptr) continue;
+      const bool joins = i > 0 && unit_of[i] == unit_of[i - 1];
+      if (!joins) units_.push_back(std::make_unique<Unit>());
       Unit& unit = *units_.back();
+      unit.residency = gradient.parameter.gradient_residency;
       gradient.unit = &unit;
       gradient.unit_offset = unit.bytes;
       unit.members.push_back(&gradient);
       unit.bytes += gradient.parameter.gradient_slot_bytes();
+      list_pages(unit);
+    }
+  }
+
+  static void list_pages(Unit& unit) {
+    unit.pages.clear();
+    for (const Gradient* member : unit.members) {
+      const auto& pages = member->parameter.gradient_placed.pages;
+      unit.pages.insert(unit.pages.end(), pages.begin(), pages.end());
     }
   }
 
   void allocate_slots() {
-    std::size_t largest = 0;
-    std::size_t count = 0;
-    std::size_t landing = 0;
+    const GradientSlots plan =
+        plan_gradient_slots(entries(), engine_.comm, engine_.strategy, engine_.options);
+    const SlotNeeds& buffers = plan.slots.buffers;
+    const SlotNeeds& pages = plan.slots.pages;
+    buffers_.share(buffers.count, buffers.largest, 0, recycling());
+    pages_.share(pages.count, pages.largest, pages.ranges, recycling());
     for (const auto& unit : units_) {
+      if (unit->slot != nullptr || unit->members.empty()) continue;
       const Registration& first = unit->members.front()->parameter;
-      std::size_t unit_landing = 0;
-      for (const Gradient* member : unit->members) {
-        const bool scatter = member->parameter.updates_shard();
-        unit_landing += engine_.comm.landing_bytes(item(*member, nullptr), scatter);
-      }
-      landing = std::max(landing, unit_landing);
-      if (first.gradient_in_place()) continue;
-      if (first.tied || first.strategy.accumulation == Accumulation::hold) {
-        pool_.dedicate(unit->slot, unit->bytes);
-      } else {
-        largest = std::max(largest, unit->bytes);
-        ++count;
-      }
+      if (!first.gradient_needs_slot() || !first.gradient_slot_stays()) continue;
+      pool_of(*unit).dedicate(unit->slot, unit->bytes, unit->pages.size(), recycling());
     }
-    const std::size_t in_flight = engine_.strategy.overlap ? 1 : 0;
-    pool_.share(std::min(count, engine_.options.open_gradients + in_flight), largest);
-    landing_ = Buffer<Device>(engine_.ledger, StateKind::slots, landing);
+    if (landing_.size() >= plan.landing) return;
+    engine_.quiesce();
+    landing_ = {};
+    landing_ = Buffer<Device>(engine_.ledger, StateKind::slots, plan.landing);
   }
 
   void borrow(Unit& unit, const std::string& name) {
@@ -270,35 +380,79 @@ class GradientStore {
           "the gradient lease of '{}' needs a slot, but all {} are lent: to {}. Reduce one of "
           "them, or set ContextOptions::open_gradients to the number that you hold open at once, "
           "or mark a parameter whose lease stays open for long ParameterOptions::tied",
-          name, pool_.shared_count(), holders);
+          name, pool_of(unit).shared_count(), holders);
     }
-    engine_.wait(unit.slot->last_use, name);
-    pool_.mark(*unit.slot, State::open);
+    Slot<Device>& slot = *unit.slot;
+    engine_.wait(slot.last_use, name);
+    if (pool_of(unit).is_small(slot)) pool_of(unit).grow(slot);
+    if (engine_.options.debug) check_untouched(unit);
+    if (unit.residency == Residency::in_place && !slot.pages.lent()) slot.pages.lend(unit.pages);
+    pool_of(unit).mark(slot, State::open);
+  }
+
+  // Debug mode: nobody wrote to what was reduced or discarded.
+  void check_untouched(Unit& unit) {
+    Slot<Device>& slot = *unit.slot;
+    if (unit.open + unit.ready == 0 && unit.residency == Residency::in_place) {
+      for (const Gradient* member : unit.members) {
+        const std::string found =
+            member->arena->find_written_crumb(member->parameter.gradient_placed, engine_.rank());
+        if (!found.empty()) raise("{}", found);
+      }
+    }
+    const std::string owner = std::exchange(slot.hidden_from, {});
+    if (owner.empty()) return;
+    if (Device::is_poisoned(engine_.compute, slot.buffer.data(), slot.buffer.size())) return;
+    raise(
+        "rank {} wrote to the gradient of '{}' after its lease had ended: add to it between "
+        "lease() "
+        "(ensure_open()) and reduce()",
+        engine_.rank(), owner);
   }
 
   // Where every slot is lent, buckets that only wait for their other members go first.
   bool acquire(Unit& unit) {
-    if (pool_.acquire(unit.slot, true)) return true;
+    if (pool_of(unit).acquire(unit.slot, true)) return true;
     for (const auto& other : units_) {
       if (other->ready > 0 && other->open == 0) flush(*other);
     }
-    return pool_.acquire(unit.slot, true);
+    return pool_of(unit).acquire(unit.slot, true);
   }
 
-  void give_back(Unit& unit, typename Device::Event last_use) noexcept {
+  // Where nobody uses the slot any more: it, or the pages below the host's addresses, are free in
+  // the order of `stream`.
+  void give_back(Unit& unit, typename Device::Stream& stream) noexcept {
     if (unit.slot == nullptr || unit.open > 0 || unit.ready > 0) return;
-    unit.slot->last_use = last_use;
-    pool_.mark(*unit.slot, State::empty);
+    Slot<Device>& slot = *unit.slot;
+    if (unit.residency == Residency::in_place) {
+      clear_crumbs(unit, stream);
+      stream.enqueue(TakePagesBack<Device>{&slot, released(), &engine_.lost_pages});
+    } else if (engine_.options.debug) {
+      Device::poison(stream, slot.buffer.data(), slot.buffer.size());
+      slot.hidden_from = unit.members.front()->parameter.name;
+    }
+    slot.last_use = stream.record();
+    pool_of(unit).mark(slot, State::empty);
+  }
+
+  // A released gradient reads as zero, or, in debug mode, as NaN.
+  void clear_crumbs(Unit& unit, typename Device::Stream& stream) noexcept {
+    for (const Gradient* member : unit.members) {
+      for (const auto& crumb : member->parameter.gradient_placed.crumbs) {
+        if (engine_.options.debug) {
+          Device::poison(stream, crumb.data(), crumb.size());
+        } else {
+          Device::zero(stream, crumb.data(), crumb.size());
+        }
+      }
+    }
   }
 
   [[nodiscard]] ReduceItem item(const Gradient& gradient, void* landing) const noexcept {
-    const Registration& registration = gradient.parameter;
-    const bool scatter = registration.updates_shard();
-    ReduceItem result{};
+    ReduceItem result = reduction_of(gradient.parameter);
     result.send = gradient.whole();
+    if (gradient.in_pieces()) result.pieces = gradient.pieces;
     result.recv = gradient.owned();
-    result.count = scatter ? registration.layout.shard_size() : registration.layout.padded_size();
-    result.dtype = registration.wire;
     result.landing = landing;
     result.spec.output = gradient.stored;
     result.spec.accumulate = !gradient.fresh;
@@ -333,9 +487,9 @@ class GradientStore {
     }
     unit.ready = 0;
     issue(scatter, name, bytes);
-    const auto done = stream.record();
+    give_back(unit, stream);
+    const auto done = stream.record();  // the host's addresses are free again, too
     for (Gradient* member : unit.members) member->reduced = done;
-    give_back(unit, done);
   }
 
   void issue(bool scatter, const std::string& name, std::size_t bytes) {
@@ -362,12 +516,14 @@ class GradientStore {
   }
 
   Engine<Device>& engine_;
-  SlotPool<Device> pool_;
+  SlotPool<Device> buffers_;
+  SlotPool<Device> pages_;
   Buffer<Device> landing_;
   std::vector<Gradient*> gradients_;
   std::vector<std::unique_ptr<Unit>> units_;
   std::vector<ReduceItem> items_;
   bool prepared_ = false;
+  bool complete_ = false;  // all gradients have units and slots
 };
 
 }  // namespace detail

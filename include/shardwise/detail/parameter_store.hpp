@@ -9,146 +9,149 @@
 #include <vector>
 
 #include "engine.hpp"
+#include "flat_parameter.hpp"
 #include "registration.hpp"
+#include "slot_plan.hpp"
 #include "slot_pool.hpp"
 
 namespace shardwise::inline v0_1::detail {
 
-template <class Device>
-struct ParameterUnit;
-
-/// One flat parameter of any element type: its storage on this rank and where it stands.
-template <class Device>
-struct FlatParameter : Registration {
-  FlatParameter(Engine<Device>& engine, Registration registration)
-      : Registration(std::move(registration)),
-        shard_begin(layout.shard_begin(engine.rank())),
-        value(engine.ledger, StateKind::parameters,
-              (storage_is_whole() ? layout.padded_size() : layout.shard_size()) * size_of(storage)),
-        copy(engine.ledger, StateKind::parameters, has_copy() ? lease_bytes() : 0) {}
-
-  /// The flat range that this rank's optimizer updates: its shard, or everything.
-  [[nodiscard]] std::size_t owned_begin() const noexcept {
-    return updates_shard() ? shard_begin : 0;
-  }
-  [[nodiscard]] std::size_t owned_count() const noexcept {
-    return updates_shard() ? layout.shard_size() : layout.padded_size();
-  }
-  /// The first element of that range in the storage.
-  [[nodiscard]] std::byte* owned() const noexcept {
-    return value.data() + (storage_is_whole() ? owned_begin() * size_of(storage) : 0);
-  }
-  /// The whole parameter in the lease type; null while it is not gathered.
-  [[nodiscard]] std::byte* whole() const noexcept {
-    if (sharded()) return unit->slot == nullptr ? nullptr : unit->slot->buffer.data() + unit_offset;
-    return has_copy() ? copy.data() : value.data();
-  }
-
-  std::size_t shard_begin;
-  Buffer<Device> value;
-  Buffer<Device> copy;
-  typename Device::Event written = {};   ///< compute stream: the last write
-  typename Device::Event gathered = {};  ///< communication stream: the last read by a gather
-  std::uint64_t version = 1;             ///< of the storage; every write adds 1
-  std::uint64_t gathered_version = 0;    ///< of whole()
-  std::size_t index = 0;                 ///< in order of registration
-  std::size_t leases = 0;
-  bool held = false;  ///< by the plain calls
-  ParameterUnit<Device>* unit = nullptr;
-  std::size_t unit_offset = 0;  ///< bytes, in the unit's slot
-};
-
-/// Empties a list of items at the end of the scope, also where the call that they are for throws.
-template <class Item>
-struct Emptied {
-  std::vector<Item>& items;
-  ~Emptied() { items.clear(); }
-};
-
-/// What is gathered together: one parameter, or several small ones in registration order.
-template <class Device>
-struct ParameterUnit {
-  std::vector<FlatParameter<Device>*> members;
-  bool sharded = false;
-  bool shares_slots = false;
-  Slot<Device>* slot = nullptr;
-  std::size_t leases = 0;
-  std::size_t bytes = 0;
-};
-
-/// All parameters of a Context: gathers them into slots and takes them back. What is open, fetched
-/// or stale is a function of program order alone.
+/// All parameters of a Context: gathers them into slots, below the host's addresses or into its
+/// buffers, and takes them back. What is open, fetched or stale is a function of program order
+/// alone.
 template <class Device>
 class ParameterStore {
  public:
   using Parameter = FlatParameter<Device>;
   using Unit = ParameterUnit<Device>;
 
-  explicit ParameterStore(Engine<Device>& engine) : engine_(engine), pool_(engine.ledger) {}
+  explicit ParameterStore(Engine<Device>& engine)
+      : engine_(engine),
+        buffers_(engine.ledger, SlotKind::buffer),
+        pages_(engine.ledger, SlotKind::pages) {}
 
+  /// Also in the middle of a step, by all ranks; slots are then found at the next gather.
   void add(Parameter& parameter) {
-    if (prepared_) {
-      raise(
-          "parameter '{}' is registered after the slots were allocated, by the first gather or by "
-          "prepare(); register all parameters first",
-          parameter.name);
-    }
+    parameter.late = prepared_;
     engine_.comm.barrier(engine_.info(parameter.name, fingerprint(parameter)),
                          engine_.communication.ref());
     engine_.communication.synchronize();
     parameter.index = registered_++;
     parameters_.push_back(&parameter);
+    complete_ = false;
   }
 
   void remove(Parameter& parameter) noexcept {
     while (parameter.leases > 0) close(parameter);
     std::erase(parameters_, &parameter);
-    if (parameter.unit != nullptr) std::erase(parameter.unit->members, &parameter);
+    if (parameter.unit == nullptr) return;
+    Unit& unit = *parameter.unit;
+    std::erase(unit.members, &parameter);
+    unit.changed = true;
+    if (unit.leases == 0) forget(unit);
   }
 
   [[nodiscard]] std::span<Parameter* const> parameters() const noexcept { return parameters_; }
 
-  /// Forms units and allocates their slots; at the first gather.
+  /// Forms units and allocates their slots; at the first gather, and at the next one after a
+  /// parameter came late.
   void prepare() {
-    if (prepared_) return;
+    if (complete_ && prepared_) return;
     form_units();
     allocate_slots();
     items_.reserve(parameters_.size());
     fetched_.reserve(parameters_.size());
     wanted_.reserve(parameters_.size());
     prepared_ = true;
+    complete_ = true;
   }
 
   /// Gathers several parameters in one grouped operation and lends them: the compute stream waits.
   void open(std::span<Parameter* const> wanted) {
     engine_.check();
     prepare();
-    check_room(wanted);
-    for (Parameter* parameter : wanted) {
-      Unit& unit = *parameter->unit;
-      fetch(unit, true);
-      ++parameter->leases;
-      ++unit.leases;
-      if (unit.slot != nullptr) pool_.mark(*unit.slot, State::open);
+    for (const Parameter* parameter : wanted) {
+      if (parameter->residency != Residency::host_buffer || parameter->leases > 0) continue;
+      raise(
+          "parameter '{}' lives in buffers of the host: gather it with gather_into(buffer) or "
+          "ensure_gathered_into(buffer), on every rank",
+          parameter->name);
     }
-    flush(wanted.front()->name);
-    for (Parameter* parameter : wanted) engine_.wait(parameter->gathered, parameter->name);
+    check_room(wanted);
+    for (Parameter* parameter : wanted) lend(*parameter);
+    settle(wanted);
+  }
+
+  /// The same for one parameter that lives in the host's memory: `buffers` has an address for each
+  /// tensor, null where it has no elements.
+  void open_into(Parameter& parameter, std::span<std::byte* const> buffers) {
+    engine_.check();
+    prepare();
+    place(parameter, buffers);
+    if (parameter.sharded() && parameter.leases == 0) parameter.gathered_version = 0;
+    lend(parameter);
+    Parameter* const wanted[] = {&parameter};
+    settle(wanted);
+    if (parameter.sharded() || parameter.leases > 1) return;
+    for (const Piece& piece : parameter.pieces) {
+      const std::size_t size = size_of(parameter.lease);
+      Device::copy(engine_.compute, piece.data, parameter.whole() + piece.offset * size,
+                   piece.count * size);
+    }
   }
 
   /// Starts to gather a parameter that is wanted soon, where a slot is free for it.
   void prefetch(Parameter& parameter) {
     engine_.check();
     prepare();
+    if (parameter.residency == Residency::host_buffer) {
+      raise("parameter '{}' cannot be prefetched: the host gives its buffer with the gather",
+            parameter.name);
+    }
     if (fetch(*parameter.unit, false)) flush(parameter.name);
   }
 
   /// Takes a loan back: the slot's next writer waits for what the compute stream has been given.
   void close(Parameter& parameter) noexcept {
     Unit& unit = *parameter.unit;
-    --parameter.leases;
+    if (--parameter.leases == 0 && parameter.residency == Residency::host_buffer) {
+      for (Piece& piece : parameter.pieces) piece.data = nullptr;
+    }
     if (--unit.leases > 0 || unit.slot == nullptr) return;
-    unit.slot->last_use = engine_.compute.record();
-    pool_.mark(*unit.slot, State::released);
+    Slot<Device>& slot = *unit.slot;
+    slot.last_use = engine_.compute.record();
+    if (engine_.options.debug) {
+      hide(unit);
+    } else if (unit.shares_slots || unit.extra_slot) {
+      take_back(slot, unit);
+    }
+    if (unit.changed) forget(unit);
+    if (unit.slot != nullptr) pool_of(unit).mark(slot, State::released);
+  }
+
+  /// Gathers everything, with more slots than steps need, until close_all().
+  void open_all() {
+    engine_.check();
+    prepare();
+    for (const auto& unit : units_) {
+      if (!unit->needs_slot || unit->slot != nullptr || unit->members.empty()) continue;
+      pool_of(*unit).dedicate(unit->slot, unit->bytes, unit->pages.size(), recycling());
+      unit->extra_slot = true;
+      for (Parameter* member : unit->members) member->gathered_version = 0;
+    }
+    ++everything_;
+    try {
+      if (!parameters_.empty()) open(parameters_);
+    } catch (...) {
+      --everything_;
+      drop_extra_slots();
+      throw;
+    }
+  }
+  /// `opened`: what parameters() were at open_all.
+  void close_all(std::span<Parameter* const> opened) noexcept {
+    for (Parameter* parameter : opened) close(*parameter);
+    if (--everything_ == 0) drop_extra_slots();
   }
 
   /// The caller writes the owned range of the storage on the compute stream between these two.
@@ -173,71 +176,71 @@ class ParameterStore {
  private:
   using State = typename Slot<Device>::State;
 
+  [[nodiscard]] SlotPool<Device>& pool_of(const Unit& unit) noexcept {
+    return unit.residency == Residency::in_place ? pages_ : buffers_;
+  }
+  [[nodiscard]] Recycling recycling() const noexcept {
+    return engine_.arenas.empty() ? Recycling::move : engine_.arenas.front()->recycling();
+  }
+
   [[nodiscard]] std::uint64_t fingerprint(const Parameter& parameter) const noexcept {
     std::uint64_t hash = parameter.layout.hash();
     for (const std::uint64_t part :
          {static_cast<std::uint64_t>(parameter.storage), parameter.strategy.hash(),
-          static_cast<std::uint64_t>(parameter.tied), std::uint64_t{parameters_.size()},
+          static_cast<std::uint64_t>(parameter.tied),
+          static_cast<std::uint64_t>(parameter.residency), std::uint64_t{parameters_.size()},
           engine_.strategy.hash(), std::uint64_t{engine_.options.open_parameters},
-          std::uint64_t{engine_.options.open_gradients}}) {
+          std::uint64_t{engine_.options.open_gradients},
+          static_cast<std::uint64_t>(engine_.options.debug)}) {
       hash = (hash ^ part) * 0x100000001b3ull;
     }
     return hash;
   }
 
+  [[nodiscard]] std::vector<const Registration*> entries() const {
+    return {parameters_.begin(), parameters_.end()};
+  }
+
   void form_units() {
-    units_.clear();  // of an attempt that found no room for slots
-    std::vector<const Registration*> entries(parameters_.begin(), parameters_.end());
-    const auto unit_of = group_parameters(entries);
+    if (!prepared_) {  // also after an attempt that found no room for slots
+      units_.clear();
+      for (Parameter* parameter : parameters_) parameter->unit = nullptr;
+    }
+    const std::vector<const Registration*> all = entries();
+    const auto unit_of = group_parameters(all);
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
       Parameter& parameter = *parameters_[i];
-      if (unit_of[i] == units_.size()) units_.push_back(std::make_unique<Unit>());
+      if (parameter.unit != nullptr) continue;
+      const bool joins = i > 0 && unit_of[i] == unit_of[i - 1];
+      if (!joins) units_.push_back(std::make_unique<Unit>());
       Unit& unit = *units_.back();
-      unit.sharded = parameter.sharded();
+      unit.needs_slot = parameter.needs_slot();
       unit.shares_slots = parameter.shares_slots();
+      unit.residency = parameter.residency;
       parameter.unit = &unit;
       parameter.unit_offset = unit.bytes;
       unit.members.push_back(&parameter);
-      unit.bytes += parameter.lease_bytes();
+      unit.bytes += parameter.slot_bytes();
+      list_pages(unit);
+    }
+  }
+
+  static void list_pages(Unit& unit) {
+    unit.pages.clear();
+    for (const Parameter* member : unit.members) {
+      const auto& pages = member->placed.pages;
+      unit.pages.insert(unit.pages.end(), pages.begin(), pages.end());
     }
   }
 
   void allocate_slots() {
-    const std::size_t cap = engine_.strategy.max_live_bytes;
-    std::size_t largest = 0;
-    std::size_t count = 0;
-    std::size_t dedicated = 0;
+    const Slots slots = plan_parameter_slots(entries(), engine_.strategy, engine_.options);
+    buffers_.share(slots.buffers.count, slots.buffers.largest, 0, recycling());
+    pages_.share(slots.pages.count, slots.pages.largest, slots.pages.ranges, recycling());
     for (const auto& unit : units_) {
-      if (!unit->sharded) continue;
-      if (unit->shares_slots) {
-        largest = std::max(largest, unit->bytes);
-        ++count;
-      } else {
-        dedicated += unit->bytes;
-      }
+      if (!unit->needs_slot || unit->shares_slots || unit->slot != nullptr) continue;
+      pool_of(*unit).dedicate(unit->slot, unit->bytes, unit->pages.size(), recycling());
     }
-    const auto ahead = static_cast<std::size_t>(engine_.strategy.prefetch);
-    std::size_t slots = std::min(count, engine_.options.open_parameters + ahead);
-    if (cap > 0 && largest > 0) {
-      const std::size_t room = cap > dedicated ? (cap - dedicated) / largest : 0;
-      if (room < std::min(count, engine_.options.open_parameters)) {
-        raise(
-            "max_live_bytes = {} has no room for {} open parameter(s) of {} bytes beside {} bytes "
-            "that stay gathered; raise it to {}",
-            cap, engine_.options.open_parameters, largest, dedicated,
-            dedicated + largest * std::min(count, engine_.options.open_parameters));
-      }
-      slots = std::min(slots, room);
-    } else if (cap > 0 && dedicated > cap) {
-      raise(
-          "max_live_bytes = {} is below the {} bytes that reshard_after_forward = false keeps "
-          "gathered",
-          cap, dedicated);
-    }
-    for (const auto& unit : units_) {
-      if (unit->sharded && !unit->shares_slots) pool_.dedicate(unit->slot, unit->bytes);
-    }
-    pool_.share(slots, largest);
   }
 
   // An exhausted pool is found before anything changes.
@@ -245,17 +248,32 @@ class ParameterStore {
     wanted_.clear();
     for (Parameter* parameter : wanted) {
       Unit* unit = parameter->unit;
-      if (!unit->shares_slots) continue;
-      if (unit->leases > 0 || std::find(wanted_.begin(), wanted_.end(), unit) != wanted_.end()) {
-        continue;
+      if (!borrows(*unit) || unit->leases > 0) continue;
+      if (std::find(wanted_.begin(), wanted_.end(), unit) == wanted_.end()) {
+        wanted_.push_back(unit);
       }
-      wanted_.push_back(unit);
     }
-    std::size_t open = 0;
-    for (const auto& unit : units_) {
-      if (unit->leases > 0 && unit->shares_slots) ++open;
+    for (const Residency residency : {Residency::slots, Residency::in_place}) {
+      const auto of_this_kind = [&](const Unit& unit) { return unit.residency == residency; };
+      std::size_t needed = 0;
+      for (const Unit* unit : wanted_) {
+        if (of_this_kind(*unit)) ++needed;
+      }
+      for (const auto& unit : units_) {
+        if (unit->leases > 0 && borrows(*unit) && of_this_kind(*unit)) ++needed;
+      }
+      const std::size_t room =
+          (residency == Residency::in_place ? pages_ : buffers_).shared_count();
+      if (needed > room) raise_no_room(wanted.front()->name, room);
     }
-    if (open + wanted_.size() <= pool_.shared_count()) return;
+  }
+
+  // Takes one of the slots that are shared.
+  [[nodiscard]] static bool borrows(const Unit& unit) noexcept {
+    return unit.shares_slots && !unit.extra_slot;
+  }
+
+  [[noreturn]] void raise_no_room(const std::string& name, std::size_t slots) const {
     std::string holders;
     for (const auto& unit : units_) {
       for (const Parameter* member : unit->members) {
@@ -266,24 +284,94 @@ class ParameterStore {
     raise(
         "gathering '{}' needs a slot, but all {} are lent: to {}. Release one of them, or set "
         "ContextOptions::open_parameters to the number of parameters that you hold open at once",
-        wanted.front()->name, pool_.shared_count(), holders.empty() ? "this call" : holders);
+        name, slots, holders.empty() ? "this call" : holders);
+  }
+
+  void lend(Parameter& parameter) {
+    Unit& unit = *parameter.unit;
+    fetch(unit, true);
+    ++parameter.leases;
+    ++unit.leases;
+    if (unit.slot != nullptr) pool_of(unit).mark(*unit.slot, State::open);
+  }
+
+  // Issues what was queued; the compute stream waits for it.
+  void settle(std::span<Parameter* const> opened) {
+    const std::string& name = opened.front()->name;
+    const bool moved = flush(name);
+    for (Parameter* parameter : opened) engine_.wait(parameter->gathered, parameter->name);
+    if (!engine_.options.debug || everything_ > 0) return;
+    if (!moved) {  // ranks agree on free gathers, too
+      engine_.comm.barrier(engine_.info(name), engine_.communication.ref());
+      engine_.communication.synchronize();
+    }
+    for (const Parameter* parameter : opened) {
+      if (parameter->unit->slot != nullptr) parameter->unit->slot->pages.protect(Access::read);
+    }
+  }
+
+  void place(Parameter& parameter, std::span<std::byte* const> buffers) {
+    const auto tensors = parameter.layout.tensors();
+    if (parameter.residency != Residency::host_buffer) {
+      raise("parameter '{}' is {}, so it has its own place: call gather()", parameter.name,
+            name_of(parameter.residency));
+    }
+    if (buffers.size() != tensors.size()) {
+      raise("parameter '{}' has {} tensors, but {} buffers were given: one for each, in order",
+            parameter.name, tensors.size(), buffers.size());
+    }
+    for (std::size_t i = 0; i < buffers.size(); ++i) {
+      if (tensors[i].count > 0 && buffers[i] == nullptr) {
+        raise("parameter '{}': the buffer for tensor '{}' ({} elements) is null", parameter.name,
+              tensors[i].name, tensors[i].count);
+      }
+      if (parameter.leases > 0 && parameter.pieces[i].data != buffers[i]) {
+        raise(
+            "parameter '{}' is gathered into another buffer already (tensor '{}'): release it "
+            "first, or give the same buffers",
+            parameter.name, tensors[i].name);
+      }
+    }
+    for (std::size_t i = 0; i < buffers.size(); ++i) parameter.pieces[i].data = buffers[i];
   }
 
   // Queues what the unit lacks; false where it needs a slot and may not have one.
   bool fetch(Unit& unit, bool insist) {
-    const bool sharded = unit.sharded;
-    if (sharded && unit.slot == nullptr) {
-      if (!pool_.acquire(unit.slot, insist)) return false;
-      for (Parameter* member : unit.members) member->gathered_version = 0;
+    if (unit.needs_slot && unit.slot == nullptr && !take_slot(unit, insist)) return false;
+    if (unit.needs_slot && unit.leases == 0) {
+      if (engine_.options.debug && unit.slot->state != State::fetched) check_untouched(unit);
+      if (unit.residency == Residency::in_place && !unit.slot->pages.lent()) {
+        engine_.wait(unit.slot->last_use, unit.members.front()->name);
+        unit.slot->pages.lend(unit.pages);
+      }
+      pool_of(unit).mark(*unit.slot, State::fetched);
     }
-    if (sharded && unit.leases == 0) pool_.mark(*unit.slot, State::fetched);
-    bool waited = !sharded;
+    bool waited = !unit.needs_slot;
     for (Parameter* member : unit.members) {
       if (member->gathered_version == member->version) continue;
-      if (!waited) engine_.communication.wait(unit.slot->last_use);
+      if (!waited) {
+        engine_.communication.wait(unit.slot->last_use);
+        if (engine_.options.debug) unit.slot->pages.protect(Access::write);
+      }
       waited = true;
       collect(*member);
     }
+    return true;
+  }
+
+  bool take_slot(Unit& unit, bool insist) {
+    if (!pool_of(unit).acquire(unit.slot, insist)) return false;
+    Slot<Device>& slot = *unit.slot;
+    const std::string& name = unit.members.front()->name;
+    const bool grows = pool_of(unit).is_small(slot);
+    if (slot.pages.lent() || grows) {
+      engine_.wait(slot.filled, name);  // fetched, but never opened
+      engine_.wait(slot.last_use, name);
+      give_pages_back(slot);
+      if (grows) pool_of(unit).grow(slot);
+    }
+    pool_of(unit).mark(slot, State::empty);
+    for (Parameter* member : unit.members) member->gathered_version = 0;
     return true;
   }
 
@@ -291,27 +379,56 @@ class ParameterStore {
   void collect(Parameter& parameter) {
     auto& stream = engine_.communication;
     stream.wait(parameter.written);
-    std::byte* whole = parameter.whole();
-    std::byte* mine = whole + parameter.shard_begin * size_of(parameter.lease);
     const std::size_t shard = parameter.layout.shard_size();
-    if (!parameter.updates_shard()) {
-      Device::convert(stream, whole, parameter.lease, parameter.value.data(), parameter.storage,
-                      parameter.layout.padded_size());
-    } else {
-      const void* send = mine;
-      if (parameter.lease != parameter.storage) {
-        Device::convert(stream, mine, parameter.lease, parameter.owned(), parameter.storage, shard);
-      } else if (parameter.sharded()) {
-        send = parameter.value.data();
+    const std::size_t begin = parameter.owned_begin();
+    const bool casts = parameter.lease != parameter.storage;
+    const bool scattered =
+        parameter.sharded() ? parameter.in_pieces() : parameter.replicated_in_place();
+    std::byte* const whole = parameter.whole();
+    if (casts) {
+      for_each_place(parameter, scattered, begin, begin + parameter.owned_count(),
+                     [&](std::byte* place, std::size_t first, std::size_t count) {
+                       Device::convert(
+                           stream, place, parameter.lease,
+                           parameter.owned() + (first - begin) * size_of(parameter.storage),
+                           parameter.storage, count);
+                     });
+    }
+    if (parameter.updates_shard() && shard > 0) {
+      GatherItem item{nullptr, scattered ? nullptr : whole, shard, parameter.lease};
+      if (parameter.sharded() && !casts) {
+        item.send = parameter.value.data();
+      } else if (!scattered) {
+        item.send = whole + parameter.shard_begin * size_of(parameter.lease);
       }
-      if (shard > 0) items_.push_back({send, whole, shard, parameter.lease});
+      if (scattered) item.pieces = parameter.pieces;
+      items_.push_back(item);
     }
     parameter.gathered_version = parameter.version;
     fetched_.push_back(&parameter);
   }
 
-  void flush(const std::string& name) {
-    if (!items_.empty()) {
+  // f(address, first, count) for what of flat elements [begin, end) of the whole parameter lies in
+  // one place.
+  template <class F>
+  static void for_each_place(const Parameter& parameter, bool scattered, std::size_t begin,
+                             std::size_t end, F&& f) {
+    const std::size_t size = size_of(parameter.lease);
+    if (!scattered) {
+      f(parameter.whole() + begin * size, begin, end - begin);
+      return;
+    }
+    for_each_piece(parameter.pieces, begin, end,
+                   [&](std::size_t index, std::size_t first, std::size_t count) {
+                     const Piece& piece = parameter.pieces[index];
+                     f(piece.data + (first - piece.offset) * size, first, count);
+                   });
+  }
+
+  // False where nothing had to travel.
+  bool flush(const std::string& name) {
+    const bool moves = !items_.empty();
+    if (moves) {
       std::size_t sent = 0;
       for (const GatherItem& item : items_) sent += item.count * size_of(item.dtype);
       const auto world = static_cast<std::size_t>(engine_.world());
@@ -322,21 +439,92 @@ class ParameterStore {
         engine_.comm.all_gather(items_, engine_.info(name), engine_.communication.ref());
       });
     }
-    if (fetched_.empty()) return;
+    if (fetched_.empty()) return moves;
     const auto done = engine_.communication.record();
-    for (Parameter* parameter : fetched_) parameter->gathered = done;
+    for (Parameter* parameter : fetched_) {
+      parameter->gathered = done;
+      if (parameter->unit->slot != nullptr) parameter->unit->slot->filled = done;
+    }
     fetched_.clear();
+    return moves;
+  }
+
+  void give_pages_back(Slot<Device>& slot) noexcept {
+    const Access after = engine_.options.debug ? Access::none : Access::write;
+    if (!slot.pages.take_back(after)) engine_.lost_pages = true;
+  }
+
+  // The host's addresses are without memory again; the pool keeps what was gathered, if it can.
+  void take_back(Slot<Device>& slot, Unit& unit) noexcept {
+    if (unit.residency != Residency::in_place) return;
+    give_pages_back(slot);
+    if (slot.pages.keeps_contents()) return;
+    for (Parameter* member : unit.members) member->gathered_version = 0;
+  }
+
+  // Debug mode: nobody can read what is released.
+  void hide(Unit& unit) noexcept {
+    Slot<Device>& slot = *unit.slot;
+    for (Parameter* member : unit.members) {
+      member->gathered_version = 0;
+      if (unit.residency == Residency::in_place) AddressRange::poison_crumbs(member->placed);
+    }
+    if (unit.residency == Residency::in_place) {
+      give_pages_back(slot);
+    } else {
+      Device::poison(engine_.compute, slot.buffer.data(), slot.buffer.size());
+      slot.last_use = engine_.compute.record();
+      slot.hidden_from = unit.members.front()->name;
+    }
+  }
+
+  // Debug mode: nobody wrote to what was released.
+  void check_untouched(Unit& unit) {
+    for (const Parameter* member : unit.members) {
+      if (unit.residency != Residency::in_place) continue;
+      const std::string found = member->arena->find_written_crumb(member->placed, engine_.rank());
+      if (!found.empty()) raise("{}", found);
+    }
+    Slot<Device>& slot = *unit.slot;
+    const std::string owner = std::exchange(slot.hidden_from, {});
+    if (owner.empty()) return;
+    if (Device::is_poisoned(engine_.compute, slot.buffer.data(), slot.buffer.size())) return;
+    raise(
+        "rank {} wrote to parameter '{}' after it was released: parameters are written by step() "
+        "and update() alone",
+        engine_.rank(), owner);
+  }
+
+  // A member has gone: what was gathered for the unit is of no use.
+  void forget(Unit& unit) noexcept {
+    unit.changed = false;
+    if (unit.slot != nullptr) give_pages_back(*unit.slot);
+    for (Parameter* member : unit.members) member->gathered_version = 0;
+    list_pages(unit);
+  }
+
+  void drop_extra_slots() noexcept {
+    engine_.quiesce();
+    for (const auto& unit : units_) {
+      if (!unit->extra_slot) continue;
+      give_pages_back(*unit->slot);
+      pool_of(*unit).drop(unit->slot);
+      unit->extra_slot = false;
+    }
   }
 
   Engine<Device>& engine_;
-  SlotPool<Device> pool_;
+  SlotPool<Device> buffers_;
+  SlotPool<Device> pages_;
   std::vector<Parameter*> parameters_;
   std::vector<std::unique_ptr<Unit>> units_;
   std::vector<GatherItem> items_;
   std::vector<Parameter*> fetched_;
   std::vector<Unit*> wanted_;
   std::size_t registered_ = 0;
+  std::size_t everything_ = 0;  // scopes of open_all
   bool prepared_ = false;
+  bool complete_ = false;  // all parameters have units and slots
 };
 
 }  // namespace shardwise::inline v0_1::detail

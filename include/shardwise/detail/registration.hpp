@@ -11,6 +11,7 @@
 #include "../core/dtype.hpp"
 #include "../layout.hpp"
 #include "../strategy.hpp"
+#include "address_range.hpp"
 
 namespace shardwise::inline v0_1::detail {
 
@@ -23,6 +24,7 @@ struct Registration {
         storage(type),
         strategy(options.strategy.value_or(default_strategy)),
         tied(options.tied),
+        residency(options.residency),
         name(std::move(options.name)) {
     if (name.empty() && !layout.tensors().empty()) {
       const auto all = layout.tensors();
@@ -46,23 +48,58 @@ struct Registration {
   [[nodiscard]] bool storage_is_whole() const noexcept {
     return !sharded() && (!updates_shard() || lease == storage);
   }
-  /// Gathered into a slot that it shares with others.
+  /// Gathered into a slot: one of its own, or one that it shares with others.
+  [[nodiscard]] bool needs_slot() const noexcept {
+    return sharded() && residency != Residency::host_buffer;
+  }
   [[nodiscard]] bool shares_slots() const noexcept {
-    return sharded() && strategy.reshard_after_forward;
+    return needs_slot() && strategy.reshard_after_forward;
   }
   /// A replicated copy in the lease type stands beside the storage.
   [[nodiscard]] bool has_copy() const noexcept { return !sharded() && lease != storage; }
+  /// What is replicated lies in the host's arena: the storage itself, or the copy.
+  [[nodiscard]] bool replicated_in_place() const noexcept {
+    return !sharded() && residency == Residency::in_place;
+  }
+  [[nodiscard]] bool storage_in_place() const noexcept {
+    return replicated_in_place() && storage_is_whole() && !has_copy();
+  }
+  /// Bytes of the storage, and of the replicated copy, on one rank.
+  [[nodiscard]] std::size_t storage_bytes() const noexcept {
+    const std::size_t whole = storage_in_place() ? layout.size() : layout.padded_size();
+    return (storage_is_whole() ? whole : layout.shard_size()) * size_of(storage);
+  }
+  [[nodiscard]] std::size_t copy_bytes() const noexcept {
+    if (!has_copy()) return 0;
+    return (replicated_in_place() ? layout.size() : layout.padded_size()) * size_of(lease);
+  }
+  /// Bytes of the whole parameter and of the whole gradient in their lease types.
   [[nodiscard]] std::size_t lease_bytes() const noexcept {
     return layout.padded_size() * size_of(lease);
   }
-  [[nodiscard]] std::size_t gradient_slot_bytes() const noexcept {
+  [[nodiscard]] std::size_t gradient_bytes() const noexcept {
     return layout.padded_size() * std::max(size_of(gradient_lease), size_of(wire));
   }
+  /// Bytes of the slot that a gather, or a gradient lease, needs.
+  [[nodiscard]] std::size_t slot_bytes() const noexcept {
+    return residency == Residency::in_place ? placed.page_bytes() : lease_bytes();
+  }
+  [[nodiscard]] std::size_t gradient_slot_bytes() const noexcept {
+    return gradient_residency == Residency::in_place ? gradient_placed.page_bytes()
+                                                     : gradient_bytes();
+  }
   /// Gradient leases lend the stored gradient itself.
-  [[nodiscard]] bool gradient_in_place() const noexcept {
-    return strategy.accumulation == Accumulation::hold &&
+  [[nodiscard]] bool lends_stored_gradient() const noexcept {
+    return strategy.accumulation == Accumulation::hold && gradient_residency == Residency::slots &&
            strategy.gradients == Placement::replicated && gradient == gradient_lease &&
            wire == gradient_lease;
+  }
+  [[nodiscard]] bool gradient_needs_slot() const noexcept {
+    return !lends_stored_gradient() && gradient_residency != Residency::host_buffer;
+  }
+  /// The gradient has a slot of its own.
+  [[nodiscard]] bool gradient_slot_stays() const noexcept {
+    return tied || strategy.accumulation == Accumulation::hold;
   }
 
   Layout layout;
@@ -72,7 +109,13 @@ struct Registration {
   DType wire = DType::f32;
   Strategy strategy;  ///< resolved
   bool tied;
+  bool late = false;  ///< registered after slots were allocated: travels by itself
+  Residency residency;
+  Placed placed;  ///< in_place: what of the whole parameter comes and goes
   std::string name;
+  Residency gradient_residency = Residency::slots;
+  bool gradient_late = false;
+  Placed gradient_placed;
   std::optional<DType> gradient;  ///< type of the stored gradient; none: frozen
   std::vector<DType> state;       ///< types of the optimizer's values, one each element
 };
@@ -107,16 +150,22 @@ template <class Bytes, class Together>
     std::span<const Registration* const> entries) {
   return group_units(
       entries, [](const Registration& entry) { return entry.lease_bytes(); },
-      [](const Registration&, const Registration&) { return true; });
+      [](const Registration& a, const Registration& b) {
+        return a.residency == b.residency && a.residency != Residency::host_buffer && !a.late &&
+               !b.late;
+      });
 }
 
 /// Which gradients are reduced together; a slot of their own is wanted by all of a unit or by none.
 [[nodiscard]] inline std::vector<std::size_t> group_gradients(
     std::span<const Registration* const> entries) {
   return group_units(
-      entries, [](const Registration& entry) { return entry.gradient_slot_bytes(); },
+      entries, [](const Registration& entry) { return entry.gradient_bytes(); },
       [](const Registration& a, const Registration& b) {
-        return a.gradient_in_place() == b.gradient_in_place();
+        return a.lends_stored_gradient() == b.lends_stored_gradient() &&
+               a.gradient_residency == b.gradient_residency &&
+               a.gradient_residency != Residency::host_buffer && !a.gradient_late &&
+               !b.gradient_late;
       });
 }
 

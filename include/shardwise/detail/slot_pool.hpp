@@ -1,16 +1,25 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "../memory.hpp"
+#include "page_pool.hpp"
 
 namespace shardwise::inline v0_1::detail {
 
-/// A full-size buffer that leases borrow. Its owner is told by a null pointer when another one took
-/// it.
+/// What a slot consists of.
+enum class SlotKind : std::uint8_t {
+  buffer,  ///< a buffer of the library
+  pages    ///< pages that are moved below the host's addresses
+};
+
+/// A full-size buffer, or as many pages, that leases borrow. Its owner is told by a null pointer
+/// when another one took it.
 template <class Device>
 struct Slot {
   enum class State : std::uint8_t {
@@ -20,33 +29,51 @@ struct Slot {
     open       ///< lent
   };
 
+  [[nodiscard]] std::size_t size() const noexcept { return buffer.size() + pages.size(); }
+
   Buffer<Device> buffer;
+  PagePool pages;
   typename Device::Event last_use = {};  ///< the next writer's stream waits for it
+  typename Device::Event filled = {};    ///< communication stream: the last gather into it
   Slot** owner = nullptr;
   State state = State::empty;
+  bool shared = false;
   std::uint64_t order = 0;  ///< program order of the last change of state
+  std::string hidden_from;  ///< debug mode: whose the buffer was before it was poisoned
 };
 
-/// The slots of one kind. Which slot is taken depends on program order alone, so that all ranks
-/// choose alike.
+/// The slots of one kind of state. Which slot is taken depends on program order alone, so that all
+/// ranks choose alike.
 template <class Device>
 class SlotPool {
  public:
   using SlotType = Slot<Device>;
   using State = typename SlotType::State;
 
-  explicit SlotPool(Ledger& ledger) : ledger_(ledger) {}
+  SlotPool(Ledger& ledger, SlotKind kind) : ledger_(ledger), kind_(kind) {}
 
-  /// `count` slots of `bytes` that everybody shares.
-  void share(std::size_t count, std::size_t bytes) {
-    for (std::size_t i = 0; i < count; ++i) shared_.push_back(make(bytes));
+  /// At least `count` slots of at least `bytes` that everybody shares; `ranges` is the most that a
+  /// slot of pages lies below at once. Slots that are too small grow when they are taken next.
+  void share(std::size_t count, std::size_t bytes, std::size_t ranges, Recycling recycling) {
+    bytes_ = std::max(bytes_, bytes);
+    ranges_ = std::max(ranges_, ranges);
+    recycling_ = recycling;
+    while (shared_.size() < count) {
+      shared_.push_back(make(bytes_, ranges_));
+      shared_.back()->shared = true;
+    }
   }
 
-  /// A slot that belongs to `place` alone and always.
-  void dedicate(SlotType*& place, std::size_t bytes) {
-    dedicated_.push_back(make(bytes));
+  /// A slot that belongs to `place` alone, until it is given back by drop.
+  void dedicate(SlotType*& place, std::size_t bytes, std::size_t ranges, Recycling recycling) {
+    recycling_ = recycling;
+    dedicated_.push_back(make(bytes, ranges));
     place = dedicated_.back().get();
     place->owner = &place;
+  }
+  void drop(SlotType*& place) noexcept {
+    std::erase_if(dedicated_, [&](const auto& slot) { return slot.get() == place; });
+    place = nullptr;
   }
 
   /// Finds `place` a slot: an empty one, else the one released first, else (`insist`) the one
@@ -68,6 +95,17 @@ class SlotPool {
     return true;
   }
 
+  /// Whether this shared slot was made before a larger parameter came.
+  [[nodiscard]] bool is_small(const SlotType& slot) const noexcept {
+    return slot.shared && slot.size() < bytes_;
+  }
+  /// Makes it as large as the others; nothing may use it.
+  void grow(SlotType& slot) {
+    slot.buffer = {};
+    slot.pages = {};
+    fill(slot, bytes_, ranges_);
+  }
+
   void mark(SlotType& slot, State state) noexcept {
     slot.state = state;
     slot.order = ++order_;
@@ -76,13 +114,26 @@ class SlotPool {
   [[nodiscard]] std::size_t shared_count() const noexcept { return shared_.size(); }
 
  private:
-  std::unique_ptr<SlotType> make(std::size_t bytes) {
+  std::unique_ptr<SlotType> make(std::size_t bytes, std::size_t ranges) {
     auto slot = std::make_unique<SlotType>();
-    slot->buffer = Buffer<Device>(ledger_, StateKind::slots, bytes);
+    fill(*slot, bytes, ranges);
     return slot;
   }
 
+  void fill(SlotType& slot, std::size_t bytes, std::size_t ranges) {
+    if (kind_ == SlotKind::buffer) {
+      slot.buffer = Buffer<Device>(ledger_, StateKind::slots, bytes);
+    } else {
+      slot.pages = PagePool(ledger_, bytes, recycling_);
+      slot.pages.reserve(ranges);
+    }
+  }
+
   Ledger& ledger_;
+  SlotKind kind_;
+  std::size_t bytes_ = 0;  // of each shared slot
+  std::size_t ranges_ = 0;
+  Recycling recycling_ = Recycling::move;
   std::vector<std::unique_ptr<SlotType>> shared_;
   std::vector<std::unique_ptr<SlotType>> dedicated_;
   std::uint64_t order_ = 0;

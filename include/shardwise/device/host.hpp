@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstring>
 #include <new>
@@ -35,6 +36,18 @@ struct HostDevice {
   static void zero(Stream& stream, void* destination, std::size_t bytes) {
     if (bytes == 0) return;
     stream.enqueue([destination, bytes] { std::memset(destination, 0, bytes); });
+  }
+
+  /// Debug mode: fills with bytes of 0xff, a NaN in every floating type, in stream order.
+  static void poison(Stream& stream, void* destination, std::size_t bytes) {
+    if (bytes == 0) return;
+    stream.enqueue([destination, bytes] { std::memset(destination, 0xff, bytes); });
+  }
+  /// Whether memory holds what poison() left; the caller waits for the stream.
+  [[nodiscard]] static bool is_poisoned(Stream& stream, const void* memory, std::size_t bytes) {
+    stream.synchronize();
+    const auto* const begin = static_cast<const unsigned char*>(memory);
+    return std::all_of(begin, begin + bytes, [](unsigned char byte) { return byte == 0xff; });
   }
 
   /// Copies `bytes` in stream order; the ranges do not overlap.

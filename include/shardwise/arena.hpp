@@ -1,0 +1,72 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <string>
+#include <utility>
+
+#include "context.hpp"
+#include "core/error.hpp"
+#include "detail/address_range.hpp"
+#include "device/host.hpp"
+
+namespace shardwise::inline v0_1 {
+
+/// How memory comes below an arena's addresses.
+using ArenaRecycling = detail::Recycling;
+
+/// An address range for all of a host's parameters, or for all of its gradients, in the layout that
+/// the host wants (residency in_place). Pointers into it stay valid as long as it lives; memory is
+/// there only where a parameter is gathered, or its gradient leased. What belongs to no parameter
+/// is ordinary memory, zero at the beginning. One for each rank. Made after the Context, destroyed
+/// after the parameters in it and before the Context. Linux.
+///
+/// Pages move between a pool and these addresses, so a release gives back what lies in whole pages,
+/// from 64 KiB on; what shares its pages with neighbours stays (Bytes::crumbs). Reading a released
+/// parameter gives zeros, or values of long ago: ContextOptions::debug makes it an error.
+class Arena {
+ public:
+  /// UsageError where there are no bytes. `recycling`: refill is for systems that cannot move
+  /// pages, where it is chosen without being asked for (Linux before 5.7); it is several times
+  /// slower.
+  Arena(Context<HostDevice>& context, std::size_t bytes, std::string name = "arena",
+        ArenaRecycling recycling = ArenaRecycling::move)
+      : engine_(&context.engine()),
+        range_(bytes, std::move(name), recycling, engine_->options.debug) {
+    engine_->arenas.push_back(&range_);
+  }
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  ~Arena() {
+    engine_->quiesce();
+    std::erase(engine_->arenas, &range_);
+  }
+
+  /// Where it begins: at a page.
+  [[nodiscard]] std::byte* data() const noexcept { return range_.data(); }
+  [[nodiscard]] std::size_t size() const noexcept { return range_.size(); }
+  /// The element of type T at this offset; UsageError where that is not within the arena or not
+  /// aligned.
+  template <class T>
+  [[nodiscard]] T* as(std::size_t byte_offset = 0) const {
+    if (byte_offset > size() || byte_offset % alignof(T) != 0) {
+      raise("arena '{}': byte {} of {} is outside, or not aligned to {}", range_.name(),
+            byte_offset, size(), alignof(T));
+    }
+    return reinterpret_cast<T*>(data() + byte_offset);
+  }
+
+  /// Call it when all parameters are made: UsageError that lists the bytes that belong to none.
+  /// (Bytes that would belong to two are an error when the second is made.)
+  void check_coverage() const { range_.check_coverage(); }
+  /// Bytes whose memory goes back when everything is released; the rest of size() stays.
+  [[nodiscard]] std::size_t recycled_bytes() const noexcept { return range_.recycled_bytes(); }
+  /// How memory comes below these addresses on this system.
+  [[nodiscard]] ArenaRecycling recycling() const noexcept { return range_.recycling(); }
+
+ private:
+  detail::Engine<HostDevice>* engine_;
+  detail::AddressRange range_;
+};
+
+}  // namespace shardwise::inline v0_1

@@ -1,0 +1,305 @@
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <fstream>
+#include <map>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../core/checked.hpp"
+#include "../core/error.hpp"
+#include "../host_tensor.hpp"
+#include "fault_watch.hpp"
+#include "page_pool.hpp"
+#include "pages.hpp"
+
+namespace shardwise::inline v0_1::detail {
+
+/// What of a parameter's tensors comes and goes, and what stays.
+struct Placed {
+  std::uint64_t claim = 0;                   ///< which one of its arena
+  std::vector<PageRange> pages;              ///< recycled
+  std::vector<std::span<std::byte>> crumbs;  ///< the rest, to the byte
+
+  [[nodiscard]] std::size_t page_bytes() const noexcept {
+    std::size_t bytes = 0;
+    for (const PageRange& range : pages) bytes += range.bytes;
+    return bytes;
+  }
+  [[nodiscard]] std::size_t crumb_bytes() const noexcept {
+    std::size_t bytes = 0;
+    for (const auto& crumb : crumbs) bytes += crumb.size();
+    return bytes;
+  }
+};
+
+/// A host's address range: which bytes of it belong to which tensor. What the public Arena stands
+/// on. In debug mode it also notes the first access to what is not lent.
+class AddressRange final : public FaultObserver {
+ public:
+  /// Pages below it are worth a system call.
+  static constexpr std::size_t least_recycled = std::size_t{64} << 10;
+
+  AddressRange(std::size_t bytes, std::string name, Recycling recycling, bool debug)
+      : name_(std::move(name)), recycling_(recycling), debug_(debug), size_(bytes) {
+    if (bytes == 0) raise("arena '{}' has no bytes", name_);
+    if (recycling_ == Recycling::move && !can_move_pages()) recycling_ = Recycling::refill;
+    pages_.bytes = round_up(bytes, page_size());
+    pages_.begin = reserve_pages(pages_.bytes);
+    if (!debug_) return;
+    try {
+      FaultWatch::of_process().add(*this, pages_);
+    } catch (...) {
+      unmap_pages(pages_);
+      throw;
+    }
+  }
+  AddressRange(const AddressRange&) = delete;
+  AddressRange& operator=(const AddressRange&) = delete;
+  ~AddressRange() {
+    if (debug_) FaultWatch::of_process().remove(*this);
+    unmap_pages(pages_);
+  }
+
+  [[nodiscard]] std::byte* data() const noexcept { return pages_.begin; }
+  [[nodiscard]] std::size_t size() const noexcept { return size_; }
+  [[nodiscard]] const std::string& name() const noexcept { return name_; }
+  [[nodiscard]] Recycling recycling() const noexcept { return recycling_; }
+  [[nodiscard]] std::size_t recycled_bytes() const noexcept { return recycled_; }
+  [[nodiscard]] bool contains(const std::byte* data, std::size_t bytes) const noexcept {
+    return data >= data_begin() && data <= data_begin() + size_ &&
+           bytes <= static_cast<std::size_t>(data_begin() + size_ - data);
+  }
+
+  /// The bytes of these tensors belong to `parameter` until release(claim). `recycle`: their pages
+  /// come and go (their crumbs stay); else all of it stays. UsageError, with both names, where a
+  /// byte has an owner already.
+  [[nodiscard]] Placed claim(const std::string& parameter, std::span<const HostTensor> tensors,
+                             bool recycle) {
+    std::vector<std::size_t> order(tensors.size());
+    for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
+    std::sort(order.begin(), order.end(),
+              [&](std::size_t a, std::size_t b) { return tensors[a].data < tensors[b].data; });
+    Placed placed;
+    placed.claim = ++last_claim_;
+    try {
+      for (const std::size_t i : order) add(placed.claim, parameter, tensors[i]);
+    } catch (...) {
+      erase(placed.claim);
+      throw;
+    }
+    std::byte* begin = nullptr;
+    std::byte* end = nullptr;
+    for (const std::size_t i : order) {
+      const HostTensor& tensor = tensors[i];
+      if (tensor.bytes() == 0) continue;
+      if (tensor.data != end) {
+        place(placed, begin, end, recycle);
+        begin = tensor.data;
+      }
+      end = tensor.data + tensor.bytes();
+    }
+    place(placed, begin, end, recycle);
+    recycled_ += placed.page_bytes();
+    mappings_ += 2 * placed.pages.size();
+    try {
+      check_mappings(parameter);
+      if (recycle) take_away(placed);
+    } catch (...) {
+      release(placed);
+      throw;
+    }
+    return placed;
+  }
+
+  /// Nobody's any more, and readable; `placed` is what claim returned.
+  void release(const Placed& placed) noexcept {
+    recycled_ -= placed.page_bytes();
+    mappings_ -= 2 * placed.pages.size();
+    for (const PageRange& range : placed.pages) {
+      static_cast<void>(empty_pages(range, Access::write));
+    }
+    erase(placed.claim);
+  }
+
+  /// UsageError that lists the bytes that belong to no parameter.
+  void check_coverage() const {
+    std::string gaps;
+    std::size_t missing = 0;
+    std::size_t shown = 0;
+    const std::byte* end = data_begin();
+    const std::string* before = nullptr;
+    const auto gap = [&](const std::byte* next, const std::string* after) {
+      if (next == end) return;
+      const auto bytes = static_cast<std::size_t>(next - end);
+      missing += bytes;
+      if (++shown > 8) return;
+      gaps += fmt::format("\n  bytes [{}, {}), after {}, before {}", end - data_begin(),
+                          next - data_begin(), before == nullptr ? "the beginning" : *before,
+                          after == nullptr ? "the end" : *after);
+    };
+    for (const auto& [begin, claim] : claims_) {
+      gap(begin, &claim.tensor);
+      end = begin + claim.bytes;
+      before = &claim.tensor;
+    }
+    gap(data_begin() + size_, nullptr);
+    if (missing == 0) return;
+    raise(
+        "arena '{}': {} of {} bytes belong to no parameter, so nobody shards or updates them; make "
+        "a ShardedParameter of them, or take them out of the arena:{}{}",
+        name_, missing, size_, gaps, shown > 8 ? "\n  ..." : "");
+  }
+
+  /// Debug mode: what a released range holds where it stays readable.
+  static constexpr int poison = 0xff;  // a NaN in every floating type
+
+  static void poison_crumbs(const Placed& placed) noexcept {
+    for (const auto& crumb : placed.crumbs) std::memset(crumb.data(), poison, crumb.size());
+  }
+
+  /// Debug mode: the first access to what was not lent since the last call, as a sentence; empty
+  /// where there was none.
+  [[nodiscard]] std::string take_violation(int rank) {
+    const std::uintptr_t packed = violation_.exchange(0);
+    if (packed == 0) return {};
+    return describe(reinterpret_cast<const std::byte*>(packed & ~std::uintptr_t{1}),
+                    (packed & 1) != 0, rank);
+  }
+  /// Debug mode: as take_violation, for crumbs that were written while they were not lent.
+  [[nodiscard]] std::string find_written_crumb(const Placed& placed, int rank) const {
+    for (const auto& crumb : placed.crumbs) {
+      for (const std::byte& byte : crumb) {
+        if (byte != static_cast<std::byte>(poison)) return describe(&byte, true, rank);
+      }
+    }
+    return {};
+  }
+
+  /// The page becomes accessible, full of NaN, so that the thread goes on to the next call of the
+  /// library, which throws.
+  bool on_fault(std::byte* address, bool is_write) noexcept override {
+    std::uintptr_t none = 0;
+    violation_.compare_exchange_strong(
+        none, (reinterpret_cast<std::uintptr_t>(address) & ~std::uintptr_t{1}) |
+                  static_cast<std::uintptr_t>(is_write));
+    const std::size_t page = page_size();
+    const auto inside = static_cast<std::size_t>(address - pages_.begin);
+    const PageRange touched{pages_.begin + inside / page * page, page};
+    unsigned char resident = 0;
+    const bool was_there = mincore(touched.begin, page, &resident) == 0 && (resident & 1) != 0;
+    if (!protect_pages(touched, Access::write)) return false;
+    if (!was_there) std::memset(touched.begin, poison, page);
+    return true;
+  }
+
+ private:
+  struct Claim {
+    std::uint64_t id;
+    std::size_t bytes;
+    std::string parameter;
+    std::string tensor;
+    std::size_t element_size;
+  };
+
+  [[nodiscard]] std::byte* data_begin() const noexcept { return pages_.begin; }
+
+  void add(std::uint64_t id, const std::string& parameter, const HostTensor& tensor) {
+    const std::size_t bytes = tensor.bytes();
+    if (bytes == 0) return;
+    if (!contains(tensor.data, bytes)) {
+      raise("tensor '{}' of parameter '{}' is not within arena '{}' ({} bytes)", tensor.spec.name,
+            parameter, name_, size_);
+    }
+    const auto next = claims_.lower_bound(tensor.data);
+    const auto overlaps = [&](auto other) {
+      return other->first < tensor.data + bytes && tensor.data < other->first + other->second.bytes;
+    };
+    auto owner = claims_.end();
+    if (next != claims_.end() && overlaps(next)) owner = next;
+    if (next != claims_.begin() && overlaps(std::prev(next))) owner = std::prev(next);
+    if (owner != claims_.end()) {
+      raise(
+          "tensor '{}' of parameter '{}' overlaps tensor '{}' of parameter '{}' in arena '{}': "
+          "each "
+          "byte belongs to one parameter. List a tied tensor once (deduplicate)",
+          tensor.spec.name, parameter, owner->second.tensor, owner->second.parameter, name_);
+    }
+    claims_.emplace(tensor.data,
+                    Claim{id, bytes, parameter, tensor.spec.name, size_of(tensor.dtype)});
+  }
+
+  void erase(std::uint64_t id) noexcept {
+    std::erase_if(claims_, [&](const auto& entry) { return entry.second.id == id; });
+  }
+
+  static void place(Placed& placed, std::byte* begin, std::byte* end, bool recycle) {
+    if (begin == end) return;
+    PageRange inner = inner_pages(begin, static_cast<std::size_t>(end - begin));
+    if (!recycle || inner.bytes < least_recycled) inner = {begin, 0};
+    if (inner.bytes > 0) placed.pages.push_back(inner);
+    if (inner.begin > begin) placed.crumbs.emplace_back(begin, inner.begin);
+    std::byte* const rest = inner.begin + inner.bytes;
+    if (end > rest) placed.crumbs.emplace_back(rest, end);
+  }
+
+  void take_away(const Placed& placed) {
+    for (const PageRange& range : placed.pages) {
+      if (empty_pages(range, debug_ ? Access::none : Access::write)) continue;
+      raise_pages("emptying pages of an arena", range.bytes);
+    }
+    if (debug_) poison_crumbs(placed);
+  }
+
+  // A range that comes and goes cuts the arena's mapping in two places.
+  void check_mappings(const std::string& parameter) const {
+    std::size_t most = 0;
+    if (!(std::ifstream("/proc/sys/vm/max_map_count") >> most)) return;
+    if (mappings_ <= most / 2) return;
+    raise<BackendError>(
+        "arena '{}' with parameter '{}' needs up to {} mappings of the {} that vm.max_map_count "
+        "gives the whole process: raise it, or put small tensors next to each other",
+        name_, parameter, mappings_, most);
+  }
+
+  [[nodiscard]] std::string describe(const std::byte* address, bool is_write, int rank) const {
+    const std::string_view did = is_write ? "wrote to" : "read";
+    const std::string_view rule =
+        is_write
+            ? "while no lease allowed it. Parameters are written by step() and update() alone, "
+              "gradients between lease() (ensure_open()) and reduce()"
+            : "while it was not gathered. Call gather() (ensure_gathered()) first, and release "
+              "it after the last use";
+    auto claim = claims_.upper_bound(const_cast<std::byte*>(address));
+    if (claim != claims_.begin() &&
+        address < std::prev(claim)->first + std::prev(claim)->second.bytes) {
+      --claim;
+      const auto inside = static_cast<std::size_t>(address - claim->first);
+      return fmt::format(
+          "rank {} {} element {} of tensor '{}' of parameter '{}', in arena '{}', {}", rank, did,
+          inside / claim->second.element_size, claim->second.tensor, claim->second.parameter, name_,
+          rule);
+    }
+    return fmt::format("rank {} {} byte {} of arena '{}', which belongs to no parameter", rank, did,
+                       address - pages_.begin, name_);
+  }
+
+  std::string name_;
+  Recycling recycling_;
+  bool debug_;
+  std::size_t size_;
+  PageRange pages_;
+  std::map<std::byte*, Claim> claims_;
+  std::uint64_t last_claim_ = 0;
+  std::size_t recycled_ = 0;
+  std::size_t mappings_ = 0;
+  std::atomic<std::uintptr_t> violation_{0};  // address, its last bit: a write
+};
+
+}  // namespace shardwise::inline v0_1::detail

@@ -1,0 +1,131 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../core/piece.hpp"
+#include "engine.hpp"
+#include "registration.hpp"
+#include "slot_pool.hpp"
+
+namespace shardwise::inline v0_1::detail {
+
+template <class Device>
+struct ParameterUnit;
+
+/// Where the tensors lie, one piece for each, in the order of the layout.
+[[nodiscard]] inline std::vector<Piece> pieces_of(const Layout& layout) {
+  std::vector<Piece> pieces;
+  pieces.reserve(layout.tensors().size());
+  for (const Layout::Tensor& tensor : layout.tensors()) {
+    pieces.push_back({nullptr, tensor.offset, tensor.count});
+  }
+  return pieces;
+}
+
+/// One flat parameter of any element type: its storage on this rank and where it stands.
+template <class Device>
+struct FlatParameter : Registration {
+  /// `host_pieces`, `host_arena`: of residency in_place; the registration's claim in the arena ends
+  /// with this object.
+  FlatParameter(Engine<Device>& engine, Registration registration,
+                std::vector<Piece> host_pieces = {}, AddressRange* host_arena = nullptr)
+      : Registration(std::move(registration)),
+        shard_begin(layout.shard_begin(engine.rank())),
+        value(engine.ledger, StateKind::parameters, storage_in_place() ? 0 : storage_bytes()),
+        copy(engine.ledger, StateKind::parameters, replicated_in_place() ? 0 : copy_bytes()),
+        arena(host_arena),
+        pieces(std::move(host_pieces)) {
+    if (residency == Residency::host_buffer) pieces = pieces_of(layout);
+    if (replicated_in_place()) {
+      in_arena = Account(engine.ledger, StateKind::parameters,
+                         storage_in_place() ? storage_bytes() : copy_bytes());
+    } else {
+      in_arena = Account(engine.ledger, StateKind::crumbs, placed.crumb_bytes());
+    }
+  }
+
+  FlatParameter(const FlatParameter&) = delete;
+  FlatParameter& operator=(const FlatParameter&) = delete;
+  ~FlatParameter() {
+    if (arena != nullptr) arena->release(placed);
+  }
+
+  /// The flat range that this rank's optimizer updates: its shard, or everything.
+  [[nodiscard]] std::size_t owned_begin() const noexcept {
+    return updates_shard() ? shard_begin : 0;
+  }
+  [[nodiscard]] std::size_t owned_count() const noexcept {
+    return updates_shard() ? layout.shard_size() : layout.padded_size();
+  }
+  /// The first element of that range in the storage, which must be contiguous.
+  [[nodiscard]] std::byte* owned() const noexcept {
+    return value.data() + (storage_is_whole() ? owned_begin() * size_of(storage) : 0);
+  }
+  /// A segment of what this rank stores: [0, padded_size) where the storage is whole, else the
+  /// shard.
+  [[nodiscard]] std::byte* stored(const Layout::Segment& segment) const noexcept {
+    if (storage_in_place()) {
+      return pieces[segment.tensor].data + segment.tensor_offset * size_of(storage);
+    }
+    const std::size_t begin = storage_is_whole() ? 0 : shard_begin;
+    return value.data() + (segment.offset - begin) * size_of(storage);
+  }
+
+  /// Leases see `pieces`, not one flat buffer.
+  [[nodiscard]] bool in_pieces() const noexcept { return residency != Residency::slots; }
+  /// The whole parameter in the lease type, where that is one flat buffer; null while it is not
+  /// gathered.
+  [[nodiscard]] std::byte* whole() const noexcept {
+    if (sharded()) {
+      if (in_pieces() || unit->slot == nullptr) return nullptr;
+      return unit->slot->buffer.data() + unit_offset;
+    }
+    if (replicated_in_place()) return nullptr;
+    return has_copy() ? copy.data() : value.data();
+  }
+
+  std::size_t shard_begin;
+  Buffer<Device> value;
+  Buffer<Device> copy;
+  Account in_arena;
+  AddressRange* arena;
+  std::vector<Piece> pieces;             ///< in_place: always; host_buffer: while it is gathered
+  typename Device::Event written = {};   ///< compute stream: the last write
+  typename Device::Event gathered = {};  ///< communication stream: the last read by a gather
+  std::uint64_t version = 1;             ///< of the storage; every write adds 1
+  std::uint64_t gathered_version = 0;    ///< of whole()
+  std::size_t index = 0;                 ///< in order of registration
+  std::size_t leases = 0;
+  bool held = false;  ///< by the plain calls
+  ParameterUnit<Device>* unit = nullptr;
+  std::size_t unit_offset = 0;  ///< bytes, in the unit's slot
+};
+
+/// What is gathered together: one parameter, or several small ones in registration order.
+template <class Device>
+struct ParameterUnit {
+  std::vector<FlatParameter<Device>*> members;
+  bool needs_slot = false;
+  bool shares_slots = false;
+  Residency residency = Residency::slots;
+  std::vector<PageRange> pages = {};  ///< in_place: what the slot's pages go below
+  Slot<Device>* slot = nullptr;
+  bool extra_slot = false;  ///< the slot is there for full_parameters alone
+  bool changed = false;     ///< a member has gone while others were lent
+  std::size_t leases = 0;
+  std::size_t bytes = 0;
+};
+
+/// Empties a list of items at the end of the scope, also where the call that they are for throws.
+template <class Item>
+struct Emptied {
+  std::vector<Item>& items;
+  ~Emptied() { items.clear(); }
+};
+
+}  // namespace shardwise::inline v0_1::detail

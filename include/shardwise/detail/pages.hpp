@@ -1,0 +1,97 @@
+#pragma once
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <string_view>
+
+#include "../core/error.hpp"
+
+namespace shardwise::inline v0_1::detail {
+
+/// The operating system's side of residency in_place: pages come and go, addresses stay. Linux.
+/// Addresses and sizes are multiples of page_size().
+
+[[nodiscard]] inline std::size_t page_size() noexcept {
+  return static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+}
+
+/// Whole pages.
+struct PageRange {
+  std::byte* begin = nullptr;
+  std::size_t bytes = 0;
+};
+
+/// What may be done with pages.
+enum class Access : std::uint8_t { none, read, write };
+
+[[nodiscard]] constexpr int protection(Access access) noexcept {
+  if (access == Access::none) return PROT_NONE;
+  return access == Access::read ? PROT_READ : PROT_READ | PROT_WRITE;
+}
+
+[[noreturn]] inline void raise_pages(std::string_view what, std::size_t bytes) {
+  const int error = errno;
+  const std::string_view advice =
+      error == ENOMEM ? " (no memory, or more mappings than vm.max_map_count allows)" : "";
+  raise<BackendError>("{} of {} bytes failed: {}{}", what, bytes, std::strerror(error), advice);
+}
+
+/// Addresses without memory: pages appear, zeroed, when they are written.
+[[nodiscard]] inline std::byte* reserve_pages(std::size_t bytes) {
+  void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (at == MAP_FAILED) raise_pages("reserving an address range", bytes);
+  return static_cast<std::byte*>(at);
+}
+
+inline void unmap_pages(PageRange range) noexcept { munmap(range.begin, range.bytes); }
+
+/// Gives the memory of `range` back; its addresses stay reserved. False, with errno, where the
+/// system refuses.
+[[nodiscard]] inline bool empty_pages(PageRange range, Access access) noexcept {
+  return mmap(range.begin, range.bytes, protection(access),
+              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) != MAP_FAILED;
+}
+
+[[nodiscard]] inline bool protect_pages(PageRange range, Access access) noexcept {
+  return mprotect(range.begin, range.bytes, protection(access)) == 0;
+}
+
+/// Moves the memory of `from` below `to`, whose own is lost; the addresses of `from` stay reserved,
+/// without memory. DONTUNMAP is what keeps them: a hole could become another thread's mapping.
+[[nodiscard]] inline bool move_pages(PageRange from, std::byte* to) noexcept {
+#if defined(MREMAP_DONTUNMAP)
+  constexpr int dont_unmap = MREMAP_DONTUNMAP;
+#else
+  constexpr int dont_unmap = 4;
+#endif
+  return mremap(from.begin, from.bytes, from.bytes, MREMAP_MAYMOVE | MREMAP_FIXED | dont_unmap,
+                to) != MAP_FAILED;
+}
+
+/// Whether the system can move pages so (Linux 5.7 and later).
+[[nodiscard]] inline bool can_move_pages() {
+  const std::size_t page = page_size();
+  const PageRange both{reserve_pages(2 * page), 2 * page};
+  both.begin[0] = std::byte{42};
+  const bool moved = move_pages({both.begin, page}, both.begin + page) &&
+                     both.begin[page] == std::byte{42} && both.begin[0] == std::byte{0};
+  unmap_pages(both);
+  return moved;
+}
+
+/// The whole pages within `bytes` from `begin` on; empty where there are none.
+[[nodiscard]] inline PageRange inner_pages(std::byte* begin, std::size_t bytes) noexcept {
+  const std::size_t page = page_size();
+  const auto address = reinterpret_cast<std::uintptr_t>(begin);
+  const std::size_t head = (page - address % page) % page;
+  if (bytes < head + page) return {};
+  return {begin + head, (bytes - head) / page * page};
+}
+
+}  // namespace shardwise::inline v0_1::detail

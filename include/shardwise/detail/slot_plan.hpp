@@ -1,0 +1,139 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <span>
+#include <vector>
+
+#include "../comm/communicator.hpp"
+#include "../strategy.hpp"
+#include "engine.hpp"
+#include "registration.hpp"
+
+namespace shardwise::inline v0_1::detail {
+
+/// The slots of one kind: `units` units share `count` of them, others have one of their own.
+struct SlotNeeds {
+  std::size_t units = 0;
+  std::size_t largest = 0;    ///< bytes of each shared slot
+  std::size_t ranges = 0;     ///< most page ranges of a unit that shares
+  std::size_t dedicated = 0;  ///< bytes of all slots of their own
+  std::size_t count = 0;
+
+  void add(std::size_t bytes, std::size_t unit_ranges, bool own) noexcept {
+    if (own) {
+      dedicated += bytes;
+      return;
+    }
+    largest = std::max(largest, bytes);
+    ranges = std::max(ranges, unit_ranges);
+    ++units;
+  }
+  [[nodiscard]] std::size_t shared_bytes() const noexcept { return count * largest; }
+  [[nodiscard]] std::size_t bytes() const noexcept { return shared_bytes() + dedicated; }
+};
+
+/// Slots in the library's memory, and pages for arenas.
+struct Slots {
+  SlotNeeds buffers;
+  SlotNeeds pages;
+
+  [[nodiscard]] SlotNeeds& of(Residency residency) noexcept {
+    return residency == Residency::in_place ? pages : buffers;
+  }
+  [[nodiscard]] std::size_t bytes() const noexcept { return buffers.bytes() + pages.bytes(); }
+};
+
+/// visit(members) for each unit, in order; entry i belongs to unit unit_of[i].
+template <class Visit>
+void for_each_unit(std::span<const Registration* const> entries,
+                   std::span<const std::size_t> unit_of, Visit visit) {
+  for (std::size_t i = 0; i < entries.size();) {
+    std::size_t end = i;
+    while (end < entries.size() && unit_of[end] == unit_of[i]) ++end;
+    visit(entries.subspan(i, end - i));
+    i = end;
+  }
+}
+
+/// Which slots a rank needs that registers these parameters. UsageError where max_live_bytes has no
+/// room for what must be open at once.
+[[nodiscard]] inline Slots plan_parameter_slots(std::span<const Registration* const> entries,
+                                                const Strategy& strategy,
+                                                const ContextOptions& options) {
+  Slots slots;
+  for_each_unit(entries, group_parameters(entries), [&](std::span<const Registration* const> unit) {
+    if (!unit[0]->needs_slot()) return;
+    std::size_t bytes = 0;
+    std::size_t ranges = 0;
+    for (const Registration* entry : unit) {
+      bytes += entry->slot_bytes();
+      ranges += entry->placed.pages.size();
+    }
+    slots.of(unit[0]->residency).add(bytes, ranges, !unit[0]->shares_slots());
+  });
+  const std::size_t open = options.open_parameters;
+  const std::size_t dedicated = slots.buffers.dedicated + slots.pages.dedicated;
+  std::size_t least = dedicated;
+  for (SlotNeeds* kind : {&slots.buffers, &slots.pages}) {
+    kind->count = std::min(kind->units, open);
+    least += kind->shared_bytes();
+  }
+  const std::size_t cap = strategy.max_live_bytes;
+  if (cap > 0 && least > cap) {
+    raise(
+        "max_live_bytes = {} has no room for {} open parameter(s) of {} bytes beside {} bytes that "
+        "stay gathered (reshard_after_forward = false); raise it to {}",
+        cap, open, std::max(slots.buffers.largest, slots.pages.largest), dedicated, least);
+  }
+  const auto ahead = static_cast<std::size_t>(strategy.prefetch);
+  for (SlotNeeds* kind : {&slots.buffers, &slots.pages}) {
+    std::size_t more = std::min(kind->units, open + ahead) - kind->count;
+    if (cap > 0 && kind->largest > 0) more = std::min(more, (cap - least) / kind->largest);
+    kind->count += more;
+    least += more * kind->largest;
+  }
+  return slots;
+}
+
+/// The reduction of a gradient, without its buffers.
+[[nodiscard]] inline ReduceItem reduction_of(const Registration& registration) noexcept {
+  const Layout& layout = registration.layout;
+  ReduceItem item{};
+  item.count = registration.updates_shard() ? layout.shard_size() : layout.padded_size();
+  item.dtype = registration.wire;
+  item.spec.output = *registration.gradient;
+  return item;
+}
+
+/// The same for gradients; `landing`: bytes of scratch that the largest reduction wants.
+struct GradientSlots {
+  Slots slots;
+  std::size_t landing = 0;
+};
+
+[[nodiscard]] inline GradientSlots plan_gradient_slots(std::span<const Registration* const> trained,
+                                                       const Communicator& comm,
+                                                       const Strategy& strategy,
+                                                       const ContextOptions& options) {
+  GradientSlots plan;
+  for_each_unit(trained, group_gradients(trained), [&](std::span<const Registration* const> unit) {
+    std::size_t bytes = 0;
+    std::size_t ranges = 0;
+    std::size_t landing = 0;
+    for (const Registration* entry : unit) {
+      bytes += entry->gradient_slot_bytes();
+      ranges += entry->gradient_placed.pages.size();
+      landing += comm.landing_bytes(reduction_of(*entry), entry->updates_shard());
+    }
+    plan.landing = std::max(plan.landing, landing);
+    if (!unit[0]->gradient_needs_slot()) return;
+    plan.slots.of(unit[0]->gradient_residency).add(bytes, ranges, unit[0]->gradient_slot_stays());
+  });
+  for (SlotNeeds* kind : {&plan.slots.buffers, &plan.slots.pages}) {
+    kind->count = std::min(kind->units, options.open_gradients + (strategy.overlap ? 1u : 0u));
+  }
+  return plan;
+}
+
+}  // namespace shardwise::inline v0_1::detail

@@ -1,0 +1,109 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/checked.hpp"
+#include "core/dtype.hpp"
+#include "core/error.hpp"
+#include "layout.hpp"
+
+namespace shardwise::inline v0_1 {
+
+/// A tensor that lies in the host's own memory, contiguous and row-major:
+/// `{"wte", params.wte, {V, C}}` or `{"ln1b", params.ln1b, {C}, {.weight_decay = 0}}`. Does not own
+/// the memory.
+struct HostTensor {
+  template <FloatingElement T>
+  HostTensor(std::string name, T* at, std::vector<Dimension> shape, TensorOptions options = {})
+      : spec{std::move(name), std::move(shape), options},
+        data(reinterpret_cast<std::byte*>(at)),
+        dtype(dtype_of<T>) {}
+
+  /// The product of its extents; UsageError where that does not fit.
+  [[nodiscard]] std::size_t count() const {
+    std::size_t product = 1;
+    for (const Dimension& extent : spec.shape) {
+      if (extent == 0) return 0;
+    }
+    for (const Dimension& extent : spec.shape) {
+      product = checked_multiply(product, extent, spec.name.c_str());
+    }
+    return product;
+  }
+  [[nodiscard]] std::size_t bytes() const {
+    return checked_multiply(count(), size_of(dtype), spec.name.c_str());
+  }
+
+  TensorSpec spec;
+  std::byte* data;
+  DType dtype;
+};
+
+/// Layer-stacked arrays, as a trainer with one flat allocation has them: each given tensor is layer
+/// 0's part of an array in which layer l's part begins l * count() elements further. Returns the
+/// tensors of each layer; their names get the layer's number ("qkvw" is "qkvw.3" in layer 3).
+[[nodiscard]] inline std::vector<std::vector<HostTensor>> stacked(
+    std::size_t layers, const std::vector<HostTensor>& first_layer) {
+  std::vector<std::vector<HostTensor>> result(layers, first_layer);
+  for (std::size_t layer = 0; layer < layers; ++layer) {
+    for (HostTensor& tensor : result[layer]) {
+      tensor.data += checked_multiply(layer, tensor.bytes(), tensor.spec.name.c_str());
+      tensor.spec.name += fmt::format(".{}", layer);
+    }
+  }
+  return result;
+}
+
+/// A list of tensors without those that appear a second time.
+struct UniqueTensors {
+  std::vector<HostTensor> tensors;  ///< each memory once, in the order of first appearance
+  std::vector<std::size_t> index;   ///< of each given tensor, in `tensors`
+};
+
+/// Frameworks list a tied tensor under every name that it has; the address tells. Tensors without
+/// elements are never tied. UsageError, with both names, where two have the same address and not
+/// the same type and shape, or where they overlap otherwise.
+[[nodiscard]] inline UniqueTensors deduplicate(const std::vector<HostTensor>& given) {
+  UniqueTensors unique;
+  unique.index.resize(given.size());
+  std::map<const std::byte*, std::size_t> by_address;
+  for (std::size_t i = 0; i < given.size(); ++i) {
+    const HostTensor& tensor = given[i];
+    if (tensor.count() > 0) {
+      const auto [known, added] = by_address.emplace(tensor.data, unique.tensors.size());
+      if (!added) {
+        const HostTensor& first = unique.tensors[known->second];
+        const bool same = first.dtype == tensor.dtype &&
+                          std::equal(first.spec.shape.begin(), first.spec.shape.end(),
+                                     tensor.spec.shape.begin(), tensor.spec.shape.end());
+        if (!same) {
+          raise(
+              "tensors '{}' and '{}' begin at one address, but are not of one type and shape; "
+              "views of a tensor cannot be parameters of their own",
+              first.spec.name, tensor.spec.name);
+        }
+        unique.index[i] = known->second;
+        continue;
+      }
+    }
+    unique.index[i] = unique.tensors.size();
+    unique.tensors.push_back(tensor);
+  }
+  const HostTensor* before = nullptr;
+  for (const auto& [address, index] : by_address) {
+    const HostTensor& tensor = unique.tensors[index];
+    if (before != nullptr && before->data + before->bytes() > address) {
+      raise("tensors '{}' and '{}' overlap in memory; a parameter's tensors are apart",
+            before->spec.name, tensor.spec.name);
+    }
+    before = &tensor;
+  }
+  return unique;
+}
+
+}  // namespace shardwise::inline v0_1

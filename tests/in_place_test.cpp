@@ -1,0 +1,237 @@
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+#include <cstddef>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "support/toy.hpp"
+
+using namespace shardwise;
+using Catch::Matchers::ContainsSubstring;
+using shardwise::test::noise;
+using shardwise::test::on_ranks;
+using shardwise::test::ToyResult;
+using shardwise::test::ToyRun;
+using shardwise::test::train_toy;
+using shardwise::test::worlds;
+
+namespace {
+
+std::vector<Strategy> strategies() {
+  std::vector<Strategy> list = {Strategy::ddp(), Strategy::zero1(), Strategy::zero2(),
+                                Strategy::zero3(), Strategy::zero3_no_reshard()};
+  Strategy variant = Strategy::zero3();
+  variant.prefetch = 2;
+  variant.overlap = false;
+  list.push_back(variant);
+  variant = Strategy::zero3();
+  variant.prefetch = 0;
+  variant.persistence_threshold = 70;
+  variant.accumulation = Accumulation::hold;
+  list.push_back(variant);
+  variant = Strategy::zero3();
+  variant.bucket_bytes = 800000;
+  list.push_back(variant);
+  variant = Strategy::ddp();
+  variant.accumulation = Accumulation::hold;
+  list.push_back(variant);
+  return list;
+}
+
+std::string describe(const ToyRun& run, int world) {
+  return fmt::format(
+      "{} prefetch {} overlap {} bucket {} threshold {} {} world {} wide {} debug {}",
+      run.strategy.name(), run.strategy.prefetch, run.strategy.overlap, run.strategy.bucket_bytes,
+      run.strategy.persistence_threshold, name_of(run.strategy.accumulation), world, run.wide,
+      run.debug);
+}
+
+std::string show(const Traffic& traffic) {
+  return fmt::format(
+      "all_gather {} B {} calls, reduce_scatter {} B {} calls, all_reduce {} B {} "
+      "calls, {} scalars",
+      traffic.all_gather, traffic.all_gather_calls, traffic.reduce_scatter,
+      traffic.reduce_scatter_calls, traffic.all_reduce, traffic.all_reduce_calls,
+      traffic.scalar_calls);
+}
+
+std::string show(const Bytes& bytes) {
+  return fmt::format("parameters {} gradients {} states {} slots {} crumbs {}", bytes.parameters,
+                     bytes.gradients, bytes.optimizer_state, bytes.slots, bytes.crumbs);
+}
+
+template <FloatingElement L, FloatingElement G, FloatingElement Stored>
+void check_as_slots(const ToyRun& given, const std::vector<int>& sizes) {
+  for (const int world : sizes) {
+    for (const Strategy& strategy : strategies()) {
+      ToyRun run = given;
+      run.strategy = strategy;
+      run.clip = 0.5;
+      run.micro_batches = 2;
+      const auto train = [&](Communicator& communicator) {
+        return train_toy<L, G, Stored>(communicator, run);
+      };
+      run.debug = false;
+      const auto expected = on_ranks(world, train);
+      run.debug = given.debug;
+      run.residency = Residency::in_place;
+      INFO(describe(run, world));
+      for (const auto& result : on_ranks(world, train)) {
+        CHECK(result.hash == expected[0].hash);
+        CHECK(result.norms == expected[0].norms);
+        CHECK(show(result.held) == show(result.plan.bytes));
+        CHECK(result.peak == result.plan.peak());
+        // What is released is gathered anew in debug mode, and where pages cannot move.
+        if (!run.debug && run.recycling == ArenaRecycling::move)
+          CHECK(show(result.traffic) == show(expected[0].traffic));
+      }
+    }
+  }
+}
+
+/// Bytes of [begin, begin + bytes) that are in memory, by the operating system's count, in pages.
+std::size_t resident_bytes(const void* begin, std::size_t bytes) {
+  const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  std::vector<unsigned char> pages((bytes + page - 1) / page);
+  if (mincore(const_cast<void*>(begin), bytes, pages.data()) != 0) return SIZE_MAX;
+  const auto there = std::count_if(pages.begin(), pages.end(), [](auto p) { return (p & 1) != 0; });
+  return static_cast<std::size_t>(there) * page;
+}
+
+}  // namespace
+
+TEST_CASE("in place gives the bits, norms and traffic of slots: small tensors, all crumbs") {
+  check_as_slots<float, float, float>({}, {1, 2, 3, 4, 7});
+}
+TEST_CASE("in place gives the bits, norms and traffic of slots: pages move") {
+  check_as_slots<float, float, float>({.steps = 3, .wide = true}, {1, 2, 3, 4});
+}
+TEST_CASE("in place gives the bits, norms and traffic of slots: bf16 leases, pages move") {
+  check_as_slots<bf16, bf16, float>({.steps = 3, .wide = true}, {1, 3});
+}
+TEST_CASE("in place gives the bits of slots in debug mode") {
+  check_as_slots<float, float, float>({.steps = 2, .wide = true, .debug = true}, {2, 3});
+}
+TEST_CASE("in place gives the bits of slots where pages cannot move") {
+  check_as_slots<float, float, float>(
+      {.steps = 2, .recycling = ArenaRecycling::refill, .wide = true}, {2});
+}
+
+namespace {
+
+/// A C-style host: five layers of two stacked arrays behind a table, all in one allocation.
+struct FlatHost {
+  static constexpr std::size_t layers = 5, wide = 70001, narrow = 301, table = 40000;
+  static constexpr std::size_t elements = table + layers * (wide + narrow);
+
+  explicit FlatHost(float* begin) : wte(begin), big(wte + table), small(big + layers * wide) {}
+
+  [[nodiscard]] std::vector<std::vector<HostTensor>> blocks() const {
+    return stacked(layers, {{"big", big, {wide}}, {"small", small, {narrow}, {.weight_decay = 0}}});
+  }
+
+  float* wte;
+  float* big;
+  float* small;
+};
+
+struct Seen {
+  std::vector<std::string> wrong;
+  void expect(bool holds, const std::string& what) {
+    if (!holds) wrong.push_back(what);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("an arena's memory is there while it is lent, and back to crumbs afterwards") {
+  for (const int world : worlds) {
+    const auto all = on_ranks(world, [&](Communicator& communicator) {
+      Seen seen;
+      Context<> context(communicator, Strategy::zero3());
+      Arena arena(context, FlatHost::elements * sizeof(float), "weights");
+      Arena gradient_arena(context, FlatHost::elements * sizeof(float), "gradients");
+      const FlatHost host(arena.as<float>());
+      const FlatHost gradients_host(gradient_arena.as<float>());
+      std::vector<ShardedParameter<float>> blocks;
+      std::vector<ShardedGradient<float>> gradients;
+      ShardedParameter<float> wte(context,
+                                  std::vector<HostTensor>{{"wte", host.wte, {FlatHost::table}}});
+      for (const auto& tensors : host.blocks()) blocks.emplace_back(context, tensors);
+      for (auto& block : blocks) gradients.emplace_back(block, gradient_arena);
+      ShardedGradient wte_gradient(wte, gradient_arena);
+      arena.check_coverage();
+      wte.initialize([](const auto&, std::size_t i) { return static_cast<float>(i); });
+      for (std::size_t l = 0; l < blocks.size(); ++l) {
+        blocks[l].initialize([&](const Layout::Tensor& tensor, std::size_t i) {
+          return static_cast<float>(1000 * l + i % 997) +
+                 (tensor.count == FlatHost::wide ? 0.5f : 0);
+        });
+      }
+      // What may stay: all that is not recycled, in whole pages at the borders of each range.
+      const std::size_t page = 4096;
+      const std::size_t crumbs = arena.size() - arena.recycled_bytes() + 2 * page;
+      seen.expect(arena.recycled_bytes() > arena.size() * 9 / 10, "most of the arena is recycled");
+      for (int round = 0; round < 3; ++round) {
+        for (std::size_t l = 0; l < blocks.size(); ++l) {
+          blocks[l].ensure_gathered();
+          const float* big = host.big + l * FlatHost::wide;
+          const float* small = host.small + l * FlatHost::narrow;
+          bool equal = true;
+          for (std::size_t i = 0; i < FlatHost::wide; ++i) {
+            equal = equal && big[i] == static_cast<float>(1000 * l + i % 997) + 0.5f;
+          }
+          for (std::size_t i = 0; i < FlatHost::narrow; ++i) {
+            equal = equal && small[i] == static_cast<float>(1000 * l + i % 997);
+          }
+          seen.expect(equal, fmt::format("layer {} is where the host expects it", l));
+          const std::size_t there = resident_bytes(arena.data(), arena.size());
+          // The next one may have been gathered ahead in other hosts; not here.
+          seen.expect(
+              there >= FlatHost::wide * 4 - 2 * page && there <= crumbs + FlatHost::wide * 4,
+              fmt::format("{} bytes are there while layer {} is lent", there, l));
+          blocks[l].release();
+        }
+        seen.expect(resident_bytes(arena.data(), arena.size()) <= crumbs,
+                    fmt::format("{} bytes are there after the release, {} are crumbs",
+                                resident_bytes(arena.data(), arena.size()), crumbs));
+        for (std::size_t l = blocks.size(); l-- > 0;) {
+          float* big = gradients_host.big + l * FlatHost::wide;
+          float* small = gradients_host.small + l * FlatHost::narrow;
+          gradients[l].ensure_open();
+          seen.expect(
+              std::all_of(big, big + FlatHost::wide, [](float g) { return g == 0; }) &&
+                  std::all_of(small, small + FlatHost::narrow, [](float g) { return g == 0; }),
+              "a gradient begins at zero");
+          for (std::size_t i = 0; i < FlatHost::wide; ++i) big[i] += 1.0f;
+          for (std::size_t i = 0; i < FlatHost::narrow; ++i) small[i] += 2.0f;
+          gradients[l].reduce();
+        }
+        for (auto& gradient : gradients) {
+          for (const auto& segment : gradient.segments()) {
+            const float value = segment.tensor->count == FlatHost::wide ? 1.0f : 2.0f;
+            for (const float g : segment.elements) {
+              seen.expect(g == value * static_cast<float>(round + 1), "gradients add up");
+              if (seen.wrong.size() > 5) return seen;
+            }
+          }
+        }
+        const std::size_t left = resident_bytes(gradient_arena.data(), gradient_arena.size());
+        seen.expect(left <= crumbs, fmt::format("{} bytes of gradients are left", left));
+        const float* const read = gradients_host.big;
+        seen.expect(read[5000] == 0 && gradients_host.small[3] == 0,
+                    "released gradients read as zero");
+      }
+      return seen;
+    });
+    for (const Seen& seen : all) {
+      INFO("world " << world);
+      CHECK(seen.wrong == std::vector<std::string>());
+    }
+  }
+}
