@@ -28,9 +28,11 @@ void train(const Options& options) {
     fmt::print("step {:3}  loss {:.6f}  norm {:.4f}\n", step, report.loss[step],
                report.grad_norm[step]);
   }
-  fmt::print("{} parameters, {:.2f} MiB of state per rank at rest, checksum {}\n",
-             report.values.size(), static_cast<double>(report.bytes) / (1 << 20),
-             checksum(report.values));
+  constexpr double mib = 1 << 20;
+  fmt::print(
+      "{} parameters, checksum {}; rank 0 holds {:.2f} MiB of state and {:.2f} MiB of slots\n",
+      report.values.size(), checksum(report.values), static_cast<double>(report.bytes) / mib,
+      static_cast<double>(report.slots) / mib);
 }
 
 }  // namespace

@@ -106,6 +106,15 @@ torch::optim::AdamW make_optimizer(const Options& options, std::vector<torch::Te
   return torch::optim::AdamW(std::move(groups), AdamWOptions(options.learning_rate));
 }
 
+std::size_t bytes_of(torch::optim::AdamW& optimizer) {
+  std::size_t bytes = 0;
+  for (const auto& item : optimizer.state()) {
+    const auto& state = static_cast<const torch::optim::AdamWParamState&>(*item.second);
+    bytes += state.exp_avg().nbytes() + state.exp_avg_sq().nbytes();
+  }
+  return bytes;
+}
+
 std::vector<float> values_of(const Gpt& model) {
   std::vector<float> values;
   for (const torch::Tensor& parameter : unique_parameters(model)) {

@@ -65,6 +65,9 @@ TORCH_MODULE(Gpt);
                                                  std::vector<torch::Tensor> decaying,
                                                  std::vector<torch::Tensor> others);
 
+/// Bytes of its moments.
+[[nodiscard]] std::size_t bytes_of(torch::optim::AdamW& optimizer);
+
 /// The values of all parameters, one after the other.
 [[nodiscard]] std::vector<float> values_of(const Gpt& model);
 

@@ -24,9 +24,9 @@ struct Options {
   std::string text;  ///< a file; empty: see Text
 
   std::size_t layers = 4;
-  std::size_t width = 128;
+  std::size_t width = 64;
   std::size_t heads = 4;
-  std::size_t sequence = 64;
+  std::size_t sequence = 32;
   bool tied = true;  ///< the head's weight is the token embedding
 
   /// `clip` as a number: infinity where nothing is clipped.
@@ -40,7 +40,8 @@ struct Report {
   std::vector<double> loss;       ///< of each step: mean over the global batch, before the update
   std::vector<double> grad_norm;  ///< of each step: global, before clipping
   std::vector<float> values;      ///< of all parameters at the end, in the model's order
-  std::size_t bytes = 0;  ///< parameters, gradients and optimizer state of one rank, at rest
+  std::size_t bytes = 0;          ///< that rank 0 holds of the three states between steps
+  std::size_t slots = 0;          ///< that it needs beside them to take a step
 };
 
 /// Trains in one rank, without the library: the reference.

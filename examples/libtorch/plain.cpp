@@ -32,7 +32,7 @@ Report plain::train(const Options& options) {
     report.grad_norm.push_back(norm);
   }
   report.values = values_of(model);
-  report.bytes = 16 * report.values.size();
+  report.bytes = 2 * sizeof(float) * report.values.size() + bytes_of(optimizer);
   return report;
 }
 

@@ -36,7 +36,8 @@ Report run(const Options& options, shardwise::Context<>& context) {
     report.loss.push_back(context.mean(loss.item<double>()));
     report.grad_norm.push_back(norm);
   }
-  report.bytes = context.held().total();
+  report.slots = context.held().slots;
+  report.bytes = context.held().total() - report.slots + bytes_of(optimizer);
   const auto whole = shardwise::full_parameters(context);
   report.values = values_of(model);
   return report;

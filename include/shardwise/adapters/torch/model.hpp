@@ -108,6 +108,10 @@ class TorchModel {
         if (users.empty() || users.back() != units_.size()) users.push_back(units_.size());
       }
     }
+    if (!units_.empty()) {
+      unit->before = units_.back().get();
+      unit->before->after = unit.get();
+    }
     units_.push_back(std::move(unit));
     return units_.size() - 1;
   }

@@ -53,10 +53,12 @@ struct TorchParameter {
 /// What one wrap covers.
 template <FloatingElement T>
 struct TorchUnit {
-  void acquire() {
+  /// `soon`: the unit to gather ahead; or null.
+  void acquire(TorchUnit* soon) {
     std::size_t done = 0;
     try {
       for (; done < parameters.size(); ++done) parameters[done]->acquire();
+      if (soon != nullptr) soon->prefetch();
     } catch (...) {
       while (done > 0) parameters[--done]->release();
       throw;
@@ -65,16 +67,23 @@ struct TorchUnit {
   void release() noexcept {
     for (TorchParameter<T>* parameter : parameters) parameter->release();
   }
+  void prefetch() {
+    for (TorchParameter<T>* parameter : parameters) {
+      if (parameter->sharded.strategy().prefetch > 0) parameter->sharded.prefetch();
+    }
+  }
 
   std::string name;
   std::vector<TorchParameter<T>*> parameters;
+  TorchUnit* before = nullptr;  // in the order of the wraps
+  TorchUnit* after = nullptr;
 };
 
 /// The time of a unit's forward.
 template <FloatingElement T>
 class TorchUse {
  public:
-  explicit TorchUse(TorchUnit<T>& unit) : unit_(unit) { unit.acquire(); }
+  explicit TorchUse(TorchUnit<T>& unit) : unit_(unit) { unit.acquire(unit.after); }
   TorchUse(const TorchUse&) = delete;
   TorchUse& operator=(const TorchUse&) = delete;
   ~TorchUse() { unit_.release(); }
@@ -160,7 +169,7 @@ class TorchPass : public std::enable_shared_from_this<TorchPass<T>> {
   void open(Call& call) {
     begin();
     if (call.is_open) return;  // another output
-    call.unit.acquire();
+    call.unit.acquire(call.unit.before);
     call.is_open = true;
     open_.push_back(c10::intrusive_ptr<Call>::reclaim_copy(&call));
   }
