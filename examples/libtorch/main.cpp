@@ -28,11 +28,9 @@ void train(const Options& options) {
     fmt::print("step {:3}  loss {:.6f}  norm {:.4f}\n", step, report.loss[step],
                report.grad_norm[step]);
   }
-  constexpr double mib = 1 << 20;
-  fmt::print(
-      "{} parameters, checksum {}; rank 0 holds {:.2f} MiB of state and {:.2f} MiB of slots\n",
-      report.values.size(), checksum(report.values), static_cast<double>(report.bytes) / mib,
-      static_cast<double>(report.slots) / mib);
+  fmt::print("{} parameters, checksum {}; rank 0 holds {} bytes of state, {} crumbs, {} in slots\n",
+             report.values.size(), checksum(report.values), report.bytes, report.crumbs,
+             report.slots);
 }
 
 }  // namespace

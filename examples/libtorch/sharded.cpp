@@ -36,8 +36,10 @@ Report run(const Options& options, shardwise::Context<>& context) {
     report.loss.push_back(context.mean(loss.item<double>()));
     report.grad_norm.push_back(norm);
   }
-  report.slots = context.held().slots;
-  report.bytes = context.held().total() - report.slots + bytes_of(optimizer);
+  const shardwise::Bytes& held = context.held();
+  report.bytes = held.parameters + held.gradients + bytes_of(optimizer);
+  report.crumbs = held.crumbs;
+  report.slots = held.slots;
   const auto whole = shardwise::full_parameters(context);
   report.values = values_of(model);
   return report;

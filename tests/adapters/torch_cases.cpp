@@ -83,150 +83,154 @@ struct Scenario {
   std::function<void(const Step&)> pass;  // forward and backward
   bool weighted = false;                  // ranks have different numbers of rows
   bool library = false;                   // the library's optimizer instead of torch's
-  bool partly = false;  // backward does not come to all tensors of a part: their gradient is 0
+  bool partly = false;   // backward does not come to all tensors of a part: their gradient is 0
+  std::size_t open = 1;  // parameters that are used at once
 };
+
+// Models.
 
 void three_layers(Net& net) {
   for (int i = 0; i < 3; ++i) net.add(layer);
 }
+void two_matrices_each(Net& net) {
+  net.add([](Part& p, Tensors x) {
+    return Tensors{torch::linear(x[0], p.a, p.c), torch::linear(x[0], p.b)};
+  });
+  net.add([](Part& p, Tensors x) {
+    return Tensors{torch::linear(x[0], p.a, p.c) * x[1], torch::linear(x[1], p.b), x[2]};
+  });
+}
+void input_changed_in_place(Net& net) {
+  net.add(layer);
+  net.add([](Part& p, Tensors x) {
+    x[0].mul_(0.5);
+    return Tensors{torch::linear(x[0], p.a, p.c).add_(torch::linear(x[0], p.b))};
+  });
+  net.add(layer);
+}
+void second_calls_first(Net& net) {
+  const auto first = net.add(layer);
+  net.add([](Part& p, Tensors x) { return layer(p, p.units->at(0)(layer(p, x))); }, first->a);
+}
+void first_and_last_tied(Net& net) {
+  const auto first = net.add(layer);
+  net.add(layer);
+  net.add(layer, first->a);
+}
+void partly_frozen(Net& net) {
+  three_layers(net);
+  net.parts[0]->a.set_requires_grad(false);
+  net.parts[2]->b.set_requires_grad(false);
+  for (Tensor& tensor : net.parts[1]->parameters()) tensor.set_requires_grad(false);
+}
+void two_tensors_unused(Net& net) {
+  net.add(layer);
+  net.add([](Part& p, Tensors x) { return Tensors{torch::linear(x[0], p.a)}; });
+}
+void weight_detached_too(Net& net) {
+  net.add(layer);
+  net.add([](Part& p, Tensors x) {
+    const Tensor y = torch::linear(x[0], p.a.detach(), p.c);
+    return Tensors{torch::linear(torch::tanh(y), p.a) + torch::linear(y, p.b)};
+  });
+  net.add(layer);
+}
+void expanded_and_summed(Net& net) {
+  net.add(layer);
+  net.add([](Part& p, Tensors x) {
+    return Tensors{x[0].matmul(p.a) * (0.1 * p.b).sum() + p.c.expand_as(x[0])};
+  });
+}
+
+// Passes, forward and backward.
+
 Tensor loss_of(const Tensor& y) { return y.pow(2).mean(); }
+
 void chain(const Step& s) { loss_of(s(2, s(1, s(0, s.x)))).backward(); }
+void chain_of_two(const Step& s) { loss_of(s(1, s(0, s.x))).backward(); }
+void outputs_changed_in_place(const Step& s) {
+  Tensor y = s(1, s(0, s.x) + 0);
+  y.add_(1);
+  loss_of(s(2, y).mul_(0.5)).backward();
+}
+void all_tensors(const Step& s) {
+  const Tensors middle = s.units[0]({s.x});
+  const Tensors out = s.units[1]({middle[0], middle[1], s.x});
+  loss_of(out[0] + out[1] + out[2]).backward();
+}
+void one_tensor_of_several(const Step& s) {
+  const Tensors middle = s.units[0]({s.x});
+  loss_of(s.units[1]({middle[s.number % 2 == 0 ? 1u : 0u], s.x, s.x})[0]).backward();
+}
+void each_twice(const Step& s) { loss_of(s(1, s(0, s(1, s(0, s.x))))).backward(); }
+void two_branches(const Step& s) {
+  loss_of(s(2, s(0, s.x) + s(0, 2 * s.x) * s(1, s.x))).backward();
+}
+void second_at_times(const Step& s) {
+  const Tensor y = s(0, s.x);
+  loss_of(s(2, s.number % 2 == 0 ? s(1, y) : y)).backward();
+}
+void second_without_gradient_in(const Step& s) {
+  const Tensor y = s(0, s.x);
+  loss_of(s(2, y + s(1, s.x.square()))).backward();
+}
+void two_losses(const Step& s) {
+  const Tensor y = s(0, s.x);
+  loss_of(s(1, y)).backward({}, true);
+  loss_of(s(2, y)).backward();
+}
+void one_graph_twice(const Step& s) {
+  const Tensor loss = loss_of(s(1, s(0, s.x)));
+  loss.backward({}, true);
+  loss.backward();
+}
+void forwards_aside(const Step& s) {
+  const Tensor unused = s(1, s(0, s.x));
+  {
+    const torch::NoGradGuard no_grad;
+    if (s(2, s.x).requires_grad()) throw std::logic_error("a graph was recorded");
+  }
+  chain(s);
+}
+Tensor half(const Step& s, std::int64_t which) { return s.x.slice(0, which, {}, 2); }
+void micro_batches(const Step& s) {
+  for (const std::int64_t which : {0, 1})
+    (loss_of(s(2, s(1, s(0, half(s, which))))) / 2).backward();
+}
+void micro_batches_together(const Step& s) {
+  s.accumulate(true);
+  (loss_of(s(2, s(1, s(0, half(s, 0))))) / 2).backward();
+  s.accumulate(false);
+  (loss_of(s(2, s(0, half(s, 1)))) / 2).backward();  // not through all parts
+}
 
 const std::map<std::string, Scenario>& scenarios() {
-  static const std::map<std::string, Scenario> all = [] {
-    std::map<std::string, Scenario> m;
-    m["a chain"] = {three_layers, chain};
-    m["changes in place"] = {
-        [](Net& net) {
-          net.add(layer);
-          net.add([](Part& p, Tensors x) {
-            x[0].mul_(0.5);  // its input
-            return Tensors{torch::linear(x[0], p.a, p.c).add_(torch::linear(x[0], p.b))};
-          });
-          net.add(layer);
-        },
-        [](const Step& s) {
-          Tensor y = s(1, s(0, s.x) + 0);
-          y.add_(1);  // its output
-          loss_of(s(2, y).mul_(0.5)).backward();
-        }};
-    m["several tensors in and out"] = {
-        [](Net& net) {
-          net.add([](Part& p, Tensors x) {
-            return Tensors{torch::linear(x[0], p.a, p.c), torch::linear(x[0], p.b)};
-          });
-          net.add([](Part& p, Tensors x) {
-            return Tensors{torch::linear(x[0], p.a, p.c) * x[1], torch::linear(x[1], p.b), x[2]};
-          });
-        },
-        [](const Step& s) {
-          const Tensors middle = s.units[0]({s.x});
-          const Tensors out = s.units[1]({middle[0], middle[1], s.x});
-          loss_of(out[0] + out[1] + out[2]).backward();
-        }};
-    m["one output of several"] = {
-        m["several tensors in and out"].build,
-        [](const Step& s) {
-          const Tensors middle = s.units[0]({s.x});
-          loss_of(s.units[1]({middle[s.number % 2 == 0 ? 1u : 0u], s.x, s.x})[0]).backward();
-        },
-        false, false, true};
-    m["a part that is called twice"] = {
-        three_layers, [](const Step& s) { loss_of(s(1, s(0, s(1, s(0, s.x))))).backward(); }};
-    m["two branches through one part"] = {
-        three_layers,
-        [](const Step& s) { loss_of(s(2, s(0, s.x) + s(0, 2 * s.x) * s(1, s.x))).backward(); }};
-    m["a part within a part, a tensor shared"] = {
-        [](Net& net) {
-          const auto inner = net.add(layer);
-          net.add([](Part& p, Tensors x) { return layer(p, p.units->at(0)(layer(p, x))); },
-                  inner->a);
-        },
-        [](const Step& s) { loss_of(s(1, s(0, s.x))).backward(); }};
-    m["tied"] = {[](Net& net) {
-                   const auto first = net.add(layer);
-                   net.add(layer);
-                   net.add(layer, first->a);
-                 },
-                 chain};
-    m["frozen parameters"] = {[](Net& net) {
-                                three_layers(net);
-                                net.parts[0]->a.set_requires_grad(false);
-                                net.parts[2]->b.set_requires_grad(false);
-                                for (Tensor& tensor : net.parts[1]->parameters())
-                                  tensor.set_requires_grad(false);
-                              },
-                              chain};
-    m["a parameter that is not used"] = {
-        [](Net& net) {
-          net.add(layer);
-          net.add([](Part& p, Tensors x) { return Tensors{torch::linear(x[0], p.a)}; });
-        },
-        [](const Step& s) { loss_of(s(1, s(0, s.x))).backward(); }};
-    m["a part that is left out at times"] = {
-        three_layers, [](const Step& s) {
-          const Tensor y = s(0, s.x);
-          loss_of(s(2, s.number % 2 == 0 ? s(1, y) : y)).backward();
-        }};
-    m["a weight that is used without its gradient too"] = {
-        [](Net& net) {
-          net.add(layer);
-          net.add([](Part& p, Tensors x) {
-            const Tensor y = torch::linear(x[0], p.a.detach(), p.c);
-            return Tensors{torch::linear(torch::tanh(y), p.a) + torch::linear(y, p.b)};
-          });
-          net.add(layer);
-        },
-        chain};
-    m["gradients that are views"] = {
-        [](Net& net) {
-          net.add(layer);
-          net.add([](Part& p, Tensors x) {
-            return Tensors{x[0].matmul(p.a) * (0.1 * p.b).sum() + p.c.expand_as(x[0])};
-          });
-        },
-        [](const Step& s) { loss_of(s(1, s(0, s.x))).backward(); }};
-    m["an input that needs no gradient, late"] = {three_layers, [](const Step& s) {
-                                                    const Tensor y = s(0, s.x);
-                                                    const Tensor z = s(1, s.x.square());
-                                                    loss_of(s(2, y + z)).backward();
-                                                  }};
-    m["two losses"] = {three_layers, [](const Step& s) {
-                         const Tensor y = s(0, s.x);
-                         loss_of(s(1, y)).backward({}, true);
-                         loss_of(s(2, y)).backward();
-                       }};
-    m["a graph that runs twice"] = {three_layers, [](const Step& s) {
-                                      const Tensor loss = loss_of(s(1, s(0, s.x)));
-                                      loss.backward({}, true);
-                                      loss.backward();
-                                    }};
-    m["a forward that has no backward"] = {three_layers, [](const Step& s) {
-                                             const Tensor unused = s(1, s(0, s.x));
-                                             {
-                                               const torch::NoGradGuard no_grad;
-                                               if (s(2, s.x).requires_grad())
-                                                 throw std::logic_error("recorded");
-                                             }
-                                             chain(s);
-                                           }};
-    m["micro-batches, each reduced"] = {
-        three_layers, [](const Step& s) {
-          for (const std::int64_t first : {0, 1}) {
-            (loss_of(s(2, s(1, s(0, s.x.slice(0, first, {}, 2))))) / 2).backward();
-          }
-        }};
-    m["micro-batches, reduced once"] = {
-        three_layers, [](const Step& s) {
-          s.accumulate(true);
-          (loss_of(s(2, s(1, s(0, s.x.slice(0, 0, {}, 2))))) / 2).backward();
-          s.accumulate(false);
-          (loss_of(s(2, s(0, s.x.slice(0, 1, {}, 2)))) / 2).backward();  // not through part 1
-        }};
-    m["batches of different sizes"] = {three_layers, chain, true, false};
-    m["the library's optimizer"] = {three_layers, chain, false, true};
-    return m;
-  }();
+  static const std::map<std::string, Scenario> all = {
+      {"a chain", {.build = three_layers, .pass = chain}},
+      {"changes in place", {.build = input_changed_in_place, .pass = outputs_changed_in_place}},
+      {"several tensors in and out", {.build = two_matrices_each, .pass = all_tensors}},
+      {"one output of several",
+       {.build = two_matrices_each, .pass = one_tensor_of_several, .partly = true}},
+      {"parts that are called twice", {.build = three_layers, .pass = each_twice}},
+      {"two branches through one part", {.build = three_layers, .pass = two_branches}},
+      {"a part within a part", {.build = second_calls_first, .pass = chain_of_two, .open = 3}},
+      {"tied", {.build = first_and_last_tied, .pass = chain, .open = 2}},
+      {"frozen parameters", {.build = partly_frozen, .pass = chain, .open = 2}},
+      {"tensors that are not used",
+       {.build = two_tensors_unused, .pass = chain_of_two, .partly = true}},
+      {"a part that is left out at times", {.build = three_layers, .pass = second_at_times}},
+      {"a weight used without its gradient", {.build = weight_detached_too, .pass = chain}},
+      {"gradients that are views", {.build = expanded_and_summed, .pass = chain_of_two}},
+      {"an input without a gradient, late",
+       {.build = three_layers, .pass = second_without_gradient_in}},
+      {"two losses", {.build = three_layers, .pass = two_losses}},
+      {"a graph that runs twice", {.build = three_layers, .pass = one_graph_twice}},
+      {"forwards without a backward", {.build = three_layers, .pass = forwards_aside}},
+      {"micro-batches, each reduced", {.build = three_layers, .pass = micro_batches}},
+      {"micro-batches, reduced once", {.build = three_layers, .pass = micro_batches_together}},
+      {"batches of different sizes", {.build = three_layers, .pass = chain, .weighted = true}},
+      {"the library's optimizer", {.build = three_layers, .pass = chain, .library = true}},
+  };
   return all;
 }
 
@@ -252,8 +256,16 @@ std::vector<float> values_of(const Net& net) {
   return values;
 }
 
-torch::optim::SGD make_sgd(Tensors tensors) {
-  return torch::optim::SGD(std::move(tensors), torch::optim::SGDOptions(0.1).momentum(0.9));
+torch::optim::SGD make_sgd(Tensors matrices, Tensors vectors) {
+  const auto group = [](Tensors tensors, double decay) {
+    auto options = torch::optim::SGDOptions(0.1).momentum(0.9).weight_decay(decay);
+    return torch::optim::OptimizerParamGroup(std::move(tensors),
+                                             std::make_unique<torch::optim::SGDOptions>(options));
+  };
+  std::vector<torch::optim::OptimizerParamGroup> groups;
+  groups.push_back(group(std::move(matrices), 0.1));
+  groups.push_back(group(std::move(vectors), 0));
+  return torch::optim::SGD(std::move(groups), torch::optim::SGDOptions(0.1));
 }
 
 std::vector<float> train_plain(const Scenario& scenario) {
@@ -263,11 +275,13 @@ std::vector<float> train_plain(const Scenario& scenario) {
     units.emplace_back([part](Tensors x) { return part->forward(std::move(x)); });
     part->units = &units;
   }
-  Tensors learning;
+  Tensors learning, matrices, vectors;
   for (const Tensor& tensor : unique_parameters(*net)) {
-    if (tensor.requires_grad()) learning.push_back(tensor);
+    if (!tensor.requires_grad()) continue;
+    learning.push_back(tensor);
+    (tensor.dim() > 1 ? matrices : vectors).push_back(tensor);
   }
-  auto sgd = make_sgd(learning);
+  auto sgd = make_sgd(matrices, vectors);
   for (int step = 0; step < steps; ++step) {
     for (Tensor& tensor : learning) {
       tensor.mutable_grad() = scenario.partly ? torch::zeros_like(tensor) : Tensor();
@@ -280,16 +294,29 @@ std::vector<float> train_plain(const Scenario& scenario) {
 
 std::vector<float> train_sharded(const Scenario& scenario, Context<>& context) {
   const auto net = make_net(scenario);
-  TorchAdapter adapter(context, *net);
+  const int root = context.world() - 1;
+  if (context.rank() != root) {
+    const torch::NoGradGuard no_grad;
+    for (Tensor& tensor : net->parameters()) tensor.add_(1);
+  }
+  const auto decays_by_dimension = [](const std::string& name, const Tensor& tensor) {
+    if (!name.starts_with("part")) throw std::logic_error("not a name of the model's: " + name);
+    return TensorOptions{.weight_decay = tensor.dim() > 1 ? 1.0f : 0.0f};
+  };
+  TorchAdapter adapter(context, *net, {.tensor_options = decays_by_dimension, .root = root});
   std::vector<Unit> units;
   for (auto& part : adapter.wrap(net->parts)) units.emplace_back(part);
   for (const auto& part : net->parts) part->units = &units;
   std::vector<ShardedOptimizerState<SgdMomentum>> states;
   std::optional<torch::optim::SGD> sgd;
   if (scenario.library) {
-    states = adapter.optimizer_states(SgdMomentum{.learning_rate = 0.1, .momentum = 0.9});
+    states = adapter.optimizer_states(
+        SgdMomentum{.learning_rate = 0.1, .momentum = 0.9, .weight_decay = 0.1});
   } else {
-    sgd.emplace(make_sgd(adapter.shards()));
+    const auto decays = [](const Layout::Tensor& parameter) {
+      return parameter.options.weight_decay > 0;
+    };
+    sgd.emplace(make_sgd(adapter.shards(decays), adapter.shards(std::not_fn(decays))));
   }
   const int rank = context.rank();
   const int world = context.world();
@@ -455,6 +482,21 @@ const std::map<std::string, Misuse>& misuses() {
       });
       chain(bench.step());
     };
+    m["ranks that record different graphs"] = [](Context<>& context) {
+      Bench bench(context);
+      bench.wrap();
+      const Tensor y = bench.step()(0, batch_of(0));
+      const Tensor z = bench.step()(1, y);
+      loss_of(bench.step()(2, context.rank() == 0 ? z : y)).backward();
+    };
+    m["states of another model"] = [](Context<>& context) {
+      Bench bench(context);
+      bench.wrap();
+      auto states = bench.adapter->optimizer_states<Sgd>();
+      states.pop_back();
+      chain(bench.step());
+      bench.adapter->step(states);
+    };
     m["backward after one that threw"] = [](Context<>& context) {
       Bench bench(context);
       bench.wrap();
@@ -508,19 +550,6 @@ const std::map<std::string, Misuse>& misuses() {
 
 }  // namespace
 
-double TorchComparison::distance() const {
-  if (plain.empty() || plain.size() != sharded.size()) {
-    return std::numeric_limits<double>::infinity();
-  }
-  double largest = 0;
-  for (std::size_t i = 0; i < plain.size(); ++i) {
-    const double difference = std::abs(static_cast<double>(plain[i]) - sharded[i]) /
-                              std::max(1.0, std::abs(static_cast<double>(plain[i])));
-    if (!(difference <= largest)) largest = difference;  // NaN stays
-  }
-  return largest;
-}
-
 std::vector<std::string> torch_scenarios() {
   std::vector<std::string> names;
   for (const auto& [name, scenario] : scenarios()) names.push_back(name);
@@ -533,8 +562,8 @@ TorchComparison compare_torch(const std::string& name, int world, bool debug,
   const Scenario& scenario = scenarios().at(name);
   std::vector<std::vector<float>> values(static_cast<std::size_t>(world));
   run_ranks(world, [&](Communicator& comm) {
-    // A part within a part, and a tied one: up to three parameters at once.
-    Context context(comm, Strategy::parse(strategy), {.open_parameters = 4, .debug = debug});
+    Context context(comm, Strategy::parse(strategy),
+                    {.open_parameters = scenario.open, .debug = debug});
     values[static_cast<std::size_t>(comm.rank())] = train_sharded(scenario, context);
   });
   TorchComparison comparison{train_plain(scenario), values[0]};
