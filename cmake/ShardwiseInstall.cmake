@@ -1,6 +1,7 @@
 include(CMakePackageConfigHelpers)
 
-set(shardwise_config_dir ${CMAKE_INSTALL_LIBDIR}/cmake/shardwise)
+# Headers alone: nothing depends on the architecture, so that all of it goes below share.
+set(shardwise_config_dir ${CMAKE_INSTALL_DATADIR}/cmake/shardwise)
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/include/shardwise TYPE INCLUDE)
 install(FILES ${PROJECT_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
 install(TARGETS shardwise EXPORT shardwise-targets)
@@ -12,4 +13,11 @@ write_basic_package_version_file(${PROJECT_BINARY_DIR}/shardwise-config-version.
                                  COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
 install(FILES ${PROJECT_BINARY_DIR}/shardwise-config.cmake
               ${PROJECT_BINARY_DIR}/shardwise-config-version.cmake
+              ${PROJECT_SOURCE_DIR}/cmake/shardwise-torch.cmake
         DESTINATION ${shardwise_config_dir})
+
+# pkg-config knows where the file lies: headers are found from there, wherever the tree is moved to.
+file(RELATIVE_PATH shardwise_pc_to_include ${CMAKE_INSTALL_FULL_DATADIR}/pkgconfig
+     ${CMAKE_INSTALL_FULL_INCLUDEDIR})
+configure_file(${PROJECT_SOURCE_DIR}/cmake/shardwise.pc.in ${PROJECT_BINARY_DIR}/shardwise.pc @ONLY)
+install(FILES ${PROJECT_BINARY_DIR}/shardwise.pc DESTINATION ${CMAKE_INSTALL_DATADIR}/pkgconfig)

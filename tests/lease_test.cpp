@@ -553,6 +553,7 @@ TEST_CASE("a gradient that is registered after the first gradient lease finds a 
       late.consume();
     }
     gradient.lease().discard();  // a slot that was made for less grows when it is lent next
+    context.prepare();
     messages.push_back(yes(context.held() == context.plan().bytes));
     return messages;
   });

@@ -14,6 +14,17 @@ namespace shardwise::inline v0_1 {
 
 /// How memory comes below an arena's addresses.
 using ArenaRecycling = detail::Recycling;
+/// When a released parameter's memory leaves its addresses.
+using ArenaRelease = detail::Release;
+
+struct ArenaOptions {
+  /// `refill` is for systems that cannot move pages (Linux before 5.7), where it is chosen without
+  /// being asked for; it is several times slower.
+  ArenaRecycling recycling = ArenaRecycling::move;
+  /// `lazy` moves pages once for each gather, not twice. The memory in all is the same. Debug mode
+  /// is eager.
+  ArenaRelease release = ArenaRelease::lazy;
+};
 
 /// An address range for all of a host's parameters, or for all of its gradients, in the layout that
 /// the host wants (residency in_place). Pointers into it stay valid as long as it lives; memory is
@@ -26,13 +37,11 @@ using ArenaRecycling = detail::Recycling;
 /// parameter gives zeros, or values of long ago: ContextOptions::debug makes it an error.
 class Arena {
  public:
-  /// UsageError where there are no bytes. `recycling`: refill is for systems that cannot move
-  /// pages, where it is chosen without being asked for (Linux before 5.7); it is several times
-  /// slower.
+  /// UsageError where there are no bytes, BackendError where the system has no such address range.
   Arena(Context<HostDevice>& context, std::size_t bytes, std::string name = "arena",
-        ArenaRecycling recycling = ArenaRecycling::move)
+        ArenaOptions options = {})
       : engine_(&context.engine()),
-        range_(bytes, std::move(name), recycling, engine_->options.debug) {
+        range_(bytes, std::move(name), options.recycling, options.release, engine_->options.debug) {
     engine_->arenas.push_back(&range_);
   }
   Arena(const Arena&) = delete;

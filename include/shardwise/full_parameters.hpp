@@ -33,12 +33,12 @@ class [[nodiscard]] FullParameters {
   std::vector<detail::FlatParameter<Device>*> opened_;
 };
 
-/// For sampling, evaluation or saving on one rank: gathers every parameter on all ranks and keeps it
-/// gathered until the scope ends. Within it gather() and ensure_gathered() are free and may be called
-/// by one rank alone, in any order; nothing may be written, and all ranks must end the scope before
-/// they go on. Takes the memory of the whole model in the lease type on every rank (counted as slots,
-/// beyond the plan) and gives it back. UsageError where a parameter lives in buffers of the host,
-/// which only its own gather gives.
+/// For sampling, evaluation or saving on one rank: gathers every parameter on all ranks and keeps
+/// it gathered until the scope ends. Within it gather() and ensure_gathered() are free and may be
+/// called by one rank alone, in any order; nothing may be written, and all ranks must end the scope
+/// before they go on. Takes the memory of the whole model in the lease type on every rank (counted
+/// as slots, beyond the plan) and gives it back. UsageError where a parameter lives in buffers of
+/// the host, which only its own gather gives.
 template <class Device>
 [[nodiscard]] FullParameters<Device> full_parameters(Context<Device>& context) {
   return FullParameters<Device>(context);

@@ -1,5 +1,6 @@
 #pragma once
 
+/// @file
 /// Declarations of the types that hosts name in their own headers.
 
 namespace shardwise::inline v0_1 {

@@ -11,11 +11,11 @@
 
 namespace shardwise::inline v0_1 {
 
-/// For frameworks whose hooks fire once for each tensor whose gradient is there, in any order, where
-/// one that fires for the whole layer would come too early: counts the tensors of one parameter down
-/// and reduces its gradient when the last one is ready. Refers to the gradient, which must be open
-/// (ensure_open()) or live in the host's buffers, and outlive it. Ranks may see the tensors in
-/// different orders, but parameters become complete in one order on all of them.
+/// For frameworks whose hooks fire once for each tensor whose gradient is there, in any order,
+/// where one that fires for the whole layer would come too early: counts the tensors of one
+/// parameter down and reduces its gradient when the last one is ready. Refers to the gradient,
+/// which must be open (ensure_open()) or live in the host's buffers, and outlive it. Ranks may see
+/// the tensors in different orders, but parameters become complete in one order on all of them.
 template <FloatingElement G, class Device = HostDevice>
 class GradientCountdown {
  public:
@@ -47,7 +47,8 @@ class GradientCountdown {
     }
     if (left_[tensor] == 0) {
       raise(
-          "a countdown for '{}': tensor '{}' is ready more often than it is used ({} time(s)); give "
+          "a countdown for '{}': tensor '{}' is ready more often than it is used ({} time(s)); "
+          "give "
           "the number of its uses, or find the hook that fires twice",
           gradient_->name(), tensors[tensor].name, uses_[tensor]);
     }

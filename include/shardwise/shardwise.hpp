@@ -1,5 +1,6 @@
 #pragma once
 
+/// @file
 /// Everything of shardwise that runs on the host. Communicators are included by the host that wants
 /// them: shardwise/comm/thread.hpp, shardwise/comm/self.hpp.
 

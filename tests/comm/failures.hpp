@@ -13,19 +13,9 @@
 #include <thread>
 #include <vector>
 
-namespace shardwise::test {
+#include "../support/sanitized.hpp"
 
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-inline constexpr bool sanitized = true;
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer) || __has_feature(address_sanitizer)
-inline constexpr bool sanitized = true;
-#else
-inline constexpr bool sanitized = false;
-#endif
-#else
-inline constexpr bool sanitized = false;
-#endif
+namespace shardwise::test {
 
 /// Ends the process, naming the case, where one case takes half a minute or more: a hang must not
 /// look like a slow machine.

@@ -7,10 +7,13 @@ import types
 import unittest
 
 import check_compile_fail
+import check_docs
 import check_headers_alone
 import check_includes
+import check_programs
 import check_statics
 import compiling
+import markdown
 
 OPTIONS = types.SimpleNamespace(compiler=os.environ.get("CXX", "g++"), standard="c++20", include=[], system=[])
 GOOD = "#pragma once\n"
@@ -154,6 +157,55 @@ class Statics(WithDirectory):
 
     def test_others_are_not_ours(self):
         self.assertEqual(self.found("namespace other { inline int n = 1; int f() { return ++n; } }"), [])
+
+
+class Docs(unittest.TestCase):
+    FORWARD = "struct Options;\nclass Context;\ntemplate <class T>\nclass Lease;\n"
+    GOOD = {("page", "index"), ("class", "shardwise::Context"), ("struct", "shardwise::Options"),
+            ("class", "shardwise::Lease"), ("variable", "shardwise::Options::detail")}
+
+    def test_good(self):
+        self.assertEqual(check_docs.check(self.GOOD, self.FORWARD), [])
+
+    def test_refuses(self):
+        for missing in self.GOOD - {("variable", "shardwise::Options::detail")}:
+            self.assertEqual(len(check_docs.check(self.GOOD - {missing}, self.FORWARD)), 1, missing)
+        for kind, name in (("namespace", "shardwise::detail"), ("class", "shardwise::detail::Store"),
+                           ("class", "v0_1::Context"), ("namespace", "shardwise::v0_1")):
+            self.assertEqual(check_docs.check(self.GOOD | {(kind, name)}, self.FORWARD),
+                             [f"{name} is in the reference"])
+        self.assertIn("fwd.hpp declares nothing", check_docs.check(self.GOOD, ""))
+
+
+class Programs(WithDirectory):
+    PROGRAM = '#include <cstdio>\nint main() {\n  std::puts("it is 3.");\n}\n'
+
+    def wrong(self, text):
+        self.write({"a.md": text, "shardwise/shardwise.hpp": GOOD, "shardwise/comm/thread.hpp":
+                    GOOD + "namespace shardwise { struct Communicator { int size; }; }\n"})
+        options = types.SimpleNamespace(**{**vars(OPTIONS), "include": [self.root], "library": []})
+        programs, fragments, wrong = check_programs.check(options, self.root / "a.md")
+        return programs, fragments, "\n".join(wrong)
+
+    def test_good(self):
+        text = (f"# A\n```cpp\n{self.PROGRAM}```\nIt prints `it is 3`.\n"
+                "<!-- preamble:\nint n = 0;\n-->\n```cpp\nn += comm.size;\n```\n"
+                "```\nint main() { no C++\n```\n")
+        self.assertEqual(self.wrong(text), (1, 1, ""))
+
+    def test_refuses(self):
+        for text, words in (
+                (f"```cpp\n{self.PROGRAM}```\nIt prints `it is 4`.\n", "does not print 'it is 4'"),
+                (f"```cpp\n{self.PROGRAM}```\n\n```\n```\nIt prints `it is 3`.\n", "the program says no"),
+                ("text\n```cpp\nint main() { return misspelt; }\n```\nIt prints `x`.\n", "a.md:3:"),
+                ("```cpp\nint main() { return 3; }\n```\nIt prints `x`.\n", "ends with 3"),
+                ("```cpp\nlong n = 1;\nint m = n;\n```\n", "a.md:3:"),
+                ("<!-- preamble:\nint n;\n-->\nText.\n```cpp\nn = 1;\n```\n", "the fragment does not compile"),
+                ("```c++\nint n;\n```\n", "write cpp"),
+                ("```\nint n;\n```\n", "has no C++")):
+            self.assertIn(words, self.wrong(text)[2], text)
+        with self.assertRaisesRegex(ValueError, "line 2 has no end"):
+            markdown.blocks("```cpp\nint n;\n")
 
 
 class CompileFail(WithDirectory):

@@ -52,7 +52,7 @@ struct ToyRun {
   bool tied = true;  ///< layer 0 is used again at the end, as an embedding is
   bool weighted = false;
   Residency residency = Residency::slots;  ///< slots, or in_place
-  ArenaRecycling recycling = ArenaRecycling::move;
+  ArenaOptions arena = {};
   bool wide = false;
   bool debug = false;
 };
@@ -62,7 +62,7 @@ struct ToyRun {
 template <FloatingElement L, FloatingElement G>
 struct ToyArenas {
   ToyArenas(Context<>& context, const std::vector<std::vector<TensorSpec>>& layers,
-            ArenaRecycling recycling) {
+            const ArenaOptions& options) {
     std::size_t elements = 3;  // so that nothing begins at a page
     std::vector<std::vector<std::size_t>> offsets(layers.size());
     for (std::size_t tensor = 0; tensor < 3; ++tensor) {
@@ -74,8 +74,8 @@ struct ToyArenas {
         elements += count;
       }
     }
-    weights = std::make_unique<Arena>(context, elements * sizeof(L), "weights", recycling);
-    gradients = std::make_unique<Arena>(context, elements * sizeof(G), "gradients", recycling);
+    weights = std::make_unique<Arena>(context, elements * sizeof(L), "weights", options);
+    gradients = std::make_unique<Arena>(context, elements * sizeof(G), "gradients", options);
     for (std::size_t layer = 0; layer < layers.size(); ++layer) {
       std::vector<HostTensor>& list = tensors.emplace_back();
       for (std::size_t i = 0; i < layers[layer].size(); ++i) {
@@ -118,7 +118,7 @@ ToyResult train_toy(Communicator& communicator, const ToyRun& run) {
   std::vector<ShardedParameter<float>> parameters;
   std::vector<ShardedGradient<Stored>> gradients;
   std::vector<ShardedOptimizerState<Optimizer>> states;
-  if (in_place) arenas.emplace(context, layers, run.recycling);
+  if (in_place) arenas.emplace(context, layers, run.arena);
   parameters.reserve(layers.size());
   gradients.reserve(layers.size());
   for (std::size_t i = 0; i < layers.size(); ++i) {

@@ -16,6 +16,7 @@
 #include "../core/math.hpp"
 #include "communicator.hpp"
 
+/// @file
 /// Collectives over anything that is contiguous (std::vector, std::array, std::span, a C array),
 /// and scalars agreed by a group. They need no other part of the library: any Communicator on host
 /// memory will do. Every function here is collective: all ranks of `comm` call it, in the same

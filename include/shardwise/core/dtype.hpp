@@ -142,7 +142,7 @@ inline constexpr DType dtype_of = detail::DTypeOf<T>::value;
 template <Element T>
 using Accumulator = std::conditional_t<std::same_as<T, bf16> || std::same_as<T, f16>, float, T>;
 
-/// Calls f.template operator()<T>() for the type that `type` names.
+/// Calls `f.template operator()<T>()` for the type that `type` names.
 template <class F>
 constexpr decltype(auto) dispatch(DType type, F&& f) {
   switch (type) {

@@ -76,7 +76,7 @@ class BackendError : public Error {
 /// Throws E with a formatted message.
 template <std::derived_from<Error> E = UsageError, class... Args>
 [[noreturn]] void raise(fmt::format_string<const Args&...> format, const Args&... args) {
-  throw E(fmt::vformat(format, fmt::make_format_args(args...)));
+  throw E(fmt::format(format, args...));
 }
 
 }  // namespace shardwise::inline v0_1

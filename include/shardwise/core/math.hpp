@@ -2,7 +2,8 @@
 
 #include "host_device.hpp"
 
-/// The few functions of <cmath> that the library calls: the rest of it, special functions above
+/// @file
+/// The few functions of `<cmath>` that the library calls: the rest of it, special functions above
 /// all, costs whoever includes these headers more compile time than any of ours.
 namespace shardwise::inline v0_1 {
 

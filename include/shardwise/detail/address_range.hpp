@@ -21,6 +21,12 @@
 
 namespace shardwise::inline v0_1::detail {
 
+/// When a released parameter's memory leaves its addresses.
+enum class Release : std::uint8_t {
+  lazy,  ///< when the next parameter needs it, or when a parameter is written (a step)
+  eager  ///< at once
+};
+
 /// What of a parameter's tensors comes and goes, and what stays.
 struct Placed {
   std::uint64_t claim = 0;                   ///< which one of its arena
@@ -46,8 +52,13 @@ class AddressRange final : public FaultObserver {
   /// Pages below it are worth a system call.
   static constexpr std::size_t least_recycled = std::size_t{64} << 10;
 
-  AddressRange(std::size_t bytes, std::string name, Recycling recycling, bool debug)
-      : name_(std::move(name)), recycling_(recycling), debug_(debug), size_(bytes) {
+  AddressRange(std::size_t bytes, std::string name, Recycling recycling, Release release,
+               bool debug)
+      : name_(std::move(name)),
+        recycling_(recycling),
+        release_(debug ? Release::eager : release),
+        debug_(debug),
+        size_(bytes) {
     if (bytes == 0) raise("arena '{}' has no bytes", name_);
     if (recycling_ == Recycling::move && !can_move_pages()) recycling_ = Recycling::refill;
     pages_.bytes = round_up(bytes, page_size());
@@ -71,6 +82,7 @@ class AddressRange final : public FaultObserver {
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
   [[nodiscard]] const std::string& name() const noexcept { return name_; }
   [[nodiscard]] Recycling recycling() const noexcept { return recycling_; }
+  [[nodiscard]] Release release() const noexcept { return release_; }
   [[nodiscard]] std::size_t recycled_bytes() const noexcept { return recycled_; }
   [[nodiscard]] bool contains(const std::byte* data, std::size_t bytes) const noexcept {
     return data >= data_begin() && data <= data_begin() + size_ &&
@@ -292,6 +304,7 @@ class AddressRange final : public FaultObserver {
 
   std::string name_;
   Recycling recycling_;
+  Release release_;
   bool debug_;
   std::size_t size_;
   PageRange pages_;

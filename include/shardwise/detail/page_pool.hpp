@@ -58,10 +58,24 @@ class PagePool {
     cuts_.reserve(2 * ranges);
   }
 
-  /// Puts memory below the ranges, readable and writable. Together they are not larger than the
-  /// pool, and nothing is lent. BackendError where the system refuses; the pool is whole again
-  /// then.
+  /// Whether these ranges have the memory now.
+  [[nodiscard]] bool is_lent_below(std::span<const PageRange> ranges) const noexcept {
+    return matches(ranges,
+                   [](const PageRange& a, const PageRange& b) { return a.begin == b.begin; });
+  }
+
+  /// Puts memory below the ranges, readable and writable, with whatever it holds. Together they are
+  /// not larger than the pool. What is lent elsewhere goes there directly where the ranges are of
+  /// the same sizes, else by way of the pool. BackendError where the system refuses.
   void lend(std::span<const PageRange> ranges) {
+    if (is_lent_below(ranges)) return;
+    if (lent() && recycling_ == Recycling::move && access_ == Access::write &&
+        matches(ranges,
+                [](const PageRange& a, const PageRange& b) { return a.bytes == b.bytes; })) {
+      hand_on(ranges);
+      return;
+    }
+    if (!take_back(Access::write)) raise_pages("moving pages of an arena back", pool_.bytes);
     std::size_t offset = 0;
     for (const PageRange& range : ranges) {
       if (!lend(range, offset)) {
@@ -82,8 +96,12 @@ class PagePool {
     std::size_t offset = 0;
     if (access_ != Access::write) protect(Access::write);
     for (const PageRange& range : lent_) {
-      if (recycling_ == Recycling::move) good = move(range.begin, at(offset), range.bytes) && good;
-      good = empty_pages(range, access) && good;
+      if (recycling_ == Recycling::move)
+        good = move(range.begin, at(offset), range.bytes, offset) && good;
+      // What was moved away leaves a range without memory that may be written.
+      if (recycling_ == Recycling::refill || access != Access::write) {
+        good = empty_pages(range, access) && good;
+      }
       offset += range.bytes;
     }
     lent_.clear();
@@ -103,11 +121,30 @@ class PagePool {
  private:
   [[nodiscard]] std::byte* at(std::size_t offset) const noexcept { return pool_.begin + offset; }
 
+  template <class Same>
+  [[nodiscard]] bool matches(std::span<const PageRange> ranges, const Same& same) const noexcept {
+    return std::equal(lent_.begin(), lent_.end(), ranges.begin(), ranges.end(), same);
+  }
+
+  void hand_on(std::span<const PageRange> ranges) {
+    std::size_t offset = 0;
+    for (std::size_t i = 0; i < ranges.size(); ++i) {
+      if (!move(lent_[i].begin, ranges[i].begin, ranges[i].bytes, offset)) {
+        const int error = errno;
+        take_back(Access::write);
+        errno = error;
+        raise_pages("moving pages from range to range of an arena", ranges[i].bytes);
+      }
+      lent_[i] = ranges[i];
+      offset += ranges[i].bytes;
+    }
+  }
+
   bool lend(const PageRange& range, std::size_t offset) {
     if (recycling_ == Recycling::refill) return protect_pages(range, Access::write);
     remember_cut(offset);
     remember_cut(offset + range.bytes);
-    return move(at(offset), range.begin, range.bytes);
+    return move(at(offset), range.begin, range.bytes, offset);
   }
 
   void remember_cut(std::size_t offset) {
@@ -115,21 +152,19 @@ class PagePool {
     if (place == cuts_.end() || *place != offset) cuts_.insert(place, offset);
   }
 
-  // In one call where the system can, else from cut to cut: a mapping that was cut apart by earlier
-  // moves may not have merged again, and the system does not move across its parts.
-  bool move(std::byte* from, std::byte* to, std::size_t bytes) noexcept {
+  // Memory whose place in the pool is `offset`. In one call where the system can, else from cut to
+  // cut: a mapping that was cut apart by earlier moves may not have merged again, and the system
+  // does not move across its parts.
+  bool move(std::byte* from, std::byte* to, std::size_t bytes, std::size_t offset) noexcept {
     if (!cuts_stay_) {
       if (move_pages({from, bytes}, to)) return true;
       if (errno != EFAULT) return false;
     }
-    const bool out = from >= pool_.begin && from < pool_.begin + pool_.bytes;
-    const auto begin = static_cast<std::size_t>((out ? from : to) - pool_.begin);
-    std::size_t done = 0;
-    for (auto cut = std::upper_bound(cuts_.begin(), cuts_.end(), begin); done < bytes; ++cut) {
-      const std::size_t end = cut == cuts_.end() ? bytes : std::min(*cut - begin, bytes);
+    auto cut = std::upper_bound(cuts_.begin(), cuts_.end(), offset);
+    for (std::size_t done = 0; done < bytes;) {
+      const std::size_t end = cut == cuts_.end() ? bytes : std::min(*cut++ - offset, bytes);
       if (!move_pages({from + done, end - done}, to + done)) return false;
       done = end;
-      if (cut == cuts_.end()) break;
     }
     return true;
   }

@@ -85,13 +85,14 @@ inline void unmap_pages(PageRange range) noexcept { munmap(range.begin, range.by
   return moved;
 }
 
-/// The whole pages within `bytes` from `begin` on; empty where there are none.
+/// Whole pages within `bytes` from `begin` on; empty where there are none. So many as there are for
+/// sure, wherever it begins: equal layers have equal ranges, and pages go from one to the next.
 [[nodiscard]] inline PageRange inner_pages(std::byte* begin, std::size_t bytes) noexcept {
   const std::size_t page = page_size();
   const auto address = reinterpret_cast<std::uintptr_t>(begin);
   const std::size_t head = (page - address % page) % page;
-  if (bytes < head + page) return {};
-  return {begin + head, (bytes - head) / page * page};
+  if (bytes < 2 * page - 1) return {};
+  return {begin + head, (bytes - (page - 1)) / page * page};
 }
 
 }  // namespace shardwise::inline v0_1::detail

@@ -122,8 +122,10 @@ class ParameterStore {
     slot.last_use = engine_.compute.record();
     if (engine_.options.debug) {
       hide(unit);
-    } else if (unit.shares_slots || unit.extra_slot) {
+    } else if (is_eager(unit)) {
       take_back(slot, unit);
+    } else {
+      lazy_ = lazy_ || unit.residency == Residency::in_place;
     }
     if (unit.changed) forget(unit);
     if (unit.slot != nullptr) pool_of(unit).mark(slot, State::released);
@@ -157,6 +159,7 @@ class ParameterStore {
   /// The caller writes the owned range of the storage on the compute stream between these two.
   void begin_write(Parameter& parameter, const char* what) {
     engine_.check();
+    if (std::exchange(lazy_, false)) take_released_back();
     if (parameter.leases > 0) {
       raise("{} of parameter '{}' while {} lease(s) of it are open: release them first", what,
             parameter.name, parameter.leases);
@@ -340,10 +343,7 @@ class ParameterStore {
     if (unit.needs_slot && unit.slot == nullptr && !take_slot(unit, insist)) return false;
     if (unit.needs_slot && unit.leases == 0) {
       if (engine_.options.debug && unit.slot->state != State::fetched) check_untouched(unit);
-      if (unit.residency == Residency::in_place && !unit.slot->pages.lent()) {
-        engine_.wait(unit.slot->last_use, unit.members.front()->name);
-        unit.slot->pages.lend(unit.pages);
-      }
+      if (unit.residency == Residency::in_place) put_below(unit);
       pool_of(unit).mark(*unit.slot, State::fetched);
     }
     bool waited = !unit.needs_slot;
@@ -362,17 +362,28 @@ class ParameterStore {
   bool take_slot(Unit& unit, bool insist) {
     if (!pool_of(unit).acquire(unit.slot, insist)) return false;
     Slot<Device>& slot = *unit.slot;
-    const std::string& name = unit.members.front()->name;
-    const bool grows = pool_of(unit).is_small(slot);
-    if (slot.pages.lent() || grows) {
-      engine_.wait(slot.filled, name);  // fetched, but never opened
-      engine_.wait(slot.last_use, name);
+    if (pool_of(unit).is_small(slot)) {
+      wait_for_users(slot, unit.members.front()->name);
       give_pages_back(slot);
-      if (grows) pool_of(unit).grow(slot);
+      pool_of(unit).grow(slot);
     }
     pool_of(unit).mark(slot, State::empty);
     for (Parameter* member : unit.members) member->gathered_version = 0;
     return true;
+  }
+
+  // The slot may lie below another unit's addresses still: one that was released, or fetched and
+  // never opened.
+  void put_below(Unit& unit) {
+    Slot<Device>& slot = *unit.slot;
+    if (slot.pages.is_lent_below(unit.pages)) return;  // and nobody need be waited for
+    wait_for_users(slot, unit.members.front()->name);
+    slot.pages.lend(unit.pages);
+  }
+
+  void wait_for_users(const Slot<Device>& slot, const std::string& name) {
+    engine_.wait(slot.filled, name);
+    engine_.wait(slot.last_use, name);
   }
 
   // The part that this rank contributes is put where the others read it; the collective follows.
@@ -454,12 +465,27 @@ class ParameterStore {
     if (!slot.pages.take_back(after)) engine_.lost_pages = true;
   }
 
+  // Whether the pages go at the release; where they stay in a slot that is shared, the next unit
+  // takes them from there.
+  [[nodiscard]] static bool is_eager(const Unit& unit) noexcept {
+    return unit.shares_slots && unit.residency == Residency::in_place && !unit.members.empty() &&
+           unit.members.front()->arena != nullptr &&
+           unit.members.front()->arena->release() == Release::eager;
+  }
+
   // The host's addresses are without memory again; the pool keeps what was gathered, if it can.
   void take_back(Slot<Device>& slot, Unit& unit) noexcept {
-    if (unit.residency != Residency::in_place) return;
     give_pages_back(slot);
     if (slot.pages.keeps_contents()) return;
     for (Parameter* member : unit.members) member->gathered_version = 0;
+  }
+
+  // Where gathers are over for now, what they left below the host's addresses goes.
+  void take_released_back() noexcept {
+    for (const auto& unit : units_) {
+      const bool rests = unit->slot != nullptr && unit->slot->state == State::released;
+      if (rests && unit->shares_slots && unit->slot->pages.lent()) take_back(*unit->slot, *unit);
+    }
   }
 
   // Debug mode: nobody can read what is released.
@@ -523,6 +549,7 @@ class ParameterStore {
   std::vector<Unit*> wanted_;
   std::size_t registered_ = 0;
   std::size_t everything_ = 0;  // scopes of open_all
+  bool lazy_ = false;           // pages of a released unit may lie below the host's addresses
   bool prepared_ = false;
   bool complete_ = false;  // all parameters have units and slots
 };

@@ -44,9 +44,9 @@ struct HostDevice {
     stream.enqueue([destination, bytes] { std::memset(destination, 0xff, bytes); });
   }
   /// Whether memory holds what poison() left; the caller waits for the stream.
-  [[nodiscard]] static bool is_poisoned(Stream& stream, const void* memory, std::size_t bytes) {
+  [[nodiscard]] static bool is_poisoned(Stream& stream, const void* values, std::size_t bytes) {
     stream.synchronize();
-    const auto* const begin = static_cast<const unsigned char*>(memory);
+    const auto* const begin = static_cast<const unsigned char*>(values);
     return std::all_of(begin, begin + bytes, [](unsigned char byte) { return byte == 0xff; });
   }
 

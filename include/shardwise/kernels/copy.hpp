@@ -18,6 +18,14 @@ namespace detail {
 inline void copy_blocks(std::byte* __restrict to, const std::byte* __restrict from,
                         std::size_t bytes) noexcept {
   constexpr std::size_t block = 64;
+  // Targets in a host's own layout begin anywhere: stores that straddle lines cost twice.
+  const std::size_t head = (block - reinterpret_cast<std::uintptr_t>(to) % block) % block;
+  if (head > 0 && bytes >= 16 * block) {
+    std::memcpy(to, from, head);
+    to += head;
+    from += head;
+    bytes -= head;
+  }
   for (; bytes >= block; bytes -= block, to += block, from += block) {
     std::memcpy(to, from, block);
   }

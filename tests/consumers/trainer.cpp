@@ -12,6 +12,7 @@ int main() {
     auto lease = parameter.gather();
     double sum = 0;
     for (const float value : lease["weight"]) sum += value;
-    if (comm.rank() == 0) std::printf("sum %g\n", sum);
+    const int standard = __cplusplus > 202002L ? 23 : 20;
+    if (comm.rank() == 0) std::printf("sum %g, C++%d\n", sum, standard);
   });
 }
