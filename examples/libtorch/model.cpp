@@ -92,6 +92,15 @@ std::vector<torch::Tensor> unique_parameters(const Gpt& model) {
   return unique;
 }
 
+std::vector<torch::Tensor> unique_parameters(
+    const Gpt& model, const std::function<bool(const torch::Tensor&)>& choose) {
+  std::vector<torch::Tensor> chosen;
+  for (const torch::Tensor& parameter : unique_parameters(model)) {
+    if (choose(parameter)) chosen.push_back(parameter);
+  }
+  return chosen;
+}
+
 torch::optim::AdamW make_optimizer(const Options& options, std::vector<torch::Tensor> decaying,
                                    std::vector<torch::Tensor> others) {
   using torch::optim::AdamWOptions;

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "options.hpp"
@@ -59,6 +60,9 @@ TORCH_MODULE(Gpt);
 
 /// Each parameter once, a tied one under its first name.
 [[nodiscard]] std::vector<torch::Tensor> unique_parameters(const Gpt& model);
+/// Those that `choose` picks.
+[[nodiscard]] std::vector<torch::Tensor> unique_parameters(
+    const Gpt& model, const std::function<bool(const torch::Tensor&)>& choose);
 
 /// AdamW for tensors that decay and tensors that do not.
 [[nodiscard]] torch::optim::AdamW make_optimizer(const Options& options,

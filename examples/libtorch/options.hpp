@@ -35,6 +35,16 @@ struct Options {
   }
 };
 
+/// What one rank computes of every batch: a contiguous range of its sequences.
+struct Share {
+  Share(const Options& options, int rank, int world)
+      : sequences(options.batch / static_cast<std::size_t>(world)),
+        first(sequences * static_cast<std::size_t>(rank)) {}
+
+  std::size_t sequences;
+  std::size_t first;
+};
+
 /// What a training run tells.
 struct Report {
   std::vector<double> loss;       ///< of each step: mean over the global batch, before the update

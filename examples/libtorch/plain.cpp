@@ -1,3 +1,5 @@
+#include <functional>
+
 #include "model.hpp"
 #include "options.hpp"
 #include "text.hpp"
@@ -5,20 +7,19 @@
 namespace libtorch_gpt {
 
 Report plain::train(const Options& options) {
+  const Share share(options, 0, 1);
   const Text text(options);
   Gpt model = make_model(options, text.vocabulary());
   auto& embedding = model->embedding;
   auto& blocks = model->blocks;
   auto& head = model->head;
-  std::vector<torch::Tensor> decaying, others;
-  for (const auto& parameter : unique_parameters(model)) {
-    (parameter.dim() > 1 ? decaying : others).push_back(parameter);
-  }
-  auto optimizer = make_optimizer(options, decaying, others);
+  const auto decays = [](const torch::Tensor& parameter) { return parameter.dim() > 1; };
+  auto optimizer = make_optimizer(options, unique_parameters(model, decays),
+                                  unique_parameters(model, std::not_fn(decays)));
 
   Report report;
   for (std::size_t step = 0; step < options.steps; ++step) {
-    const Batch batch = text.batch(step, 0, options.batch);
+    const Batch batch = text.batch(step, share.first, share.sequences);
     auto x = embedding(batch.inputs);
     for (auto& block : blocks) x = block(x);
     const auto loss =

@@ -1,4 +1,4 @@
-#include <algorithm>
+#include <functional>
 #include <shardwise/adapters/torch.hpp>
 #include <shardwise/comm/thread.hpp>
 #include <shardwise/shardwise.hpp>
@@ -11,6 +11,7 @@ namespace libtorch_gpt {
 namespace {
 
 Report run(const Options& options, shardwise::Context<>& context) {
+  const Share share(options, context.rank(), context.world());
   const Text text(options);
   Gpt model = make_model(options, text.vocabulary());
   shardwise::TorchAdapter adapter(context, *model);
@@ -22,10 +23,8 @@ Report run(const Options& options, shardwise::Context<>& context) {
       make_optimizer(options, adapter.shards(decays), adapter.shards(std::not_fn(decays)));
 
   Report report;
-  const std::size_t share = options.batch / options.ranks;
-  const std::size_t first = share * static_cast<std::size_t>(context.rank());
   for (std::size_t step = 0; step < options.steps; ++step) {
-    const Batch batch = text.batch(step, first, share);
+    const Batch batch = text.batch(step, share.first, share.sequences);
     auto x = embedding(batch.inputs);
     for (auto& block : blocks) x = block(x);
     const auto loss =
@@ -36,10 +35,9 @@ Report run(const Options& options, shardwise::Context<>& context) {
     report.loss.push_back(context.mean(loss.item<double>()));
     report.grad_norm.push_back(norm);
   }
-  const shardwise::Bytes& held = context.held();
-  report.bytes = held.parameters + held.gradients + bytes_of(optimizer);
-  report.crumbs = held.crumbs;
-  report.slots = held.slots;
+  report.bytes = context.held().parameters + context.held().gradients + bytes_of(optimizer);
+  report.crumbs = context.held().crumbs;
+  report.slots = context.held().slots;
   const auto whole = shardwise::full_parameters(context);
   report.values = values_of(model);
   return report;

@@ -1,26 +1,33 @@
-"""The exhibit of examples/train_gpt: the sharded trainer adds at most 25 lines to the plain one and
-touches no line of the mathematics; quickstart stays under 60 lines."""
+"""The exhibits of examples/: each sharded trainer adds few lines to its plain twin and touches no line of
+the mathematics; quickstart stays under 60 lines."""
 
 import pathlib
+import re
 import subprocess
 import sys
 
-LIMIT = 25
+# Example: how many lines sharding may add, and what tells a line of the mathematics.
+EXHIBITS = {
+    "train_gpt": (25, re.compile(r"model\.")),
+    "libtorch": (35, re.compile(r"embedding\(|block\(|head\(|cross_entropy|backward\(")),
+}
 
 
 def problems(examples):
-    plain = examples / "train_gpt/plain.cpp"
-    sharded = examples / "train_gpt/sharded.cpp"
-    diff = subprocess.run(["diff", plain, sharded], capture_output=True, text=True, check=False).stdout
-    added = [line[2:] for line in diff.splitlines() if line.startswith(">")]
-    print(f"{len(added)} lines added by sharding")
-    if not added:
-        yield "the two trainers do not differ"
-    if len(added) > LIMIT:
-        yield f"{len(added)} lines added, at most {LIMIT} may be"
-    for line in diff.splitlines():
-        if line[:1] in "<>" and "model." in line:
-            yield f"a line of the mathematics differs: {line}"
+    for example, (limit, mathematics) in EXHIBITS.items():
+        trainers = [examples / example / name for name in ("plain.cpp", "sharded.cpp")]
+        diff = subprocess.run(["diff", *trainers], capture_output=True, text=True, check=False).stdout
+        added = [line[2:] for line in diff.splitlines() if line.startswith(">")]
+        print(f"{example}: {len(added)} lines added by sharding")
+        if not added:
+            yield f"{example}: the two trainers do not differ"
+        if len(added) > limit:
+            yield f"{example}: {len(added)} lines added, at most {limit} may be"
+        for line in diff.splitlines():
+            if line[:1] in "<>" and mathematics.search(line):
+                yield f"{example}: a line of the mathematics differs: {line}"
+        if not any(mathematics.search(line) for line in trainers[0].read_text().splitlines()):
+            yield f"{example}: no line of the plain trainer looks like mathematics"
     lines = len((examples / "quickstart/quickstart.cpp").read_text().splitlines())
     print(f"quickstart has {lines} lines")
     if lines >= 60:

@@ -1,5 +1,6 @@
 """What the checks that call a compiler share."""
 
+import os
 import subprocess
 
 # A directory that the compiler searches anyway must not be named again: with -isystem its place in the
@@ -20,7 +21,7 @@ def command(options):
     line = [options.compiler, f"-std={options.standard}", *WARNINGS]
     line += [f"-I{directory}" for directory in options.include]
     for directory in ";".join(options.system).split(";"):
-        if directory and directory not in SEARCHED_ANYWAY:
+        if directory and os.path.normpath(directory) not in SEARCHED_ANYWAY:
             line += ["-isystem", directory]
     return line
 
