@@ -7,6 +7,7 @@
 namespace libtorch_gpt {
 
 Report plain::train(const Options& options) {
+  at::set_num_threads(1);  // as each rank
   const Share share(options, 0, 1);
   const Text text(options);
   Gpt model = make_model(options, text.vocabulary());

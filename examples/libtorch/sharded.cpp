@@ -46,6 +46,7 @@ Report run(const Options& options, shardwise::Context<>& context) {
 }  // namespace
 
 Report sharded::train(const Options& options) {
+  at::set_num_threads(1);  // ranks are threads
   std::vector<Report> reports(options.ranks);
   shardwise::run_ranks(static_cast<int>(options.ranks), [&](shardwise::Communicator& comm) {
     // The head uses the tied embedding beside its norm: two parameters at once.

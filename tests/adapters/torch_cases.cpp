@@ -85,6 +85,7 @@ struct Scenario {
   bool library = false;                   // the library's optimizer instead of torch's
   bool partly = false;   // backward does not come to all tensors of a part: their gradient is 0
   std::size_t open = 1;  // parameters that are used at once
+  torch::ScalarType type = torch::kFloat;
 };
 
 // Models.
@@ -148,6 +149,7 @@ Tensor loss_of(const Tensor& y) { return y.pow(2).mean(); }
 
 void chain(const Step& s) { loss_of(s(2, s(1, s(0, s.x)))).backward(); }
 void chain_of_two(const Step& s) { loss_of(s(1, s(0, s.x))).backward(); }
+void second_alone(const Step& s) { loss_of(s(1, s.x)).backward(); }
 void outputs_changed_in_place(const Step& s) {
   Tensor y = s(1, s(0, s.x) + 0);
   y.add_(1);
@@ -170,9 +172,8 @@ void second_at_times(const Step& s) {
   const Tensor y = s(0, s.x);
   loss_of(s(2, s.number % 2 == 0 ? s(1, y) : y)).backward();
 }
-void second_without_gradient_in(const Step& s) {
-  const Tensor y = s(0, s.x);
-  loss_of(s(2, y + s(1, s.x.square()))).backward();
+void inputs_without_gradient(const Step& s) {
+  loss_of(s(0, s.x) + s(1, s.x.square()) + s(2, s.x.abs())).backward();
 }
 void two_losses(const Step& s) {
   const Tensor y = s(0, s.x);
@@ -214,6 +215,8 @@ const std::map<std::string, Scenario>& scenarios() {
       {"parts that are called twice", {.build = three_layers, .pass = each_twice}},
       {"two branches through one part", {.build = three_layers, .pass = two_branches}},
       {"a part within a part", {.build = second_calls_first, .pass = chain_of_two, .open = 3}},
+      {"a part within a part, no gradient in",
+       {.build = second_calls_first, .pass = second_alone, .open = 3}},
       {"tied", {.build = first_and_last_tied, .pass = chain, .open = 2}},
       {"frozen parameters", {.build = partly_frozen, .pass = chain, .open = 2}},
       {"tensors that are not used",
@@ -221,14 +224,15 @@ const std::map<std::string, Scenario>& scenarios() {
       {"a part that is left out at times", {.build = three_layers, .pass = second_at_times}},
       {"a weight used without its gradient", {.build = weight_detached_too, .pass = chain}},
       {"gradients that are views", {.build = expanded_and_summed, .pass = chain_of_two}},
-      {"an input without a gradient, late",
-       {.build = three_layers, .pass = second_without_gradient_in}},
+      {"inputs without a gradient", {.build = three_layers, .pass = inputs_without_gradient}},
       {"two losses", {.build = three_layers, .pass = two_losses}},
       {"a graph that runs twice", {.build = three_layers, .pass = one_graph_twice}},
       {"forwards without a backward", {.build = three_layers, .pass = forwards_aside}},
       {"micro-batches, each reduced", {.build = three_layers, .pass = micro_batches}},
       {"micro-batches, reduced once", {.build = three_layers, .pass = micro_batches_together}},
       {"batches of different sizes", {.build = three_layers, .pass = chain, .weighted = true}},
+      {"parameters of type double",
+       {.build = first_and_last_tied, .pass = chain, .open = 2, .type = torch::kDouble}},
       {"the library's optimizer", {.build = three_layers, .pass = chain, .library = true}},
   };
   return all;
@@ -247,11 +251,12 @@ Tensor batch_of(int step, std::int64_t width = 6) {
   return torch::arange(rows * width).view({rows, width}).mul(0.37 * (step + 1)).sin();
 }
 
-std::vector<float> values_of(const Net& net) {
-  std::vector<float> values;
+std::vector<double> values_of(const Net& net) {
+  std::vector<double> values;
   for (const Tensor& tensor : unique_parameters(net)) {
-    const float* const data = tensor.data_ptr<float>();
-    values.insert(values.end(), data, data + tensor.numel());
+    const Tensor copy = tensor.detach().to(torch::kDouble);
+    const double* const data = copy.data_ptr<double>();
+    values.insert(values.end(), data, data + copy.numel());
   }
   return values;
 }
@@ -268,8 +273,9 @@ torch::optim::SGD make_sgd(Tensors matrices, Tensors vectors) {
   return torch::optim::SGD(std::move(groups), torch::optim::SGDOptions(0.1));
 }
 
-std::vector<float> train_plain(const Scenario& scenario) {
+std::vector<double> train_plain(const Scenario& scenario) {
   const auto net = make_net(scenario);
+  net->to(scenario.type);
   std::vector<Unit> units;
   for (const auto& part : net->parts) {
     units.emplace_back([part](Tensors x) { return part->forward(std::move(x)); });
@@ -286,14 +292,16 @@ std::vector<float> train_plain(const Scenario& scenario) {
     for (Tensor& tensor : learning) {
       tensor.mutable_grad() = scenario.partly ? torch::zeros_like(tensor) : Tensor();
     }
-    scenario.pass({units, batch_of(step), step, [](bool) {}});
+    scenario.pass({units, batch_of(step).to(scenario.type), step, [](bool) {}});
     sgd.step();
   }
   return values_of(*net);
 }
 
-std::vector<float> train_sharded(const Scenario& scenario, Context<>& context) {
+template <class T>
+std::vector<double> train_sharded(const Scenario& scenario, Context<>& context) {
   const auto net = make_net(scenario);
+  net->to(scenario.type);
   const int root = context.world() - 1;
   if (context.rank() != root) {
     const torch::NoGradGuard no_grad;
@@ -303,7 +311,7 @@ std::vector<float> train_sharded(const Scenario& scenario, Context<>& context) {
     if (!name.starts_with("part")) throw std::logic_error("not a name of the model's: " + name);
     return TensorOptions{.weight_decay = tensor.dim() > 1 ? 1.0f : 0.0f};
   };
-  TorchAdapter adapter(context, *net, {.tensor_options = decays_by_dimension, .root = root});
+  TorchAdapter<T> adapter(context, *net, {.tensor_options = decays_by_dimension, .root = root});
   std::vector<Unit> units;
   for (auto& part : adapter.wrap(net->parts)) units.emplace_back(part);
   for (const auto& part : net->parts) part->units = &units;
@@ -326,7 +334,7 @@ std::vector<float> train_sharded(const Scenario& scenario, Context<>& context) {
                              : rows * ranks / world;
   };
   for (int step = 0; step < steps; ++step) {
-    const Tensor x = batch_of(step).slice(0, end_of(rank), end_of(rank + 1));
+    const Tensor x = batch_of(step).slice(0, end_of(rank), end_of(rank + 1)).to(scenario.type);
     if (scenario.weighted) adapter.weigh(static_cast<double>(x.size(0)));
     scenario.pass({units, x, step, [&](bool on) { adapter.accumulate(on); }});
     if (sgd) {
@@ -560,11 +568,13 @@ TorchComparison compare_torch(const std::string& name, int world, bool debug,
                               const std::string& strategy) {
   at::set_num_threads(1);
   const Scenario& scenario = scenarios().at(name);
-  std::vector<std::vector<float>> values(static_cast<std::size_t>(world));
+  std::vector<std::vector<double>> values(static_cast<std::size_t>(world));
   run_ranks(world, [&](Communicator& comm) {
     Context context(comm, Strategy::parse(strategy),
                     {.open_parameters = scenario.open, .debug = debug});
-    values[static_cast<std::size_t>(comm.rank())] = train_sharded(scenario, context);
+    values[static_cast<std::size_t>(comm.rank())] = scenario.type == torch::kDouble
+                                                        ? train_sharded<double>(scenario, context)
+                                                        : train_sharded<float>(scenario, context);
   });
   TorchComparison comparison{train_plain(scenario), values[0]};
   for (const auto& other : values) {

@@ -28,8 +28,8 @@ template <class Value>
 
 /// A small model's parameters after a few steps of SGD.
 struct TorchComparison {
-  std::vector<float> plain;
-  std::vector<float> sharded;  // rank 0's; empty where other ranks have others
+  std::vector<double> plain;
+  std::vector<double> sharded;  // rank 0's; empty where other ranks have others
 };
 
 /// The names of what compare_torch knows, each a way to use modules that could go wrong.

@@ -113,6 +113,11 @@ class TorchWrapped {
 /// all ranks must record the same one. An exception of a collective comes out of backward(); no
 /// other pass is possible then. Gradients of one pass are reduced to the mean over ranks and added
 /// to those of earlier passes since the last step.
+///
+/// Where ranks are threads of one process, some of torch is common to them: the default generator
+/// (models are initialised one after the other; dropout draws in the order in which ranks come) and
+/// the number of threads that an operation uses (at::set_num_threads). Gradient mode is each
+/// thread's own.
 template <FloatingElement T = float>
 class TorchAdapter {
  public:
