@@ -22,6 +22,8 @@ ROOMS = [
     ("comm", r"comm/.*"),
     ("context", r"(context|memory_plan)\.hpp|detail/.*"),
     ("lease", r"(lease|arena)\.hpp"),
+    # Adapters: only the host's own sources include these, too.
+    ("adapters", r"adapters/.*"),
     ("sharded", r"(sharded_\w+|gradient_\w+|full_parameters|loss_scaler)\.hpp"),
 ]
 
@@ -42,10 +44,16 @@ ALLOWED = {
     "lease": BELOW_CONTEXT | {"context"},
     "sharded": BELOW_CONTEXT | {"context", "lease", "optim"},
     "umbrella": BELOW_CONTEXT | {"context", "lease", "sharded", "optim"},
+    "adapters": BELOW_CONTEXT | {"context", "lease", "sharded", "optim"},
 }
 
 # Headers of others than the standard library. Whoever is not named here includes none.
 FOREIGN = {
+    "adapters/torch.hpp": {"torch/nn/module.h", "torch/nn/pimpl.h", "torch/types.h"},
+    "adapters/torch/graph.hpp": {"torch/csrc/autograd/custom_function.h",
+                                 "torch/csrc/autograd/function_hook.h", "torch/types.h"},
+    "adapters/torch/model.hpp": {"torch/nn/module.h", "torch/types.h"},
+    "adapters/torch/pass.hpp": {"torch/csrc/autograd/engine.h", "torch/types.h"},
     "core/error.hpp": {"fmt/core.h"},
     "comm/fingerprint.hpp": {"fmt/core.h"},
     "comm/thread_group.hpp": {"unistd.h"},
@@ -57,7 +65,7 @@ FOREIGN = {
 
 # (from, what it must not reach by any way, why)
 UNREACHABLE = [
-    (r"shardwise\.hpp", r"mpi\.h|cuda.*|nccl.*|nlohmann/.*|yaml-cpp/.*", "the umbrella is for every host"),
+    (r"shardwise\.hpp", r"mpi\.h|cuda.*|nccl.*|nlohmann/.*|yaml-cpp/.*|torch/.*", "the umbrella is for every host"),
     (r"shardwise\.hpp", r"shardwise/comm/(self|thread)\.hpp", "the host includes the backend it wants"),
     (r"kernels/.*|core/(dtype|host_device|reduce_spec|tensor_options)\.hpp", r"fmt/.*",
      "device code is compiled with it"),

@@ -1,5 +1,6 @@
 """What the checks that call a compiler share."""
 
+import os
 import subprocess
 
 # A directory that the compiler searches anyway must not be named again: with -isystem its place in the
@@ -12,15 +13,15 @@ WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Wsig
 def add_arguments(parser):
     parser.add_argument("--compiler", required=True)
     parser.add_argument("--include", action="append", default=[], help="searched as our own")
-    parser.add_argument("--system", default="", help="searched without warnings; separated by ;")
+    parser.add_argument("--system", action="append", default=[], help="searched without warnings; separated by ;")
     parser.add_argument("--standard", default="c++20")
 
 
 def command(options):
     line = [options.compiler, f"-std={options.standard}", *WARNINGS]
     line += [f"-I{directory}" for directory in options.include]
-    for directory in options.system.split(";"):
-        if directory and directory not in SEARCHED_ANYWAY:
+    for directory in ";".join(options.system).split(";"):
+        if directory and os.path.normpath(directory) not in SEARCHED_ANYWAY:
             line += ["-isystem", directory]
     return line
 

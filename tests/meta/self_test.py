@@ -15,7 +15,7 @@ import check_statics
 import compiling
 import markdown
 
-OPTIONS = types.SimpleNamespace(compiler=os.environ.get("CXX", "g++"), standard="c++20", include=[], system="")
+OPTIONS = types.SimpleNamespace(compiler=os.environ.get("CXX", "g++"), standard="c++20", include=[], system=[])
 GOOD = "#pragma once\n"
 
 
@@ -61,13 +61,17 @@ class Includes(WithDirectory):
                               "comm/thread_group.hpp": GOOD})
         self.assertIn("context.hpp (context) must not include comm/thread_group.hpp (backend)", errors)
 
+    def test_adapter_inside_the_library(self):
+        errors = self.errors({"shardwise.hpp": GOOD + '#include "adapters/torch.hpp"\n', "adapters/torch.hpp": GOOD})
+        self.assertIn("shardwise.hpp (umbrella) must not include adapters/torch.hpp (adapters)", errors)
+
     def test_umbrella_reaches_a_backend(self):
         errors = self.errors({"shardwise.hpp": GOOD + '#include "comm/comm.hpp"\n',
                               "comm/comm.hpp": GOOD + '#include "thread.hpp"\n', "comm/thread.hpp": GOOD})
         self.assertIn("shardwise.hpp reaches shardwise/comm/thread.hpp through comm/comm.hpp", errors)
 
     def test_umbrella_reaches_a_dependency(self):
-        for name in ("mpi.h", "cuda_runtime.h", "nccl.h", "nlohmann/json.hpp"):
+        for name in ("mpi.h", "cuda_runtime.h", "nccl.h", "nlohmann/json.hpp", "torch/torch.h"):
             errors = self.errors({"shardwise.hpp": GOOD + '#include "layout.hpp"\n',
                                   "layout.hpp": GOOD + f"#include <{name}>\n"})
             self.assertIn(f"shardwise.hpp reaches {name} through layout.hpp", errors)
@@ -107,6 +111,11 @@ class HeadersAlone(WithDirectory):
             self.assertEqual(count, 3)
             self.assertEqual([header for header, _ in bad], ["core/needs.hpp", "core/warns.hpp"])
         self.assertIn("conversion", bad[1][1])
+
+    def test_leaves_out(self):
+        self.write({"shardwise/core/good.hpp": GOOD, "shardwise/adapters/a.hpp": "#include <not/there.h>\n"})
+        self.assertEqual(check_headers_alone.check(OPTIONS, self.root, without=r"adapters/.*"), (1, []))
+        self.assertEqual(check_headers_alone.check(OPTIONS, self.root)[0], 2)
 
     def test_notices_what_changes_below(self):
         self.write({"shardwise/core/a.hpp": GOOD + "using A = int;\n",
