@@ -86,6 +86,7 @@ struct Scenario {
   bool partly = false;   // backward does not come to all tensors of a part: their gradient is 0
   std::size_t open = 1;  // parameters that are used at once
   torch::ScalarType type = torch::kFloat;
+  std::size_t reductions = 0;  // of a step, where they are counted
 };
 
 // Models.
@@ -217,7 +218,7 @@ const std::map<std::string, Scenario>& scenarios() {
       {"a part within a part", {.build = second_calls_first, .pass = chain_of_two, .open = 3}},
       {"a part within a part, no gradient in",
        {.build = second_calls_first, .pass = second_alone, .open = 3}},
-      {"tied", {.build = first_and_last_tied, .pass = chain, .open = 2}},
+      {"tied", {.build = first_and_last_tied, .pass = chain, .open = 2, .reductions = 4}},
       {"frozen parameters", {.build = partly_frozen, .pass = chain, .open = 2}},
       {"tensors that are not used",
        {.build = two_tensors_unused, .pass = chain_of_two, .partly = true}},
@@ -228,8 +229,10 @@ const std::map<std::string, Scenario>& scenarios() {
       {"two losses", {.build = three_layers, .pass = two_losses}},
       {"a graph that runs twice", {.build = three_layers, .pass = one_graph_twice}},
       {"forwards without a backward", {.build = three_layers, .pass = forwards_aside}},
-      {"micro-batches, each reduced", {.build = three_layers, .pass = micro_batches}},
-      {"micro-batches, reduced once", {.build = three_layers, .pass = micro_batches_together}},
+      {"micro-batches, each reduced",
+       {.build = three_layers, .pass = micro_batches, .reductions = 6}},
+      {"micro-batches, reduced once",
+       {.build = three_layers, .pass = micro_batches_together, .reductions = 3}},
       {"batches of different sizes", {.build = three_layers, .pass = chain, .weighted = true}},
       {"parameters of type double",
        {.build = first_and_last_tied, .pass = chain, .open = 2, .type = torch::kDouble}},
@@ -336,7 +339,13 @@ std::vector<double> train_sharded(const Scenario& scenario, Context<>& context) 
   for (int step = 0; step < steps; ++step) {
     const Tensor x = batch_of(step).slice(0, end_of(rank), end_of(rank + 1)).to(scenario.type);
     if (scenario.weighted) adapter.weigh(static_cast<double>(x.size(0)));
+    context.reset_statistics();
     scenario.pass({units, x, step, [&](bool on) { adapter.accumulate(on); }});
+    const Traffic& traffic = context.statistics().traffic;
+    const std::size_t reductions = traffic.reduce_scatter_calls + traffic.all_reduce_calls;
+    if (scenario.reductions != 0 && reductions != scenario.reductions) {
+      throw std::logic_error(fmt::format("{} reductions, not {}", reductions, scenario.reductions));
+    }
     if (sgd) {
       adapter.step([&] { sgd->step(); });
     } else {
