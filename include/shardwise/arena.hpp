@@ -73,6 +73,14 @@ class Arena {
   /// How memory comes below these addresses on this system.
   [[nodiscard]] ArenaRecycling recycling() const noexcept { return range_.recycling(); }
 
+  /// The library's own side; not for hosts. UsageError where the arena is of another context.
+  [[nodiscard]] detail::AddressRange* range(Context<HostDevice>& context) {
+    if (&context.engine() != engine_) {
+      raise("arena '{}' was made for another context than the one that uses it", range_.name());
+    }
+    return &range_;
+  }
+
  private:
   detail::Engine<HostDevice>* engine_;
   detail::AddressRange range_;

@@ -1,8 +1,6 @@
 #pragma once
 
-#include <span>
 #include <utility>
-#include <vector>
 
 #include "context.hpp"
 
@@ -15,22 +13,18 @@ class [[nodiscard]] FullParameters {
  public:
   explicit FullParameters(Context<Device>& context) : store_(&context.parameter_store()) {
     store_->open_all();
-    const auto all = store_->parameters();
-    opened_.assign(all.begin(), all.end());
   }
-  FullParameters(FullParameters&& other) noexcept
-      : store_(std::exchange(other.store_, nullptr)), opened_(std::move(other.opened_)) {}
+  FullParameters(FullParameters&& other) noexcept : store_(std::exchange(other.store_, nullptr)) {}
   FullParameters& operator=(FullParameters&&) = delete;
   ~FullParameters() { release(); }
 
   /// Ends the scope now. Idempotent.
   void release() noexcept {
-    if (auto* store = std::exchange(store_, nullptr)) store->close_all(opened_);
+    if (auto* store = std::exchange(store_, nullptr)) store->close_all();
   }
 
  private:
   detail::ParameterStore<Device>* store_;
-  std::vector<detail::FlatParameter<Device>*> opened_;
 };
 
 /// For sampling, evaluation or saving on one rank: gathers every parameter on all ranks and keeps

@@ -23,7 +23,7 @@ class GradientCountdown {
   /// for each tensor that has elements. UsageError where the list is of another length.
   explicit GradientCountdown(ShardedGradient<G, Device>& gradient,
                              std::vector<std::size_t> uses = {})
-      : gradient_(&gradient), uses_(std::move(uses)) {
+      : context_(&gradient.context()), gradient_(&gradient.flat()), uses_(std::move(uses)) {
     const auto tensors = gradient.layout().tensors();
     if (uses_.empty()) {
       for (const Layout::Tensor& tensor : tensors) uses_.push_back(tensor.count > 0 ? 1 : 0);
@@ -40,27 +40,29 @@ class GradientCountdown {
   /// reduce_from (host_buffer), and the count begins anew. UsageError where the tensor was ready
   /// already.
   bool ready(std::size_t tensor, std::optional<ReductionWeight> weight = std::nullopt) {
-    const auto tensors = gradient_->layout().tensors();
+    const auto tensors = gradient_->parameter.layout.tensors();
     if (tensor >= tensors.size()) {
-      raise("a countdown for '{}': there is no tensor {}, there are {}", gradient_->name(), tensor,
-            tensors.size());
+      raise("a countdown for '{}': there is no tensor {}, there are {}", gradient_->parameter.name,
+            tensor, tensors.size());
     }
     if (left_[tensor] == 0) {
       raise(
           "a countdown for '{}': tensor '{}' is ready more often than it is used ({} time(s)); "
           "give "
           "the number of its uses, or find the hook that fires twice",
-          gradient_->name(), tensors[tensor].name, uses_[tensor]);
+          gradient_->parameter.name, tensors[tensor].name, uses_[tensor]);
+    }
+    const bool by_host = gradient_->parameter.gradient_residency == Residency::host_buffer;
+    if (!by_host && !gradient_->held) {
+      raise(
+          "a countdown for '{}': tensor '{}' is ready, but the gradient is not open: call "
+          "ensure_open() before the backward pass writes to it",
+          gradient_->parameter.name, tensors[tensor].name);
     }
     --left_[tensor];
     if (--waiting_ > 0) return false;
     reset();
-    if (gradient_->flat().parameter.gradient_residency == Residency::host_buffer) return true;
-    if (weight) {
-      gradient_->reduce(*weight);
-    } else {
-      gradient_->reduce();
-    }
+    if (!by_host) context_->gradient_store().reduce_held(*gradient_, weight);
     return true;
   }
 
@@ -75,7 +77,8 @@ class GradientCountdown {
   }
 
  private:
-  ShardedGradient<G, Device>* gradient_;
+  Context<Device>* context_;
+  detail::FlatGradient<Device>* gradient_;
   std::vector<std::size_t> uses_;
   std::vector<std::size_t> left_;
   std::size_t waiting_ = 0;

@@ -57,7 +57,7 @@ class ShardedGradient {
       }
       tensors.push_back(std::move(mirrored));
     }
-    detail::HostPlace place = detail::claim_place(context_->engine(), flat.name, tensors,
+    detail::HostPlace place = detail::claim_place(arena.range(*context_), flat.name, tensors,
                                                   flat.layout, flat.gradient_lease, true);
     flat.gradient_placed = std::move(place.placed);
     finish(flat, Residency::in_place, std::move(place.pieces), place.arena);
@@ -202,10 +202,7 @@ class ShardedGradient {
   }
 
   void end_open(std::optional<ReductionWeight> weight) {
-    if (!flat_->held) return;
-    context_->gradient_store().check_reduction(*flat_, weight);
-    flat_->held = false;
-    context_->gradient_store().reduce(*flat_, weight);
+    context_->gradient_store().reduce_held(*flat_, weight);
   }
 
   Context<Device>* context_;

@@ -70,9 +70,9 @@ class ShardedParameter {
     for (const HostTensor& tensor : tensors) specs.push_back(tensor.spec);
     detail::Registration registration(std::move(specs), context.world(), dtype_of<T>,
                                       context.strategy(), std::move(options));
-    detail::HostPlace place =
-        detail::claim_place(context.engine(), registration.name, tensors, registration.layout,
-                            registration.lease, registration.sharded());
+    detail::HostPlace place = detail::claim_place(
+        detail::arena_of<Device>(context.engine(), tensors), registration.name, tensors,
+        registration.layout, registration.lease, registration.sharded());
     registration.placed = std::move(place.placed);
     flat_ = std::make_unique<detail::FlatParameter<Device>>(
         context.engine(), std::move(registration), std::move(place.pieces), place.arena);
@@ -151,7 +151,9 @@ class ShardedParameter {
   template <FloatingElement L = T>
   detail::FlatView<const L> ensure_gathered_into(std::span<L* const> buffers) {
     require_lease_type(dtype_of<L>);
-    if (!flat_->held) {
+    if (flat_->held) {
+      context_->parameter_store().place(*flat_, buffers);  // the same ones
+    } else {
       context_->parameter_store().open_into(*flat_, buffers);
       flat_->held = true;
     }

@@ -5,7 +5,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <fstream>
 #include <map>
 #include <span>
 #include <string>
@@ -271,8 +270,7 @@ class AddressRange final : public FaultObserver {
 
   // A range that comes and goes cuts the arena's mapping in two places.
   void check_mappings(const std::string& parameter) const {
-    std::size_t most = 0;
-    if (!(std::ifstream("/proc/sys/vm/max_map_count") >> most)) return;
+    const std::size_t most = most_mappings();
     if (mappings_ <= most / 2) return;
     raise<BackendError>(
         "arena '{}' with parameter '{}' needs up to {} mappings of the {} that vm.max_map_count "
@@ -281,7 +279,11 @@ class AddressRange final : public FaultObserver {
   }
 
   [[nodiscard]] std::string describe(const std::byte* address, bool is_write, int rank) const {
+#if defined(__x86_64__)
     const std::string_view did = is_write ? "wrote to" : "read";
+#else
+    const std::string_view did = is_write ? "wrote to" : "touched";
+#endif
     const std::string_view rule =
         is_write
             ? "while no lease allowed it. Parameters are written by step() and update() alone, "

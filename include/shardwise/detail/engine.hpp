@@ -36,7 +36,9 @@ struct ContextOptions {
   /// Finds wrong use, for a price: what is released cannot be read any more (pages in an Arena
   /// fault or read as NaN, slots are NaN), so every gather moves its bytes again; a gather that is
   /// free all the same compares its name and number with the other ranks' by a barrier; the first
-  /// access outside a lease is an error, by name, at the rank's next call. All ranks alike.
+  /// access outside a lease is an error, by name, at the rank's next call. All ranks alike. It does
+  /// not see what is replicated (ddp), the host's own buffers after their release, other members of
+  /// a bucket while one is lent, or writes within full_parameters.
   bool debug = false;
 };
 
@@ -82,8 +84,8 @@ class Engine {
     if (options.debug) check_arenas();
     if (lost_pages) {
       raise<BackendError>(
-          "the system did not move pages of an arena back, or could not empty "
-          "them: is vm.max_map_count exhausted?");
+          "the system did not move pages of an arena back, or could not empty them; raise "
+          "vm.max_map_count, and put small tensors next to each other");
     }
     if (!dropped) return;
     const std::string name = *std::exchange(dropped, std::nullopt);
@@ -175,6 +177,14 @@ class Engine {
   void observe(Activity activity, std::string_view name, std::size_t bytes, Clock::time_point begin,
                Clock::time_point end) const noexcept {
     if (options.observer != nullptr) options.observer->record({activity, name, bytes, begin, end});
+  }
+
+  /// How pages come below the arenas of this context: refill where one of them cannot move them.
+  [[nodiscard]] Recycling recycling() const noexcept {
+    for (const AddressRange* arena : arenas) {
+      if (arena->recycling() == Recycling::refill) return Recycling::refill;
+    }
+    return Recycling::move;
   }
 
   /// The arena that holds `tensor`; UsageError where there is none.

@@ -47,30 +47,37 @@ class FaultWatch {
     for (Entry& entry : entries_) {
       if (entry.observer.load() != nullptr) continue;
       if (used_ == 0) install();
-      entry.begin = range.begin;
-      entry.bytes = range.bytes;
+      entry.begin.store(range.begin);
+      entry.bytes.store(range.bytes);
       entry.observer.store(&observer);
       ++used_;
       return;
     }
-    raise<BackendError>("debug mode watches {} arenas of one process at most", entries_.size());
+    raise<BackendError>(
+        "debug mode watches {} arenas of one process at most: make fewer, or switch "
+        "ContextOptions::debug off",
+        entries_.size());
   }
   void remove(FaultObserver& observer) noexcept {
     const std::lock_guard lock(mutex_);
     for (Entry& entry : entries_) {
       if (entry.observer.load() != &observer) continue;
       entry.observer.store(nullptr);
-      if (--used_ == 0) sigaction(SIGSEGV, &before_, nullptr);
+      if (--used_ > 0) continue;
+      struct sigaction now = {};  // a handler that the host has installed since then stays
+      const bool ours = sigaction(SIGSEGV, nullptr, &now) == 0 && now.sa_sigaction == &handle;
+      if (ours) sigaction(SIGSEGV, &before_, nullptr);
     }
   }
 
  private:
-  // `begin` and `bytes` change only while `observer` is null, and threads that fault within a range
-  // belong to a rank whose arena is alive.
+  // `begin` and `bytes` change only while `observer` is null; a handler on another thread may read
+  // them at that time, and looks at `observer` again. Threads that fault within a range belong to a
+  // rank whose arena is alive.
   struct Entry {
     std::atomic<FaultObserver*> observer{nullptr};
-    std::byte* begin = nullptr;
-    std::size_t bytes = 0;
+    std::atomic<std::byte*> begin{nullptr};
+    std::atomic<std::size_t> bytes{0};
   };
 
   void install() {
@@ -88,9 +95,10 @@ class FaultWatch {
     auto* const address = static_cast<std::byte*>(info->si_addr);
     for (Entry& entry : watch.entries_) {
       FaultObserver* const observer = entry.observer.load();
-      if (observer == nullptr || address < entry.begin || address >= entry.begin + entry.bytes) {
-        continue;
-      }
+      std::byte* const begin = entry.begin.load();
+      const std::size_t bytes = entry.bytes.load();
+      if (observer == nullptr || address < begin || address >= begin + bytes) continue;
+      if (entry.observer.load() != observer) continue;
       if (observer->on_fault(address, is_write(context))) return;
     }
     watch.pass_on(signal, info, context);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -20,6 +21,22 @@ struct ParameterUnit;
 template <class T>
 [[nodiscard]] std::byte* as_bytes(T* buffer) noexcept {
   return reinterpret_cast<std::byte*>(buffer);
+}
+
+/// UsageError where a host's buffers are not one for each tensor.
+template <class T>
+void check_buffers(std::string_view what, const Registration& registration,
+                   std::span<T* const> buffers) {
+  const auto tensors = registration.layout.tensors();
+  if (buffers.size() != tensors.size()) {
+    raise("{} '{}' has {} tensors, but {} buffers were given: one for each, in order", what,
+          registration.name, tensors.size(), buffers.size());
+  }
+  for (std::size_t i = 0; i < buffers.size(); ++i) {
+    if (tensors[i].count == 0 || buffers[i] != nullptr) continue;
+    raise("{} '{}': the buffer for tensor '{}' ({} elements) is null", what, registration.name,
+          tensors[i].name, tensors[i].count);
+  }
 }
 
 /// Where the tensors lie, one piece for each, in the order of the layout.
@@ -106,7 +123,8 @@ struct FlatParameter : Registration {
   std::uint64_t gathered_version = 0;    ///< of whole()
   std::size_t index = 0;                 ///< in order of registration
   std::size_t leases = 0;
-  bool held = false;  ///< by the plain calls
+  std::size_t scopes = 0;  ///< full_parameters that it is in; each has one of the leases
+  bool held = false;       ///< by the plain calls
   ParameterUnit<Device>* unit = nullptr;
   std::size_t unit_offset = 0;  ///< bytes, in the unit's slot
 };
@@ -122,6 +140,7 @@ struct ParameterUnit {
   Slot<Device>* slot = nullptr;
   bool extra_slot = false;  ///< the slot is there for full_parameters alone
   bool changed = false;     ///< a member has gone while others were lent
+  bool hidden = false;      ///< debug mode: nobody may have touched it since it was hidden
   std::size_t leases = 0;
   std::size_t bytes = 0;
 };

@@ -138,11 +138,16 @@ class GradientStore {
     if (gradient.leases > 0) --unit.open;
     if (gradient.ready) --unit.ready;
     // What this rank issued has run, or never will: nothing is enqueued here.
+    if (unit.slot != nullptr) unit.slot->pages.abandon(gradient.parameter.gradient_placed.pages);
     if (unit.open + unit.ready == 0 && unit.slot != nullptr) {
       if (!unit.slot->pages.take_back(released())) engine_.lost_pages = true;
+      clear_crumbs(unit, engine_.compute);
       pool_of(unit).mark(*unit.slot, State::empty);
     }
     list_pages(unit);
+    if (!unit.members.empty()) return;
+    if (unit.slot != nullptr) pool_of(unit).give_up(unit.slot);
+    std::erase_if(units_, [&](const auto& candidate) { return candidate.get() == &unit; });
   }
   [[nodiscard]] std::span<Gradient* const> gradients() const noexcept { return gradients_; }
 
@@ -167,8 +172,8 @@ class GradientStore {
       return;
     }
     const Registration& registration = gradient.parameter;
-    if (gradient.ready) flush(unit);
     check_one_reduction(gradient);
+    if (gradient.ready) flush(unit);
     if (registration.gradient_residency == Residency::host_buffer) {
       raise(
           "the gradient of '{}' is in buffers of the host: contribute it with reduce_from(buffer), "
@@ -202,7 +207,6 @@ class GradientStore {
     engine_.check();
     prepare();
     const Registration& registration = gradient.parameter;
-    const auto tensors = registration.layout.tensors();
     if (registration.gradient_residency != Residency::host_buffer) {
       raise(
           "reduce_from() of the gradient of '{}', which has a place of its own ({}): use lease(), "
@@ -210,17 +214,7 @@ class GradientStore {
           "make it as ShardedGradient(parameter, Residency::host_buffer)",
           registration.name, name_of(registration.gradient_residency));
     }
-    if (buffers.size() != tensors.size()) {
-      raise(
-          "the gradient of '{}' has {} tensors, but {} buffers were given: one for each, in order",
-          registration.name, tensors.size(), buffers.size());
-    }
-    for (std::size_t i = 0; i < buffers.size(); ++i) {
-      if (tensors[i].count > 0 && buffers[i] == nullptr) {
-        raise("the gradient of '{}': the buffer for tensor '{}' ({} elements) is null",
-              registration.name, tensors[i].name, tensors[i].count);
-      }
-    }
+    check_buffers("the gradient of", registration, buffers);
     check_one_reduction(gradient);
     for (std::size_t i = 0; i < buffers.size(); ++i) {
       gradient.pieces[i].data = as_bytes(buffers[i]);
@@ -252,10 +246,18 @@ class GradientStore {
     }
   }
 
+  /// Ends the plain calls' lease with a reduction, where there is one.
+  void reduce_held(Gradient& gradient, std::optional<ReductionWeight> weight) {
+    if (!gradient.held) return;
+    check_reduction(gradient, weight);
+    gradient.held = false;
+    reduce(gradient, weight);
+  }
+
   /// Gives a lease back without a contribution. What nested leases of the same gradient contributed
   /// stays, and is reduced when it is needed.
   void discard(Gradient& gradient) noexcept {
-    if (close(gradient)) give_back(*gradient.unit, engine_.compute);
+    if (close(gradient)) give_back(*gradient.unit);
   }
 
   /// Issues what waits for its unit to fill up.
@@ -289,16 +291,14 @@ class GradientStore {
   [[nodiscard]] SlotPool<Device>& pool_of(const Unit& unit) noexcept {
     return unit.residency == Residency::in_place ? pages_ : buffers_;
   }
-  [[nodiscard]] Recycling recycling() const noexcept {
-    return engine_.arenas.empty() ? Recycling::move : engine_.arenas.front()->recycling();
-  }
   [[nodiscard]] Access released() const noexcept {
     return engine_.options.debug ? Access::none : Access::write;
   }
 
   static void check_one_reduction(const Gradient& gradient) {
     const Registration& registration = gradient.parameter;
-    if (registration.strategy.accumulation != Accumulation::hold || gradient.fresh) return;
+    if (registration.strategy.accumulation != Accumulation::hold) return;
+    if (gradient.fresh && !gradient.ready) return;
     raise(
         "the gradient of '{}' was reduced already in this step, and Strategy::accumulation = hold "
         "allows one reduction a step: keep its lease open over the micro-batches, or use "
@@ -354,13 +354,13 @@ class GradientStore {
         plan_gradient_slots(entries(), engine_.comm, engine_.strategy, engine_.options);
     const SlotNeeds& buffers = plan.slots.buffers;
     const SlotNeeds& pages = plan.slots.pages;
-    buffers_.share(buffers.count, buffers.largest, 0, recycling());
-    pages_.share(pages.count, pages.largest, pages.ranges, recycling());
+    buffers_.share(buffers.count, buffers.largest, 0, engine_.recycling());
+    pages_.share(pages.count, pages.largest, pages.ranges, engine_.recycling());
     for (const auto& unit : units_) {
       if (unit->slot != nullptr || unit->members.empty()) continue;
       const Registration& first = unit->members.front()->parameter;
       if (!first.gradient_needs_slot() || !first.gradient_slot_stays()) continue;
-      pool_of(*unit).dedicate(unit->slot, unit->bytes, unit->pages.size(), recycling());
+      pool_of(*unit).dedicate(unit->slot, unit->bytes, unit->pages.size(), engine_.recycling());
     }
     if (landing_.size() >= plan.landing) return;
     engine_.quiesce();
@@ -397,6 +397,7 @@ class GradientStore {
     Slot<Device>& slot = *unit.slot;
     if (unit.open + unit.ready == 0 && unit.residency == Residency::in_place) {
       for (const Gradient* member : unit.members) {
+        if (member->arena == nullptr) continue;
         const std::string found =
             member->arena->find_written_crumb(member->parameter.gradient_placed, engine_.rank());
         if (!found.empty()) raise("{}", found);
@@ -421,11 +422,13 @@ class GradientStore {
     return pool_of(unit).acquire(unit.slot, true);
   }
 
-  // Where nobody uses the slot any more: it, or the pages below the host's addresses, are free in
-  // the order of `stream`.
-  void give_back(Unit& unit, typename Device::Stream& stream) noexcept {
+  // Where nobody uses the slot any more: it, or the pages below the host's addresses, are free once
+  // what reads them has run.
+  void give_back(Unit& unit) noexcept {
     if (unit.slot == nullptr || unit.open > 0 || unit.ready > 0) return;
     Slot<Device>& slot = *unit.slot;
+    auto& stream = engine_.communication;
+    stream.wait(engine_.compute.record());
     if (unit.residency == Residency::in_place) {
       clear_crumbs(unit, stream);
       stream.enqueue(TakePagesBack<Device>{&slot, released(), &engine_.lost_pages});
@@ -489,7 +492,7 @@ class GradientStore {
     }
     unit.ready = 0;
     issue(scatter, name, bytes);
-    give_back(unit, stream);
+    give_back(unit);
     const auto done = stream.record();  // the host's addresses are free again, too
     for (Gradient* member : unit.members) member->reduced = done;
   }

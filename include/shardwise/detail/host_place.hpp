@@ -21,29 +21,35 @@ struct HostPlace {
   std::vector<Piece> pieces;
 };
 
-/// Claims the bytes of `tensors`, which are those of `layout`, for `parameter`. `recycle`: their
-/// pages come and go. UsageError where one is not of type `lease`, or has no place of its own in
-/// the arena of the first.
-template <class Device>
-[[nodiscard]] HostPlace claim_place(const Engine<Device>& engine, const std::string& parameter,
-                                    std::span<const HostTensor> tensors, const Layout& layout,
-                                    DType lease, bool recycle) {
-  const HostTensor* first = nullptr;
+/// Claims the bytes of `tensors`, which are those of `layout`, in `arena` for `parameter`; null
+/// where no tensor has elements. `recycle`: their pages come and go. UsageError where one is not of
+/// type `lease`, or has no place of its own in the arena.
+[[nodiscard]] inline HostPlace claim_place(AddressRange* arena, const std::string& parameter,
+                                           std::span<const HostTensor> tensors,
+                                           const Layout& layout, DType lease, bool recycle) {
   for (const HostTensor& tensor : tensors) {
-    if (tensor.dtype != lease) {
-      raise(
-          "tensor '{}' of parameter '{}' lies in an arena as {}, but leases are {}: set "
-          "Strategy::lease (gradients: gradient_lease) = DType::{}",
-          tensor.spec.name, parameter, name_of(tensor.dtype), name_of(lease),
-          name_of(tensor.dtype));
-    }
-    if (first == nullptr && tensor.count() > 0) first = &tensor;
+    if (tensor.dtype == lease) continue;
+    raise(
+        "tensor '{}' of parameter '{}' lies in an arena as {}, but leases are {}: set "
+        "Strategy::lease (gradients: gradient_lease) = DType::{}",
+        tensor.spec.name, parameter, name_of(tensor.dtype), name_of(lease), name_of(tensor.dtype));
   }
-  if (first == nullptr) return {nullptr, {}, pieces_of(layout)};
-  AddressRange& arena = engine.arena_of(*first);
-  HostPlace place{&arena, arena.claim(parameter, tensors, recycle), pieces_of(layout)};
+  HostPlace place{arena, {}, pieces_of(layout)};
+  if (arena == nullptr) return place;
+  place.placed = arena->claim(parameter, tensors, recycle);
   for (std::size_t i = 0; i < tensors.size(); ++i) place.pieces[i].data = tensors[i].data;
   return place;
+}
+
+/// The arena of the first tensor that has elements; null where there is none. UsageError where it
+/// lies in no arena of the context.
+template <class Device>
+[[nodiscard]] AddressRange* arena_of(const Engine<Device>& engine,
+                                     std::span<const HostTensor> tensors) {
+  for (const HostTensor& tensor : tensors) {
+    if (tensor.count() > 0) return &engine.arena_of(tensor);
+  }
+  return nullptr;
 }
 
 }  // namespace shardwise::inline v0_1::detail

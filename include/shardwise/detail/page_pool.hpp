@@ -75,7 +75,8 @@ class PagePool {
       hand_on(ranges);
       return;
     }
-    if (!take_back(Access::write)) raise_pages("moving pages of an arena back", pool_.bytes);
+    if (!take_back(Access::write))
+      raise_pages("moving an arena's pages back to a pool", pool_.bytes);
     std::size_t offset = 0;
     for (const PageRange& range : ranges) {
       if (!lend(range, offset)) {
@@ -96,6 +97,10 @@ class PagePool {
     std::size_t offset = 0;
     if (access_ != Access::write) protect(Access::write);
     for (const PageRange& range : lent_) {
+      if (range.begin == nullptr) {
+        offset += range.bytes;
+        continue;
+      }
       if (recycling_ == Recycling::move)
         good = move(range.begin, at(offset), range.bytes, offset) && good;
       // What was moved away leaves a range without memory that may be written.
@@ -108,9 +113,29 @@ class PagePool {
     return good;
   }
 
+  /// Takes back what is lent below these ranges, whose owner goes, and leaves the rest where it is.
+  void abandon(std::span<const PageRange> ranges) noexcept {
+    std::size_t offset = 0;
+    for (PageRange& lent : lent_) {
+      const bool goes = std::any_of(ranges.begin(), ranges.end(), [&](const PageRange& range) {
+        return lent.begin != nullptr && range.begin == lent.begin;
+      });
+      if (goes) {
+        if (access_ != Access::write) static_cast<void>(protect_pages(lent, Access::write));
+        if (recycling_ == Recycling::move) {
+          static_cast<void>(move(lent.begin, at(offset), lent.bytes, offset));
+        }
+        lent.begin = nullptr;
+      }
+      offset += lent.bytes;
+    }
+  }
+
   /// What is lent may be read, or written as well.
   void protect(Access access) noexcept {
-    for (const PageRange& range : lent_) static_cast<void>(protect_pages(range, access));
+    for (const PageRange& range : lent_) {
+      if (range.begin != nullptr) static_cast<void>(protect_pages(range, access));
+    }
     access_ = access;
   }
 
@@ -121,9 +146,12 @@ class PagePool {
  private:
   [[nodiscard]] std::byte* at(std::size_t offset) const noexcept { return pool_.begin + offset; }
 
+  // The same number of ranges, none of them abandoned.
   template <class Same>
   [[nodiscard]] bool matches(std::span<const PageRange> ranges, const Same& same) const noexcept {
-    return std::equal(lent_.begin(), lent_.end(), ranges.begin(), ranges.end(), same);
+    return std::equal(
+        lent_.begin(), lent_.end(), ranges.begin(), ranges.end(),
+        [&](const PageRange& a, const PageRange& b) { return a.begin != nullptr && same(a, b); });
   }
 
   void hand_on(std::span<const PageRange> ranges) {
@@ -179,7 +207,7 @@ class PagePool {
   Recycling recycling_ = Recycling::move;
   PageRange pool_;
   Access access_ = Access::write;  // to what is lent
-  std::vector<PageRange> lent_;
+  std::vector<PageRange> lent_;    // without an address: abandoned
   std::vector<std::size_t> cuts_;  // ascending offsets in the pool
   bool cuts_stay_ = false;
 };

@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <string_view>
 
@@ -83,6 +84,16 @@ inline void unmap_pages(PageRange range) noexcept { munmap(range.begin, range.by
                      both.begin[page] == std::byte{42} && both.begin[0] == std::byte{0};
   unmap_pages(both);
   return moved;
+}
+
+/// vm.max_map_count; as good as none where it cannot be read.
+[[nodiscard]] inline std::size_t most_mappings() noexcept {
+  std::size_t most = SIZE_MAX;
+  if (std::FILE* file = std::fopen("/proc/sys/vm/max_map_count", "re")) {
+    if (std::fscanf(file, "%zu", &most) != 1) most = SIZE_MAX;
+    std::fclose(file);
+  }
+  return most;
 }
 
 /// Whole pages within `bytes` from `begin` on; empty where there are none. So many as there are for

@@ -47,8 +47,10 @@ class ParameterStore {
     if (parameter.unit == nullptr) return;
     Unit& unit = *parameter.unit;
     std::erase(unit.members, &parameter);
+    if (unit.slot != nullptr) unit.slot->pages.abandon(parameter.placed.pages);
     unit.changed = true;
     if (unit.leases == 0) forget(unit);
+    if (unit.members.empty()) dissolve(unit);
   }
 
   [[nodiscard]] std::span<Parameter* const> parameters() const noexcept { return parameters_; }
@@ -64,6 +66,7 @@ class ParameterStore {
     wanted_.reserve(parameters_.size());
     prepared_ = true;
     complete_ = true;
+    if (everything_ > 0) add_extra_slots();
   }
 
   /// Gathers several parameters in one grouped operation and lends them: the compute stream waits.
@@ -73,8 +76,8 @@ class ParameterStore {
     for (const Parameter* parameter : wanted) {
       if (parameter->residency != Residency::host_buffer || parameter->leases > 0) continue;
       raise(
-          "parameter '{}' lives in buffers of the host: gather it with gather_into(buffer) or "
-          "ensure_gathered_into(buffer), on every rank",
+          "parameter '{}' lives in buffers of the host, so only gather_into(buffer) and "
+          "ensure_gathered_into(buffer) gather it, on every rank; full_parameters() cannot",
           parameter->name);
     }
     check_room(wanted);
@@ -101,6 +104,28 @@ class ParameterStore {
     }
   }
 
+  /// Residency host_buffer: where the parameter lies from now on. UsageError where `buffers` are
+  /// not one for each tensor, or not those into which it is gathered already.
+  template <class T>
+  void place(Parameter& parameter, std::span<T* const> buffers) {
+    if (parameter.residency != Residency::host_buffer) {
+      raise("parameter '{}' is {}, so it has its own place: call gather()", parameter.name,
+            name_of(parameter.residency));
+    }
+    check_buffers("parameter", parameter, buffers);
+    for (std::size_t i = 0; i < buffers.size(); ++i) {
+      if (parameter.leases > 0 && parameter.pieces[i].data != as_bytes(buffers[i])) {
+        raise(
+            "parameter '{}' is gathered into another buffer already (tensor '{}'): release it "
+            "first, or give the same buffers",
+            parameter.name, parameter.layout.tensors()[i].name);
+      }
+    }
+    for (std::size_t i = 0; i < buffers.size(); ++i) {
+      parameter.pieces[i].data = as_bytes(buffers[i]);
+    }
+  }
+
   /// Starts to gather a parameter that is wanted soon, where a slot is free for it.
   void prefetch(Parameter& parameter) {
     engine_.check();
@@ -109,6 +134,8 @@ class ParameterStore {
       raise("parameter '{}' cannot be prefetched: the host gives its buffer with the gather",
             parameter.name);
     }
+    // Where others of its bucket are lent the slot must not change below them.
+    if (parameter.unit->leases > 0) return;
     if (fetch(*parameter.unit, false)) flush(parameter.name);
   }
 
@@ -127,31 +154,32 @@ class ParameterStore {
       lazy_ = lazy_ || unit.residency == Residency::in_place;
     }
     if (unit.changed) forget(unit);
-    if (unit.slot != nullptr) pool_of(unit).mark(slot, State::released);
+    pool_of(unit).mark(slot, State::released);
+    if (unit.extra_slot && everything_ == 0) drop_extra_slot(unit);
   }
 
   /// Gathers everything, with more slots than steps need, until close_all().
   void open_all() {
     engine_.check();
     prepare();
-    for (const auto& unit : units_) {
-      if (!unit->needs_slot || unit->slot != nullptr || unit->members.empty()) continue;
-      pool_of(*unit).dedicate(unit->slot, unit->bytes, unit->pages.size(), recycling());
-      unit->extra_slot = true;
-      for (Parameter* member : unit->members) member->gathered_version = 0;
-    }
     ++everything_;
     try {
+      add_extra_slots();
       if (!parameters_.empty()) open(parameters_);
     } catch (...) {
-      --everything_;
-      drop_extra_slots();
+      if (--everything_ == 0) drop_extra_slots();
       throw;
     }
+    for (Parameter* parameter : parameters_) ++parameter->scopes;
   }
-  /// `opened`: what parameters() were at open_all.
-  void close_all(std::span<Parameter* const> opened) noexcept {
-    for (Parameter* parameter : opened) close(*parameter);
+  /// What came later is in fewer scopes, and what has gone in none. Leases that were made within
+  /// the scope keep their memory.
+  void close_all() noexcept {
+    for (Parameter* parameter : parameters_) {
+      if (parameter->scopes < everything_) continue;
+      --parameter->scopes;
+      close(*parameter);
+    }
     if (--everything_ == 0) drop_extra_slots();
   }
 
@@ -181,9 +209,6 @@ class ParameterStore {
   [[nodiscard]] SlotPool<Device>& pool_of(const Unit& unit) noexcept {
     return unit.residency == Residency::in_place ? pages_ : buffers_;
   }
-  [[nodiscard]] Recycling recycling() const noexcept {
-    return engine_.arenas.empty() ? Recycling::move : engine_.arenas.front()->recycling();
-  }
 
   [[nodiscard]] std::uint64_t fingerprint(const Parameter& parameter) const noexcept {
     std::uint64_t hash = parameter.layout.hash();
@@ -195,6 +220,12 @@ class ParameterStore {
           std::uint64_t{engine_.options.open_gradients},
           static_cast<std::uint64_t>(engine_.options.debug)}) {
       hash = (hash ^ part) * 0x100000001b3ull;
+    }
+    // Whether a gather is free depends on it.
+    for (const AddressRange* arena : engine_.arenas) {
+      const auto kind = static_cast<std::uint64_t>(arena->recycling()) * 2 +
+                        static_cast<std::uint64_t>(arena->release());
+      hash = (hash ^ (kind + 1)) * 0x100000001b3ull;
     }
     return hash;
   }
@@ -219,6 +250,7 @@ class ParameterStore {
       unit.needs_slot = parameter.needs_slot();
       unit.shares_slots = parameter.shares_slots();
       unit.residency = parameter.residency;
+      unit.hidden = engine_.options.debug;
       parameter.unit = &unit;
       parameter.unit_offset = unit.bytes;
       unit.members.push_back(&parameter);
@@ -237,11 +269,11 @@ class ParameterStore {
 
   void allocate_slots() {
     const Slots slots = plan_parameter_slots(entries(), engine_.strategy, engine_.options);
-    buffers_.share(slots.buffers.count, slots.buffers.largest, 0, recycling());
-    pages_.share(slots.pages.count, slots.pages.largest, slots.pages.ranges, recycling());
+    buffers_.share(slots.buffers.count, slots.buffers.largest, 0, engine_.recycling());
+    pages_.share(slots.pages.count, slots.pages.largest, slots.pages.ranges, engine_.recycling());
     for (const auto& unit : units_) {
       if (!unit->needs_slot || unit->shares_slots || unit->slot != nullptr) continue;
-      pool_of(*unit).dedicate(unit->slot, unit->bytes, unit->pages.size(), recycling());
+      pool_of(*unit).dedicate(unit->slot, unit->bytes, unit->pages.size(), engine_.recycling());
     }
   }
 
@@ -301,7 +333,12 @@ class ParameterStore {
   void settle(std::span<Parameter* const> opened) {
     const std::string& name = opened.front()->name;
     const bool moved = flush(name);
-    for (Parameter* parameter : opened) engine_.wait(parameter->gathered, parameter->name);
+    for (Parameter* parameter : opened) {
+      engine_.wait(parameter->gathered, parameter->name);
+      // Others of its bucket may be on their way into the same slot.
+      const Slot<Device>* const slot = parameter->unit->slot;
+      if (slot != nullptr) engine_.wait(slot->filled, parameter->name);
+    }
     if (!engine_.options.debug || everything_ > 0) return;
     if (!moved) {  // ranks agree on free gathers, too
       engine_.comm.barrier(engine_.info(name), engine_.communication.ref());
@@ -309,34 +346,6 @@ class ParameterStore {
     }
     for (const Parameter* parameter : opened) {
       if (parameter->unit->slot != nullptr) parameter->unit->slot->pages.protect(Access::read);
-    }
-  }
-
-  template <class T>
-  void place(Parameter& parameter, std::span<T* const> buffers) {
-    const auto tensors = parameter.layout.tensors();
-    if (parameter.residency != Residency::host_buffer) {
-      raise("parameter '{}' is {}, so it has its own place: call gather()", parameter.name,
-            name_of(parameter.residency));
-    }
-    if (buffers.size() != tensors.size()) {
-      raise("parameter '{}' has {} tensors, but {} buffers were given: one for each, in order",
-            parameter.name, tensors.size(), buffers.size());
-    }
-    for (std::size_t i = 0; i < buffers.size(); ++i) {
-      if (tensors[i].count > 0 && buffers[i] == nullptr) {
-        raise("parameter '{}': the buffer for tensor '{}' ({} elements) is null", parameter.name,
-              tensors[i].name, tensors[i].count);
-      }
-      if (parameter.leases > 0 && parameter.pieces[i].data != as_bytes(buffers[i])) {
-        raise(
-            "parameter '{}' is gathered into another buffer already (tensor '{}'): release it "
-            "first, or give the same buffers",
-            parameter.name, tensors[i].name);
-      }
-    }
-    for (std::size_t i = 0; i < buffers.size(); ++i) {
-      parameter.pieces[i].data = as_bytes(buffers[i]);
     }
   }
 
@@ -380,6 +389,7 @@ class ParameterStore {
     Slot<Device>& slot = *unit.slot;
     if (slot.pages.is_lent_below(unit.pages)) return;  // and nobody need be waited for
     wait_for_users(slot, unit.members.front()->name);
+    if (engine_.options.debug) give_pages_back(slot);  // so that nothing is readable behind them
     slot.pages.lend(unit.pages);
   }
 
@@ -470,9 +480,10 @@ class ParameterStore {
   // Whether the pages go at the release; where they stay in a slot that is shared, the next unit
   // takes them from there.
   [[nodiscard]] static bool is_eager(const Unit& unit) noexcept {
-    return unit.shares_slots && unit.residency == Residency::in_place && !unit.members.empty() &&
-           unit.members.front()->arena != nullptr &&
-           unit.members.front()->arena->release() == Release::eager;
+    return unit.shares_slots &&
+           std::any_of(unit.members.begin(), unit.members.end(), [](auto* member) {
+             return member->arena != nullptr && member->arena->release() == Release::eager;
+           });
   }
 
   // The host's addresses are without memory again; the pool keeps what was gathered, if it can.
@@ -497,6 +508,7 @@ class ParameterStore {
       member->gathered_version = 0;
       if (unit.residency == Residency::in_place) AddressRange::poison_crumbs(member->placed);
     }
+    unit.hidden = true;
     if (unit.residency == Residency::in_place) {
       give_pages_back(slot);
     } else {
@@ -509,10 +521,11 @@ class ParameterStore {
   // Debug mode: nobody wrote to what was released.
   void check_untouched(Unit& unit) {
     for (const Parameter* member : unit.members) {
-      if (unit.residency != Residency::in_place) continue;
+      if (!unit.hidden || member->arena == nullptr) continue;
       const std::string found = member->arena->find_written_crumb(member->placed, engine_.rank());
       if (!found.empty()) raise("{}", found);
     }
+    unit.hidden = false;
     Slot<Device>& slot = *unit.slot;
     const std::string owner = std::exchange(slot.hidden_from, {});
     if (owner.empty()) return;
@@ -531,14 +544,30 @@ class ParameterStore {
     list_pages(unit);
   }
 
-  void drop_extra_slots() noexcept {
-    engine_.quiesce();
+  // Nobody is left: its slot is for others, or nobody's.
+  void dissolve(Unit& unit) noexcept {
+    if (unit.slot != nullptr) pool_of(unit).give_up(unit.slot);
+    std::erase_if(units_, [&](const auto& candidate) { return candidate.get() == &unit; });
+  }
+
+  void add_extra_slots() {
     for (const auto& unit : units_) {
-      if (!unit->extra_slot) continue;
-      give_pages_back(*unit->slot);
-      pool_of(*unit).drop(unit->slot);
-      unit->extra_slot = false;
+      if (!unit->needs_slot || unit->slot != nullptr) continue;
+      pool_of(*unit).dedicate(unit->slot, unit->bytes, unit->pages.size(), engine_.recycling());
+      unit->extra_slot = true;
+      for (Parameter* member : unit->members) member->gathered_version = 0;
     }
+  }
+  void drop_extra_slots() noexcept {
+    for (const auto& unit : units_) {
+      if (unit->extra_slot && unit->leases == 0) drop_extra_slot(*unit);
+    }
+  }
+  void drop_extra_slot(Unit& unit) noexcept {
+    engine_.quiesce();
+    give_pages_back(*unit.slot);
+    pool_of(unit).give_up(unit.slot);
+    unit.extra_slot = false;
   }
 
   Engine<Device>& engine_;

@@ -58,21 +58,29 @@ class SlotPool {
     bytes_ = std::max(bytes_, bytes);
     ranges_ = std::max(ranges_, ranges);
     recycling_ = recycling;
+    for (const auto& slot : shared_) slot->pages.reserve(ranges_);
     while (shared_.size() < count) {
       shared_.push_back(make(bytes_, ranges_));
       shared_.back()->shared = true;
     }
   }
 
-  /// A slot that belongs to `place` alone, until it is given back by drop.
+  /// A slot that belongs to `place` alone, until it is given up.
   void dedicate(SlotType*& place, std::size_t bytes, std::size_t ranges, Recycling recycling) {
     recycling_ = recycling;
     dedicated_.push_back(make(bytes, ranges));
     place = dedicated_.back().get();
     place->owner = &place;
   }
-  void drop(SlotType*& place) noexcept {
-    std::erase_if(dedicated_, [&](const auto& slot) { return slot.get() == place; });
+  /// `place` needs its slot no more, and nothing uses it: a shared one is empty, one of its own
+  /// goes.
+  void give_up(SlotType*& place) noexcept {
+    if (place->shared) {
+      place->owner = nullptr;
+      mark(*place, State::empty);
+    } else {
+      std::erase_if(dedicated_, [&](const auto& slot) { return slot.get() == place; });
+    }
     place = nullptr;
   }
 
@@ -103,6 +111,7 @@ class SlotPool {
   void grow(SlotType& slot) {
     slot.buffer = {};
     slot.pages = {};
+    slot.hidden_from.clear();
     fill(slot, bytes_, ranges_);
   }
 
