@@ -55,7 +55,7 @@ class TorchWrapped {
     static_assert(detail::torch_tensors_are_seen<decltype(output)>(),
                   "a wrapped module returns a tensor, or tuples, optionals and containers of them");
     const auto gather_before_backward = [&](torch::Tensor& tensor) {
-      if (tensor.requires_grad()) {
+      if (tensor.requires_grad() && !tensor.is_leaf()) {
         tensor.register_hook([call](const torch::Tensor& /*gradient*/) { call->enter(); });
       }
     };
