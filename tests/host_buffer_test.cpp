@@ -263,6 +263,11 @@ TEST_CASE("host buffers: what is wrong is refused by name, on all ranks") {
       auto again = own.gather_into<float>(good);  // tied: the same buffer
       (void)own.gather_into<float>(moved);
     });
+    add([&] {
+      own.ensure_gathered_into<float>(good);
+      own.ensure_gathered_into<float>(moved);
+    });
+    own.release();
     add([&] { (void)full_parameters(context); });
     add([&] {
       ShardedParameter<float> nowhere(context, {{"n", {5}}}, {.residency = Residency::in_place});
@@ -276,7 +281,7 @@ TEST_CASE("host buffers: what is wrong is refused by name, on all ranks") {
       if (lease["w"].data() != w.data() || lease["b"].size() != 3) errors.push_back("lost");
     }
   });
-  REQUIRE(texts.size() == 12);
+  REQUIRE(texts.size() == 13);
   const char* const parts[] = {"gather_into(buffer)",
                                "cannot be prefetched",
                                "has 2 tensors, but 1",
@@ -285,6 +290,7 @@ TEST_CASE("host buffers: what is wrong is refused by name, on all ranks") {
                                "reduce_from(buffer)",
                                "Residency::host_buffer)",
                                "the buffer for tensor 'b'",
+                               "another buffer already",
                                "another buffer already",
                                "'own' lives in buffers of the host",
                                "HostTensors within an Arena",
@@ -321,6 +327,7 @@ TEST_CASE("gradients by tensor: the last one that is ready reduces") {
         }
         gradient.consume();
       }
+      texts.push_back(error_of([&] { countdown.ready(2); }));
       (void)gradient.ensure_open();
       countdown.ready(2);
       texts.push_back(error_of([&] { countdown.ready(2); }));
@@ -332,11 +339,12 @@ TEST_CASE("gradients by tensor: the last one that is ready reduces") {
       return texts;
     });
     for (const auto& texts : all) {
-      REQUIRE(texts.size() == 3);
-      CHECK_THAT(texts[0],
+      REQUIRE(texts.size() == 4);
+      CHECK_THAT(texts[0], ContainsSubstring("but the gradient is not open: call ensure_open()"));
+      CHECK_THAT(texts[1],
                  ContainsSubstring("'b' is ready more often than it is used (1 time(s))"));
-      CHECK_THAT(texts[1], ContainsSubstring("no tensor 9, there are 3"));
-      CHECK_THAT(texts[2], ContainsSubstring("uses of 1 tensors, but there are 3"));
+      CHECK_THAT(texts[2], ContainsSubstring("no tensor 9, there are 3"));
+      CHECK_THAT(texts[3], ContainsSubstring("uses of 1 tensors, but there are 3"));
     }
   }
 }
