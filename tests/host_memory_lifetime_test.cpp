@@ -98,16 +98,18 @@ TEST_CASE("a release waits for the gather of the whole bucket") {
   for (const ArenaRelease release : {ArenaRelease::eager, ArenaRelease::lazy}) {
     check_ranks([&](Communicator& communicator) -> std::string {
       Pair pair(communicator, {}, Pair::bucket(), release);
+      float value = 10;
       for (int round = 0; round < 5; ++round) {
-        { const auto lease = pair.parameter[0]->gather(); }
+        if (!pair.gathered(0, 1)) return "a";
+        pair.fill(1, ++value);
+        { const auto lease = pair.parameter[0]->gather(); }  // b alone is on its way
         if (release == ArenaRelease::lazy) pair.fill(0, 1);  // takes released pages back
-        if (!pair.gathered(1, 2)) return "b was cut off";
+        if (!pair.gathered(1, value)) return "b was cut off";
         auto lease = pair.parameter[0]->gather();
-        pair.fill(1, 2);
+        pair.fill(1, ++value);
         pair.parameter[1]->prefetch();
         lease.release();
-        if (!pair.gathered(1, 2)) return "b was cut off while a was released";
-        pair.fill(0, 1);
+        if (!pair.gathered(1, value)) return "b was cut off while a was released";
       }
       return {};
     });
