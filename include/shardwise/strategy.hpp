@@ -73,6 +73,11 @@ struct Strategy {
   /// Cap on the bytes of gathered sharded parameters; 0: none.
   std::size_t max_live_bytes = 0;
 
+  /// Residency in_place: sharded parameters below 4 MiB keep the memory below their addresses, in
+  /// the order of registration, as long as they have at most so many bytes together on each rank
+  /// (counted as slots); 0: none do. Moving pages costs small parameters more than copying bytes.
+  std::size_t keep_resident_bytes = 0;
+
   /// What the compute sees of parameters; none: the storage type. A replicated parameter is held in
   /// this type too.
   std::optional<DType> lease = std::nullopt;
@@ -147,8 +152,9 @@ struct Strategy {
           static_cast<std::uint64_t>(optimizer_state),
           static_cast<std::uint64_t>(reshard_after_forward), std::uint64_t{persistence_threshold},
           static_cast<std::uint64_t>(prefetch), std::uint64_t{bucket_bytes},
-          std::uint64_t{max_live_bytes}, type(lease), type(gradient_lease), type(wire),
-          static_cast<std::uint64_t>(overlap), static_cast<std::uint64_t>(accumulation)}) {
+          std::uint64_t{max_live_bytes}, std::uint64_t{keep_resident_bytes}, type(lease),
+          type(gradient_lease), type(wire), static_cast<std::uint64_t>(overlap),
+          static_cast<std::uint64_t>(accumulation)}) {
       for (int byte = 0; byte < 8; ++byte) {
         hash = (hash ^ ((value >> (8 * byte)) & 0xffu)) * 0x100000001b3ull;
       }

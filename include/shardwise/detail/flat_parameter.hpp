@@ -135,6 +135,8 @@ struct ParameterUnit {
   std::vector<FlatParameter<Device>*> members;
   bool needs_slot = false;
   bool shares_slots = false;
+  bool settled = false;  ///< it is decided whether it keeps its memory
+  bool kept = false;     ///< Strategy::keep_resident_bytes
   Residency residency = Residency::slots;
   std::vector<PageRange> pages = {};  ///< in_place: what the slot's pages go below
   Slot<Device>* slot = nullptr;

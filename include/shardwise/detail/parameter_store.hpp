@@ -28,7 +28,8 @@ class ParameterStore {
   explicit ParameterStore(Engine<Device>& engine)
       : engine_(engine),
         buffers_(engine.ledger, SlotKind::buffer),
-        pages_(engine.ledger, SlotKind::pages) {}
+        pages_(engine.ledger, SlotKind::pages),
+        keeper_(engine.strategy.keep_resident_bytes) {}
 
   /// Also in the middle of a step, by all ranks; slots are then found at the next gather.
   void add(Parameter& parameter) {
@@ -237,6 +238,7 @@ class ParameterStore {
   void form_units() {
     if (!prepared_) {  // also after an attempt that found no room for slots
       units_.clear();
+      keeper_ = Keeper(engine_.strategy.keep_resident_bytes);
       for (Parameter* parameter : parameters_) parameter->unit = nullptr;
     }
     const std::vector<const Registration*> all = entries();
@@ -272,6 +274,11 @@ class ParameterStore {
     buffers_.share(slots.buffers.count, slots.buffers.largest, 0, engine_.recycling());
     pages_.share(slots.pages.count, slots.pages.largest, slots.pages.ranges, engine_.recycling());
     for (const auto& unit : units_) {
+      if (!unit->settled && keeper_.keeps(*unit->members.front(), unit->bytes)) {
+        unit->shares_slots = false;
+        unit->kept = true;
+      }
+      unit->settled = true;
       if (!unit->needs_slot || unit->shares_slots || unit->slot != nullptr) continue;
       pool_of(*unit).dedicate(unit->slot, unit->bytes, unit->pages.size(), engine_.recycling());
     }
@@ -547,6 +554,7 @@ class ParameterStore {
   // Nobody is left: its slot is for others, or nobody's.
   void dissolve(Unit& unit) noexcept {
     if (unit.slot != nullptr) pool_of(unit).give_up(unit.slot);
+    if (unit.kept) keeper_.forget(unit.bytes);
     std::erase_if(units_, [&](const auto& candidate) { return candidate.get() == &unit; });
   }
 
@@ -573,6 +581,7 @@ class ParameterStore {
   Engine<Device>& engine_;
   SlotPool<Device> buffers_;
   SlotPool<Device> pages_;
+  Keeper keeper_;
   std::vector<Parameter*> parameters_;
   std::vector<std::unique_ptr<Unit>> units_;
   std::vector<GatherItem> items_;

@@ -56,12 +56,34 @@ void for_each_unit(std::span<const Registration* const> entries,
   }
 }
 
+/// Which units of parameters in place keep their memory: see Strategy::keep_resident_bytes.
+class Keeper {
+ public:
+  static constexpr std::size_t limit = std::size_t{4} << 20;
+
+  explicit Keeper(std::size_t bytes) noexcept : keeps_any_(bytes > 0), left_(bytes) {}
+  /// Asked for each unit once, in order.
+  [[nodiscard]] bool keeps(const Registration& first, std::size_t bytes) noexcept {
+    const bool may = first.shares_slots() && first.residency == Residency::in_place;
+    if (!may || !keeps_any_ || bytes >= limit || bytes > left_) return false;
+    left_ -= bytes;
+    return true;
+  }
+  /// A unit that was kept has gone.
+  void forget(std::size_t bytes) noexcept { left_ += bytes; }
+
+ private:
+  bool keeps_any_;
+  std::size_t left_;
+};
+
 /// Which slots a rank needs that registers these parameters. UsageError where max_live_bytes has no
 /// room for what must be open at once.
 [[nodiscard]] inline Slots plan_parameter_slots(std::span<const Registration* const> entries,
                                                 const Strategy& strategy,
                                                 const ContextOptions& options) {
   Slots slots;
+  Keeper keeper(strategy.keep_resident_bytes);
   for_each_unit(entries, group_parameters(entries), [&](std::span<const Registration* const> unit) {
     if (!unit[0]->needs_slot()) return;
     std::size_t bytes = 0;
@@ -70,7 +92,8 @@ void for_each_unit(std::span<const Registration* const> entries,
       bytes += entry->slot_bytes();
       ranges += entry->placed.pages.size();
     }
-    slots.of(unit[0]->residency).add(bytes, ranges, !unit[0]->shares_slots());
+    const bool own = !unit[0]->shares_slots() || keeper.keeps(*unit[0], bytes);
+    slots.of(unit[0]->residency).add(bytes, ranges, own);
   });
   const std::size_t open = options.open_parameters;
   const std::size_t dedicated = slots.buffers.dedicated + slots.pages.dedicated;
