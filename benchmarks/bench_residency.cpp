@@ -80,6 +80,7 @@ Row measure(int ranks, double mebibytes, bool single, bool kept) {
     std::vector<ShardedParameter<float>> places;
     for (const auto& tensors : shardwise::stacked(layers, first)) {
       std::vector<shardwise::TensorSpec> specs;
+      specs.reserve(tensors.size());
       for (const HostTensor& tensor : tensors) specs.push_back(tensor.spec);
       slots.emplace_back(slots_context, specs);
       places.emplace_back(place_context, tensors);

@@ -233,7 +233,7 @@ TEST_CASE("a late parameter that is larger than all others makes the slots grow"
         }
       }
       // Three slots: two open, one ahead; all as large as the largest, once each was used.
-      if (context.held() != context.plan().bytes) wrong.push_back("held");
+      if (context.held() != context.plan().bytes) wrong.emplace_back("held");
       return wrong;
     });
     for (const auto& wrong : all) CHECK(wrong == std::vector<std::string>());
@@ -281,7 +281,7 @@ TEST_CASE("host buffers: what is wrong is refused by name, on all ranks") {
     });
     for (int round = 0; round < 2; ++round) {  // all is well afterwards
       auto lease = own.gather_into<float>(good);
-      if (lease["w"].data() != w.data() || lease["b"].size() != 3) errors.push_back("lost");
+      if (lease["w"].data() != w.data() || lease["b"].size() != 3) errors.emplace_back("lost");
     }
   });
   REQUIRE(texts.size() == 13);
@@ -320,12 +320,12 @@ TEST_CASE("gradients by tensor: the last one that is ready reduces") {
         // Ranks differ in the order of their hooks.
         reduced = countdown.ready(context.rank() % 2 == 0 ? 2 : 0) || reduced;
         for (float& g : view["b"]) g += 2;
-        if (reduced || countdown.waiting() != 1) texts.push_back("too early");
-        if (!countdown.ready(context.rank() % 2 == 0 ? 0 : 2)) texts.push_back("not reduced");
+        if (reduced || countdown.waiting() != 1) texts.emplace_back("too early");
+        if (!countdown.ready(context.rank() % 2 == 0 ? 0 : 2)) texts.emplace_back("not reduced");
         const float mean = 1 + 0.5f * static_cast<float>(world - 1);
         for (const auto& segment : gradient.segments()) {
           for (const float g : segment.elements) {
-            if (g != (segment.tensor->name == "w" ? mean : 2.0f)) texts.push_back("wrong value");
+            if (g != (segment.tensor->name == "w" ? mean : 2.0f)) texts.emplace_back("wrong value");
           }
         }
         gradient.consume();
@@ -337,7 +337,7 @@ TEST_CASE("gradients by tensor: the last one that is ready reduces") {
       texts.push_back(error_of([&] { countdown.ready(9); }));
       texts.push_back(error_of([&] { GradientCountdown wrong(gradient, {1}); }));
       countdown.reset();
-      if (countdown.waiting() != 3) texts.push_back("not reset");
+      if (countdown.waiting() != 3) texts.emplace_back("not reset");
       gradient.discard();
       return texts;
     });
@@ -403,13 +403,13 @@ TEST_CASE("everything is gathered in a scope, and one rank may read alone") {
           if (error_of([&] {
                 parameters[1].initialize([](const auto&, std::size_t) { return 0.0f; });
               }).find("lease(s) of it are open") == std::string::npos) {
-            wrong.push_back("written inside");
+            wrong.emplace_back("written inside");
           }
-          if (context.held().slots <= before.slots) wrong.push_back("no memory is counted");
+          if (context.held().slots <= before.slots) wrong.emplace_back("no memory is counted");
         }
-        if (context.held() != before) wrong.push_back("memory is kept");
+        if (context.held() != before) wrong.emplace_back("memory is kept");
         const double together = sum();
-        if (context.rank() == world - 1 && alone != together) wrong.push_back("wrong values");
+        if (context.rank() == world - 1 && alone != together) wrong.emplace_back("wrong values");
         return wrong;
       });
       for (const auto& wrong : all) CHECK(wrong == std::vector<std::string>());

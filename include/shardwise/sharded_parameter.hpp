@@ -67,6 +67,7 @@ class ShardedParameter {
       : context_(&context) {
     options.residency = Residency::in_place;
     std::vector<TensorSpec> specs;
+    specs.reserve(tensors.size());
     for (const HostTensor& tensor : tensors) specs.push_back(tensor.spec);
     detail::Registration registration(std::move(specs), context.world(), dtype_of<T>,
                                       context.strategy(), std::move(options));
