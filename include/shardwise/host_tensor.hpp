@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -71,37 +70,40 @@ struct UniqueTensors {
 [[nodiscard]] inline UniqueTensors deduplicate(const std::vector<HostTensor>& given) {
   UniqueTensors unique;
   unique.index.resize(given.size());
-  std::map<const std::byte*, std::size_t> by_address;
+  std::vector<std::size_t> by_address;  // tensors with elements; equal addresses as they were given
   for (std::size_t i = 0; i < given.size(); ++i) {
-    const HostTensor& tensor = given[i];
-    if (tensor.count() > 0) {
-      const auto [known, added] = by_address.emplace(tensor.data, unique.tensors.size());
-      if (!added) {
-        const HostTensor& first = unique.tensors[known->second];
-        const bool same = first.dtype == tensor.dtype &&
-                          std::equal(first.spec.shape.begin(), first.spec.shape.end(),
-                                     tensor.spec.shape.begin(), tensor.spec.shape.end());
-        if (!same) {
-          raise(
-              "tensors '{}' and '{}' begin at one address, but are not of one type and shape; "
-              "views of a tensor cannot be parameters of their own",
-              first.spec.name, tensor.spec.name);
-        }
-        unique.index[i] = known->second;
-        continue;
+    if (given[i].count() > 0) by_address.push_back(i);
+  }
+  std::stable_sort(by_address.begin(), by_address.end(),
+                   [&](std::size_t a, std::size_t b) { return given[a].data < given[b].data; });
+  std::vector<std::size_t> first(given.size());  // who is listed for each
+  for (std::size_t i = 0; i < given.size(); ++i) first[i] = i;
+  for (std::size_t i = 1; i < by_address.size(); ++i) {
+    const HostTensor& before = given[first[by_address[i - 1]]];
+    const HostTensor& tensor = given[by_address[i]];
+    if (before.data == tensor.data) {
+      const bool same = before.dtype == tensor.dtype &&
+                        std::equal(before.spec.shape.begin(), before.spec.shape.end(),
+                                   tensor.spec.shape.begin(), tensor.spec.shape.end());
+      if (!same) {
+        raise(
+            "tensors '{}' and '{}' begin at one address, but are not of one type and shape; views "
+            "of a tensor cannot be parameters of their own",
+            before.spec.name, tensor.spec.name);
       }
+      first[by_address[i]] = first[by_address[i - 1]];
+    } else if (before.data + before.bytes() > tensor.data) {
+      raise("tensors '{}' and '{}' overlap in memory; a parameter's tensors are apart",
+            before.spec.name, tensor.spec.name);
+    }
+  }
+  for (std::size_t i = 0; i < given.size(); ++i) {
+    if (first[i] != i) {
+      unique.index[i] = unique.index[first[i]];
+      continue;
     }
     unique.index[i] = unique.tensors.size();
-    unique.tensors.push_back(tensor);
-  }
-  const HostTensor* before = nullptr;
-  for (const auto& [address, index] : by_address) {
-    const HostTensor& tensor = unique.tensors[index];
-    if (before != nullptr && before->data + before->bytes() > address) {
-      raise("tensors '{}' and '{}' overlap in memory; a parameter's tensors are apart",
-            before->spec.name, tensor.spec.name);
-    }
-    before = &tensor;
+    unique.tensors.push_back(given[i]);
   }
   return unique;
 }

@@ -74,8 +74,9 @@ struct Strategy {
   std::size_t max_live_bytes = 0;
 
   /// Residency in_place: sharded parameters below 4 MiB keep the memory below their addresses, in
-  /// the order of registration, as long as they have at most so many bytes together on each rank
-  /// (counted as slots); 0: none do. Moving pages costs small parameters more than copying bytes.
+  /// the order of registration, as long as their leases have at most so many bytes together
+  /// (what is kept counts as slots); 0: none do. Moving pages costs small parameters more than
+  /// copying bytes.
   std::size_t keep_resident_bytes = 0;
 
   /// What the compute sees of parameters; none: the storage type. A replicated parameter is held in

@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <map>
+#include <iterator>
 #include <span>
 #include <string>
 #include <utility>
@@ -155,9 +155,9 @@ class AddressRange final : public FaultObserver {
                           next - data_begin(), before == nullptr ? "the beginning" : *before,
                           after == nullptr ? "the end" : *after);
     };
-    for (const auto& [begin, claim] : claims_) {
-      gap(begin, &claim.tensor);
-      end = begin + claim.bytes;
+    for (const Claim& claim : claims_) {
+      gap(claim.begin, &claim.tensor);
+      end = claim.begin + claim.bytes;
       before = &claim.tensor;
     }
     gap(data_begin() + size_, nullptr);
@@ -212,6 +212,7 @@ class AddressRange final : public FaultObserver {
 
  private:
   struct Claim {
+    std::byte* begin;
     std::uint64_t id;
     std::size_t bytes;
     std::string parameter;
@@ -228,26 +229,32 @@ class AddressRange final : public FaultObserver {
       raise("tensor '{}' of parameter '{}' is not within arena '{}' ({} bytes)", tensor.spec.name,
             parameter, name_, size_);
     }
-    const auto next = claims_.lower_bound(tensor.data);
-    const auto overlaps = [&](auto other) {
-      return other->first < tensor.data + bytes && tensor.data < other->first + other->second.bytes;
+    const auto next = after(tensor.data);
+    const auto overlaps = [&](const Claim& other) {
+      return other.begin < tensor.data + bytes && tensor.data < other.begin + other.bytes;
     };
-    auto owner = claims_.end();
-    if (next != claims_.end() && overlaps(next)) owner = next;
-    if (next != claims_.begin() && overlaps(std::prev(next))) owner = std::prev(next);
-    if (owner != claims_.end()) {
+    const Claim* owner = nullptr;
+    if (next != claims_.end() && overlaps(*next)) owner = &*next;
+    if (next != claims_.begin() && overlaps(*std::prev(next))) owner = &*std::prev(next);
+    if (owner != nullptr) {
       raise(
           "tensor '{}' of parameter '{}' overlaps tensor '{}' of parameter '{}' in arena '{}': "
           "each "
           "byte belongs to one parameter. List a tied tensor once (deduplicate)",
-          tensor.spec.name, parameter, owner->second.tensor, owner->second.parameter, name_);
+          tensor.spec.name, parameter, owner->tensor, owner->parameter, name_);
     }
-    claims_.emplace(tensor.data,
-                    Claim{id, bytes, parameter, tensor.spec.name, size_of(tensor.dtype)});
+    claims_.insert(
+        next, Claim{tensor.data, id, bytes, parameter, tensor.spec.name, size_of(tensor.dtype)});
+  }
+
+  // The first claim that begins behind `address`.
+  [[nodiscard]] std::vector<Claim>::const_iterator after(const std::byte* address) const noexcept {
+    return std::partition_point(claims_.begin(), claims_.end(),
+                                [&](const Claim& claim) { return claim.begin <= address; });
   }
 
   void erase(std::uint64_t id) noexcept {
-    std::erase_if(claims_, [&](const auto& entry) { return entry.second.id == id; });
+    std::erase_if(claims_, [&](const Claim& claim) { return claim.id == id; });
   }
 
   static void place(Placed& placed, std::byte* begin, std::byte* end, bool recycle) {
@@ -290,15 +297,13 @@ class AddressRange final : public FaultObserver {
               "gradients between lease() (ensure_open()) and reduce()"
             : "while it was not gathered. Call gather() (ensure_gathered()) first, and release "
               "it after the last use";
-    auto claim = claims_.upper_bound(const_cast<std::byte*>(address));
-    if (claim != claims_.begin() &&
-        address < std::prev(claim)->first + std::prev(claim)->second.bytes) {
-      --claim;
-      const auto inside = static_cast<std::size_t>(address - claim->first);
+    const auto next = after(address);
+    if (next != claims_.begin() && address < std::prev(next)->begin + std::prev(next)->bytes) {
+      const Claim& claim = *std::prev(next);
+      const auto inside = static_cast<std::size_t>(address - claim.begin);
       return fmt::format(
           "rank {} {} element {} of tensor '{}' of parameter '{}', in arena '{}', {}", rank, did,
-          inside / claim->second.element_size, claim->second.tensor, claim->second.parameter, name_,
-          rule);
+          inside / claim.element_size, claim.tensor, claim.parameter, name_, rule);
     }
     return fmt::format("rank {} {} byte {} of arena '{}', which belongs to no parameter", rank, did,
                        address - pages_.begin, name_);
@@ -310,7 +315,7 @@ class AddressRange final : public FaultObserver {
   bool debug_;
   std::size_t size_;
   PageRange pages_;
-  std::map<std::byte*, Claim> claims_;
+  std::vector<Claim> claims_;  // by address
   std::uint64_t last_claim_ = 0;
   std::size_t recycled_ = 0;
   std::size_t mappings_ = 0;

@@ -46,7 +46,7 @@ class FaultWatch {
     const std::lock_guard lock(mutex_);
     for (Entry& entry : entries_) {
       if (entry.observer.load() != nullptr) continue;
-      if (used_ == 0) install();
+      if (used_ == 0 && !chained_) install();
       entry.begin.store(range.begin);
       entry.bytes.store(range.bytes);
       entry.observer.store(&observer);
@@ -67,6 +67,7 @@ class FaultWatch {
       struct sigaction now = {};  // a handler that the host has installed since then stays
       const bool ours = sigaction(SIGSEGV, nullptr, &now) == 0 && now.sa_sigaction == &handle;
       if (ours) sigaction(SIGSEGV, &before_, nullptr);
+      chained_ = !ours;
     }
   }
 
@@ -126,6 +127,8 @@ class FaultWatch {
   std::mutex mutex_;
   std::array<Entry, 256> entries_{};
   std::size_t used_ = 0;
+  bool chained_ =
+      false;  // ours stands behind the host's: installed again, they would go in circles
   struct sigaction before_ = {};
 };
 

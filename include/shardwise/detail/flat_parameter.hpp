@@ -145,6 +145,7 @@ struct ParameterUnit {
   bool hidden = false;      ///< debug mode: nobody may have touched it since it was hidden
   std::size_t leases = 0;
   std::size_t bytes = 0;
+  std::size_t lease_bytes = 0;  ///< the same on all ranks
 };
 
 /// Empties a list of items at the end of the scope, also where the call that they are for throws.

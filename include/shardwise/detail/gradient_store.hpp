@@ -350,10 +350,20 @@ class GradientStore {
   }
 
   void allocate_slots() {
-    const GradientSlots plan =
+    GradientSlots plan =
         plan_gradient_slots(entries(), engine_.comm, engine_.strategy, engine_.options);
-    const SlotNeeds& buffers = plan.slots.buffers;
-    const SlotNeeds& pages = plan.slots.pages;
+    Slots own;  // units whose members have gone may be others than the plan's
+    for (const auto& unit : units_) {
+      const Registration& first = unit->members.front()->parameter;
+      if (!first.gradient_needs_slot()) continue;
+      own.of(unit->residency).add(unit->bytes, unit->pages.size(), first.gradient_slot_stays());
+    }
+    SlotNeeds& buffers = plan.slots.buffers;
+    SlotNeeds& pages = plan.slots.pages;
+    const std::size_t open = engine_.options.open_gradients + (engine_.strategy.overlap ? 1 : 0);
+    buffers.cover(own.buffers, open);
+    pages.cover(own.pages, open);
+    engine_.quiesce();  // tasks in the stream use the pools
     buffers_.share(buffers.count, buffers.largest, 0, engine_.recycling());
     pages_.share(pages.count, pages.largest, pages.ranges, engine_.recycling());
     for (const auto& unit : units_) {

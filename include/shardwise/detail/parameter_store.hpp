@@ -82,8 +82,7 @@ class ParameterStore {
           parameter->name);
     }
     check_room(wanted);
-    for (Parameter* parameter : wanted) lend(*parameter);
-    settle(wanted);
+    lend_all(wanted);
   }
 
   /// The same for one parameter that lives in the host's memory: `buffers` has an address for each
@@ -94,9 +93,8 @@ class ParameterStore {
     prepare();
     place(parameter, buffers);
     if (parameter.sharded() && parameter.leases == 0) parameter.gathered_version = 0;
-    lend(parameter);
     Parameter* const wanted[] = {&parameter};
-    settle(wanted);
+    lend_all(wanted);
     if (parameter.sharded() || parameter.leases > 1) return;
     for (const Piece& piece : parameter.pieces) {
       const std::size_t size = size_of(parameter.lease);
@@ -207,6 +205,25 @@ class ParameterStore {
  private:
   using State = typename Slot<Device>::State;
 
+  void lend_all(std::span<Parameter* const> wanted) {
+    std::size_t lent = 0;
+    try {
+      for (; lent < wanted.size(); ++lent) lend(*wanted[lent]);
+      settle(wanted);
+    } catch (...) {
+      abort(wanted.first(lent));
+      throw;
+    }
+  }
+
+  // A gather has failed: nothing of it is open, or on its way.
+  void abort(std::span<Parameter* const> lent) noexcept {
+    items_.clear();
+    for (Parameter* parameter : fetched_) parameter->gathered_version = 0;
+    fetched_.clear();
+    for (Parameter* parameter : lent) close(*parameter);
+  }
+
   [[nodiscard]] SlotPool<Device>& pool_of(const Unit& unit) noexcept {
     return unit.residency == Residency::in_place ? pages_ : buffers_;
   }
@@ -257,6 +274,7 @@ class ParameterStore {
       parameter.unit_offset = unit.bytes;
       unit.members.push_back(&parameter);
       unit.bytes += parameter.slot_bytes();
+      unit.lease_bytes += parameter.lease_bytes();
       list_pages(unit);
     }
   }
@@ -270,15 +288,22 @@ class ParameterStore {
   }
 
   void allocate_slots() {
-    const Slots slots = plan_parameter_slots(entries(), engine_.strategy, engine_.options);
-    buffers_.share(slots.buffers.count, slots.buffers.largest, 0, engine_.recycling());
-    pages_.share(slots.pages.count, slots.pages.largest, slots.pages.ranges, engine_.recycling());
+    Slots slots = plan_parameter_slots(entries(), engine_.strategy, engine_.options);
+    Slots own;  // units whose members have gone may be others than the plan's
     for (const auto& unit : units_) {
-      if (!unit->settled && keeper_.keeps(*unit->members.front(), unit->bytes)) {
+      if (!unit->settled && keeper_.keeps(*unit->members.front(), unit->lease_bytes)) {
         unit->shares_slots = false;
         unit->kept = true;
       }
       unit->settled = true;
+      if (unit->needs_slot)
+        own.of(unit->residency).add(unit->bytes, unit->pages.size(), !unit->shares_slots);
+    }
+    slots.buffers.cover(own.buffers, engine_.options.open_parameters);
+    slots.pages.cover(own.pages, engine_.options.open_parameters);
+    buffers_.share(slots.buffers.count, slots.buffers.largest, 0, engine_.recycling());
+    pages_.share(slots.pages.count, slots.pages.largest, slots.pages.ranges, engine_.recycling());
+    for (const auto& unit : units_) {
       if (!unit->needs_slot || unit->shares_slots || unit->slot != nullptr) continue;
       pool_of(*unit).dedicate(unit->slot, unit->bytes, unit->pages.size(), engine_.recycling());
     }
@@ -554,7 +579,7 @@ class ParameterStore {
   // Nobody is left: its slot is for others, or nobody's.
   void dissolve(Unit& unit) noexcept {
     if (unit.slot != nullptr) pool_of(unit).give_up(unit.slot);
-    if (unit.kept) keeper_.forget(unit.bytes);
+    if (unit.kept) keeper_.forget(unit.lease_bytes);
     std::erase_if(units_, [&](const auto& candidate) { return candidate.get() == &unit; });
   }
 

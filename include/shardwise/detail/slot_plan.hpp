@@ -29,6 +29,12 @@ struct SlotNeeds {
     ranges = std::max(ranges, unit_ranges);
     ++units;
   }
+  /// At least what a rank needs whose units are no longer those of a plan.
+  void cover(const SlotNeeds& other, std::size_t open) noexcept {
+    largest = std::max(largest, other.largest);
+    ranges = std::max(ranges, other.ranges);
+    count = std::max(count, std::min(other.units, open));
+  }
   [[nodiscard]] std::size_t shared_bytes() const noexcept { return count * largest; }
   [[nodiscard]] std::size_t bytes() const noexcept { return shared_bytes() + dedicated; }
 };
@@ -88,11 +94,13 @@ class Keeper {
     if (!unit[0]->needs_slot()) return;
     std::size_t bytes = 0;
     std::size_t ranges = 0;
+    std::size_t kept = 0;
     for (const Registration* entry : unit) {
+      kept += entry->lease_bytes();
       bytes += entry->slot_bytes();
       ranges += entry->placed.pages.size();
     }
-    const bool own = !unit[0]->shares_slots() || keeper.keeps(*unit[0], bytes);
+    const bool own = !unit[0]->shares_slots() || keeper.keeps(*unit[0], kept);
     slots.of(unit[0]->residency).add(bytes, ranges, own);
   });
   const std::size_t open = options.open_parameters;
@@ -106,7 +114,7 @@ class Keeper {
   if (cap > 0 && least > cap) {
     raise(
         "max_live_bytes = {} has no room for {} open parameter(s) of {} bytes beside {} bytes that "
-        "stay gathered (reshard_after_forward = false); raise it to {}",
+        "stay gathered (reshard_after_forward = false, keep_resident_bytes); raise it to {}",
         cap, open, std::max(slots.buffers.largest, slots.pages.largest), dedicated, least);
   }
   const auto ahead = static_cast<std::size_t>(strategy.prefetch);
