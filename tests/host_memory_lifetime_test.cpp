@@ -292,6 +292,97 @@ TEST_CASE("debug mode: no false alarm where slots grow, are taken, or lose a mem
   });
 }
 
+TEST_CASE("buckets that lost a member find as many slots as were asked for") {
+  check_ranks([](Communicator& communicator) -> std::string {
+    Strategy strategy = Pair::bucket();
+    Context<> context(communicator, strategy, {.open_parameters = 3, .open_gradients = 3});
+    std::vector<std::unique_ptr<ShardedParameter<float>>> parameters;
+    std::vector<std::unique_ptr<ShardedGradient<float>>> gradients;
+    const auto make = [&](const char* name) {
+      parameters.push_back(std::make_unique<ShardedParameter<float>>(
+          context, std::vector<TensorSpec>{{name, {1000}}}));
+      gradients.push_back(std::make_unique<ShardedGradient<float>>(*parameters.back()));
+    };
+    for (const char* name : {"a", "b", "c"}) make(name);
+    (void)parameters[0]->gather();
+    gradients[0]->lease().discard();
+    gradients.erase(gradients.begin() + 1);
+    parameters.erase(parameters.begin() + 1);
+    make("d");
+    make("e");
+    const auto first = parameters[0]->gather();
+    const auto second = parameters[2]->gather();
+    const auto third = parameters[3]->gather();
+    auto one = gradients[0]->lease();
+    auto two = gradients[2]->lease();
+    auto three = gradients[3]->lease();
+    for (auto* lease : {&one, &two, &three}) lease->discard();
+    return {};
+  });
+}
+
+TEST_CASE("what is kept is the same on all ranks, and covers who comes after a member went") {
+  const auto keep = [](std::size_t bytes) {
+    Strategy strategy = Pair::bucket();
+    strategy.keep_resident_bytes = bytes;
+    return strategy;
+  };
+  check_ranks([&](Communicator& communicator) -> std::string {
+    // The budget is the two of the bucket; one of them goes and comes again.
+    Pair pair(communicator, {.open_parameters = 2}, keep(2 * size * sizeof(float)));
+    if (!pair.gathered(0, 1) || !pair.gathered(1, 2)) return "before";
+    pair.gradient[0].reset();
+    pair.parameter[0].reset();
+    pair.make(0, 3);
+    for (int round = 0; round < 2; ++round) {
+      const auto other = pair.parameter[1]->gather();
+      if (!pair.gathered(0, 3) || !Pair::all(other[std::size_t{0}], 2)) return "after";
+    }
+    return {};
+  });
+  check_ranks([&](Communicator& communicator) -> std::string {
+    // Ranks lay their tensors out differently: the pages are not those of other ranks.
+    Context<> context(communicator, keep(2 * size * sizeof(float)));
+    Arena arena(context, 8 * size * sizeof(float));
+    const std::size_t gap = context.rank() == 1 ? 5000 : 0;
+    std::vector<ShardedParameter<float>> parameters;
+    for (std::size_t i = 0; i < 4; ++i) {
+      float* const at = arena.as<float>() + 2 * i * size;
+      parameters.emplace_back(
+          context,
+          std::vector<HostTensor>{{"w", at, {size / 2}}, {"b", at + size / 2 + gap, {100}}},
+          ParameterOptions{.name = fmt::format("p{}", i)});
+      parameters.back().initialize([&](const auto&, std::size_t) { return static_cast<float>(i); });
+    }
+    for (int round = 0; round < 3; ++round) {
+      for (std::size_t i = 0; i < parameters.size(); ++i) {
+        const auto lease = parameters[i].gather();
+        if (!Pair::all(lease["w"], static_cast<float>(i))) return "wrong values";
+      }
+    }
+    return {};
+  });
+}
+
+TEST_CASE("a gather that failed leaves nothing that a later one would carry along") {
+  check_ranks([](Communicator& communicator) -> std::string {
+    Pair pair(communicator, {.open_parameters = 2, .debug = true}, [] {
+      Strategy strategy = Strategy::zero3();
+      strategy.prefetch = 0;
+      return strategy;
+    }());
+    (void)gather(*pair.parameter[0], *pair.parameter[1]);
+    auto* const crumb = pair.weights.as<float>() + 2 * size - 1;  // of b, on every rank alike
+    *crumb = 7;
+    const std::string text =
+        error_of([&] { (void)gather(*pair.parameter[0], *pair.parameter[1]); });
+    if (text.find("of tensor 'b' of parameter 'b'") == std::string::npos)
+      return "not found: " + text;
+    pair.fill(0, 4);  // no lease of it is left
+    return pair.gathered(0, 4) ? "" : "wrong values";
+  });
+}
+
 TEST_CASE("a host's own handler of faults stays when an arena that is watched goes") {
   const auto done = on_ranks(1, [](Communicator& communicator) {
     static volatile sig_atomic_t calls = 0;
