@@ -295,6 +295,8 @@ TEST_CASE("debug mode: no false alarm where slots grow, are taken, or lose a mem
 TEST_CASE("buckets that lost a member find as many slots as were asked for") {
   check_ranks([](Communicator& communicator) -> std::string {
     Strategy strategy = Pair::bucket();
+    strategy.bucket_bytes = 2 * 4300;
+    strategy.overlap = false;
     Context<> context(communicator, strategy, {.open_parameters = 3, .open_gradients = 3});
     std::vector<std::unique_ptr<ShardedParameter<float>>> parameters;
     std::vector<std::unique_ptr<ShardedGradient<float>>> gradients;
@@ -303,19 +305,20 @@ TEST_CASE("buckets that lost a member find as many slots as were asked for") {
           context, std::vector<TensorSpec>{{name, {1000}}}));
       gradients.push_back(std::make_unique<ShardedGradient<float>>(*parameters.back()));
     };
-    for (const char* name : {"a", "b", "c"}) make(name);
+    for (const char* name : {"a", "b", "c", "d"}) make(name);  // in two buckets of two
     (void)parameters[0]->gather();
     gradients[0]->lease().discard();
-    gradients.erase(gradients.begin() + 1);
-    parameters.erase(parameters.begin() + 1);
-    make("d");
+    for (const std::ptrdiff_t gone : {3, 1}) {
+      gradients.erase(gradients.begin() + gone);
+      parameters.erase(parameters.begin() + gone);
+    }
     make("e");
     const auto first = parameters[0]->gather();
-    const auto second = parameters[2]->gather();
-    const auto third = parameters[3]->gather();
+    const auto second = parameters[1]->gather();
+    const auto third = parameters[2]->gather();
     auto one = gradients[0]->lease();
-    auto two = gradients[2]->lease();
-    auto three = gradients[3]->lease();
+    auto two = gradients[1]->lease();
+    auto three = gradients[2]->lease();
     for (auto* lease : {&one, &two, &three}) lease->discard();
     return {};
   });
