@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -52,11 +53,28 @@ struct HostTensor {
   for (std::size_t layer = 0; layer < layers; ++layer) {
     for (HostTensor& tensor : result[layer]) {
       tensor.data += checked_multiply(layer, tensor.bytes(), tensor.spec.name.c_str());
-      tensor.spec.name += fmt::format(".{}", layer);
+      tensor.spec.name += '.' + std::to_string(layer);
     }
   }
   return result;
 }
+
+namespace detail {
+
+/// Which of them have elements, by address; equal addresses in the order given.
+[[nodiscard]] inline std::vector<std::size_t> order_by_address(
+    std::span<const HostTensor> tensors) {
+  std::vector<std::size_t> order;
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    if (tensors[i].count() > 0) order.push_back(i);
+  }
+  std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+    return tensors[a].data != tensors[b].data ? tensors[a].data < tensors[b].data : a < b;
+  });
+  return order;
+}
+
+}  // namespace detail
 
 /// A list of tensors without those that appear a second time.
 struct UniqueTensors {
@@ -70,12 +88,7 @@ struct UniqueTensors {
 [[nodiscard]] inline UniqueTensors deduplicate(const std::vector<HostTensor>& given) {
   UniqueTensors unique;
   unique.index.resize(given.size());
-  std::vector<std::size_t> by_address;  // tensors with elements; equal addresses as they were given
-  for (std::size_t i = 0; i < given.size(); ++i) {
-    if (given[i].count() > 0) by_address.push_back(i);
-  }
-  std::stable_sort(by_address.begin(), by_address.end(),
-                   [&](std::size_t a, std::size_t b) { return given[a].data < given[b].data; });
+  const std::vector<std::size_t> by_address = detail::order_by_address(given);
   std::vector<std::size_t> first(given.size());  // who is listed for each
   for (std::size_t i = 0; i < given.size(); ++i) first[i] = i;
   for (std::size_t i = 1; i < by_address.size(); ++i) {

@@ -93,10 +93,7 @@ class AddressRange final : public FaultObserver {
   /// byte has an owner already.
   [[nodiscard]] Placed claim(const std::string& parameter, std::span<const HostTensor> tensors,
                              bool recycle) {
-    std::vector<std::size_t> order(tensors.size());
-    for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
-    std::sort(order.begin(), order.end(),
-              [&](std::size_t a, std::size_t b) { return tensors[a].data < tensors[b].data; });
+    const std::vector<std::size_t> order = order_by_address(tensors);
     Placed placed;
     placed.claim = ++last_claim_;
     try {
@@ -109,7 +106,6 @@ class AddressRange final : public FaultObserver {
     std::byte* end = nullptr;
     for (const std::size_t i : order) {
       const HostTensor& tensor = tensors[i];
-      if (tensor.bytes() == 0) continue;
       if (tensor.data != end) {
         place(placed, begin, end, recycle);
         begin = tensor.data;
@@ -151,9 +147,10 @@ class AddressRange final : public FaultObserver {
       const auto bytes = static_cast<std::size_t>(next - end);
       missing += bytes;
       if (++shown > 8) return;
-      gaps += fmt::format("\n  bytes [{}, {}), after {}, before {}", end - data_begin(),
-                          next - data_begin(), before == nullptr ? "the beginning" : *before,
-                          after == nullptr ? "the end" : *after);
+      gaps += "\n  bytes [" + std::to_string(end - data_begin()) + ", " +
+              std::to_string(next - data_begin()) + "), after " +
+              (before == nullptr ? "the beginning" : *before) + ", before " +
+              (after == nullptr ? "the end" : *after);
     };
     for (const Claim& claim : claims_) {
       gap(claim.begin, &claim.tensor);
@@ -162,10 +159,11 @@ class AddressRange final : public FaultObserver {
     }
     gap(data_begin() + size_, nullptr);
     if (missing == 0) return;
-    raise(
-        "arena '{}': {} of {} bytes belong to no parameter, so nobody shards or updates them; make "
-        "a ShardedParameter of them, or take them out of the arena:{}{}",
-        name_, missing, size_, gaps, shown > 8 ? "\n  ..." : "");
+    throw UsageError("arena '" + name_ + "': " + std::to_string(missing) + " of " +
+                     std::to_string(size_) +
+                     " bytes belong to no parameter, so nobody shards or updates them; make a "
+                     "ShardedParameter of them, or take them out of the arena:" +
+                     gaps + (shown > 8 ? "\n  ..." : ""));
   }
 
   /// Debug mode: what a released range holds where it stays readable.
@@ -224,7 +222,6 @@ class AddressRange final : public FaultObserver {
 
   void add(std::uint64_t id, const std::string& parameter, const HostTensor& tensor) {
     const std::size_t bytes = tensor.bytes();
-    if (bytes == 0) return;
     if (!contains(tensor.data, bytes)) {
       raise("tensor '{}' of parameter '{}' is not within arena '{}' ({} bytes)", tensor.spec.name,
             parameter, name_, size_);
@@ -262,9 +259,11 @@ class AddressRange final : public FaultObserver {
     PageRange inner = inner_pages(begin, static_cast<std::size_t>(end - begin));
     if (!recycle || inner.bytes < least_recycled) inner = {begin, 0};
     if (inner.bytes > 0) placed.pages.push_back(inner);
-    if (inner.begin > begin) placed.crumbs.emplace_back(begin, inner.begin);
     std::byte* const rest = inner.begin + inner.bytes;
-    if (end > rest) placed.crumbs.emplace_back(rest, end);
+    for (const std::span<std::byte> crumb :
+         {std::span<std::byte>(begin, inner.begin), {rest, end}}) {
+      if (!crumb.empty()) placed.crumbs.push_back(crumb);
+    }
   }
 
   void take_away(const Placed& placed) {
@@ -279,34 +278,35 @@ class AddressRange final : public FaultObserver {
   void check_mappings(const std::string& parameter) const {
     const std::size_t most = most_mappings();
     if (mappings_ <= most / 2) return;
-    raise<BackendError>(
-        "arena '{}' with parameter '{}' needs up to {} mappings of the {} that vm.max_map_count "
-        "gives the whole process: raise it, or put small tensors next to each other",
-        name_, parameter, mappings_, most);
+    throw BackendError("arena '" + name_ + "' with parameter '" + parameter + "' needs up to " +
+                       std::to_string(mappings_) + " mappings of the " + std::to_string(most) +
+                       " that vm.max_map_count gives the whole process: raise it, or put small "
+                       "tensors next to each other");
   }
 
   [[nodiscard]] std::string describe(const std::byte* address, bool is_write, int rank) const {
 #if defined(__x86_64__)
-    const std::string_view did = is_write ? "wrote to" : "read";
+    const char* const did = is_write ? "wrote to" : "read";
 #else
-    const std::string_view did = is_write ? "wrote to" : "touched";
+    const char* const did = is_write ? "wrote to" : "touched";
 #endif
-    const std::string_view rule =
+    const char* const rule =
         is_write
             ? "while no lease allowed it. Parameters are written by step() and update() alone, "
               "gradients between lease() (ensure_open()) and reduce()"
             : "while it was not gathered. Call gather() (ensure_gathered()) first, and release "
               "it after the last use";
     const auto next = after(address);
+    const std::string who = "rank " + std::to_string(rank) + ' ' + did;
     if (next != claims_.begin() && address < std::prev(next)->begin + std::prev(next)->bytes) {
       const Claim& claim = *std::prev(next);
       const auto inside = static_cast<std::size_t>(address - claim.begin);
-      return fmt::format(
-          "rank {} {} element {} of tensor '{}' of parameter '{}', in arena '{}', {}", rank, did,
-          inside / claim.element_size, claim.tensor, claim.parameter, name_, rule);
+      return who + " element " + std::to_string(inside / claim.element_size) + " of tensor '" +
+             claim.tensor + "' of parameter '" + claim.parameter + "', in arena '" + name_ + "', " +
+             rule;
     }
-    return fmt::format("rank {} {} byte {} of arena '{}', which belongs to no parameter", rank, did,
-                       address - pages_.begin, name_);
+    return who + " byte " + std::to_string(address - pages_.begin) + " of arena '" + name_ +
+           "', which belongs to no parameter";
   }
 
   std::string name_;

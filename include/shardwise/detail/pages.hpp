@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <string>
 #include <string_view>
 
 #include "../core/error.hpp"
@@ -37,9 +38,10 @@ enum class Access : std::uint8_t { none, read, write };
 
 [[noreturn]] inline void raise_pages(std::string_view what, std::size_t bytes) {
   const int error = errno;
-  const std::string_view advice =
+  const char* const advice =
       error == ENOMEM ? " (no memory, or more mappings than vm.max_map_count allows)" : "";
-  raise<BackendError>("{} of {} bytes failed: {}{}", what, bytes, std::strerror(error), advice);
+  throw BackendError(std::string(what) + " of " + std::to_string(bytes) +
+                     " bytes failed: " + std::strerror(error) + advice);
 }
 
 /// Addresses without memory: pages appear, zeroed, when they are written.
