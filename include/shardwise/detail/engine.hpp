@@ -179,6 +179,11 @@ class Engine {
     if (options.observer != nullptr) options.observer->record({activity, name, bytes, begin, end});
   }
 
+  /// What may be done with an arena's addresses while nothing is lent below them.
+  [[nodiscard]] Access released() const noexcept {
+    return options.debug ? Access::none : Access::write;
+  }
+
   /// How pages come below the arenas of this context: refill where one of them cannot move them.
   [[nodiscard]] Recycling recycling() const noexcept {
     for (const AddressRange* arena : arenas) {

@@ -140,7 +140,7 @@ class GradientStore {
     // What this rank issued has run, or never will: nothing is enqueued here.
     if (unit.slot != nullptr) unit.slot->pages.abandon(gradient.parameter.gradient_placed.pages);
     if (unit.open + unit.ready == 0 && unit.slot != nullptr) {
-      if (!unit.slot->pages.take_back(released())) engine_.lost_pages = true;
+      if (!unit.slot->pages.take_back(engine_.released())) engine_.lost_pages = true;
       clear_crumbs(unit, engine_.compute);
       pool_of(unit).mark(*unit.slot, State::empty);
     }
@@ -291,10 +291,6 @@ class GradientStore {
   [[nodiscard]] SlotPool<Device>& pool_of(const Unit& unit) noexcept {
     return unit.residency == Residency::in_place ? pages_ : buffers_;
   }
-  [[nodiscard]] Access released() const noexcept {
-    return engine_.options.debug ? Access::none : Access::write;
-  }
-
   static void check_one_reduction(const Gradient& gradient) {
     const Registration& registration = gradient.parameter;
     if (registration.strategy.accumulation != Accumulation::hold) return;
@@ -363,17 +359,16 @@ class GradientStore {
     const std::size_t open = engine_.options.open_gradients + (engine_.strategy.overlap ? 1 : 0);
     buffers.cover(own.buffers, open);
     pages.cover(own.pages, open);
-    engine_.quiesce();  // tasks in the stream use the pools
+    engine_.quiesce();  // tasks in the stream use the pools and the landing buffer
     buffers_.share(buffers.count, buffers.largest, 0, engine_.recycling());
     pages_.share(pages.count, pages.largest, pages.ranges, engine_.recycling());
     for (const auto& unit : units_) {
-      if (unit->slot != nullptr || unit->members.empty()) continue;
+      if (unit->slot != nullptr) continue;
       const Registration& first = unit->members.front()->parameter;
       if (!first.gradient_needs_slot() || !first.gradient_slot_stays()) continue;
       pool_of(*unit).dedicate(unit->slot, unit->bytes, unit->pages.size(), engine_.recycling());
     }
     if (landing_.size() >= plan.landing) return;
-    engine_.quiesce();
     landing_ = {};
     landing_ = Buffer<Device>(engine_.ledger, StateKind::slots, plan.landing);
   }
@@ -441,7 +436,7 @@ class GradientStore {
     stream.wait(engine_.compute.record());
     if (unit.residency == Residency::in_place) {
       clear_crumbs(unit, stream);
-      stream.enqueue(TakePagesBack<Device>{&slot, released(), &engine_.lost_pages});
+      stream.enqueue(TakePagesBack<Device>{&slot, engine_.released(), &engine_.lost_pages});
     } else if (engine_.options.debug) {
       Device::poison(stream, slot.buffer.data(), slot.buffer.size());
       slot.hidden_from = unit.members.front()->parameter.name;

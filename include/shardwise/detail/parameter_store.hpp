@@ -505,8 +505,7 @@ class ParameterStore {
   }
 
   void give_pages_back(Slot<Device>& slot) noexcept {
-    const Access after = engine_.options.debug ? Access::none : Access::write;
-    if (!slot.pages.take_back(after)) engine_.lost_pages = true;
+    if (!slot.pages.take_back(engine_.released())) engine_.lost_pages = true;
   }
 
   // Whether the pages go at the release; where they stay in a slot that is shared, the next unit
