@@ -44,6 +44,7 @@ struct ItemPrint {
   DType dtype = DType::f32;
   DType output = DType::f32;
   bool accumulate = false;
+  bool weighted = false;
 
   bool operator==(const ItemPrint&) const = default;
 };
@@ -106,9 +107,10 @@ namespace detail {
 }  // namespace detail
 
 [[nodiscard]] inline ItemPrint print_of(const ReduceItem& item) noexcept {
-  return {item.count,       detail::hash_pieces(item.pieces),
-          item.spec.scale,  item.dtype,
-          item.spec.output, item.spec.accumulate};
+  return {item.count,        detail::hash_pieces(item.pieces),
+          item.spec.scale,   item.dtype,
+          item.spec.output,  item.spec.accumulate,
+          item.spec.weighted};
 }
 [[nodiscard]] inline ItemPrint print_of(const GatherItem& item) noexcept {
   // Where each rank's own part is read from its pieces, all ranks' must be.
@@ -125,7 +127,8 @@ namespace detail {
 [[nodiscard]] inline std::uint64_t hash_item(std::uint64_t hash, const ItemPrint& item) noexcept {
   const auto kinds = static_cast<std::uint64_t>(item.dtype) |
                      static_cast<std::uint64_t>(item.output) << 8 |
-                     static_cast<std::uint64_t>(item.accumulate) << 16;
+                     static_cast<std::uint64_t>(item.accumulate) << 16 |
+                     static_cast<std::uint64_t>(item.weighted) << 17;
   return mix(mix(mix(mix(hash, item.count), item.pieces), std::bit_cast<std::uint64_t>(item.scale)),
              kinds);
 }
@@ -156,6 +159,7 @@ template <class Item>
     if (item.output != item.dtype) text += fmt::format(" -> {}", name_of(item.output));
     if (item.scale != 1) text += fmt::format(", scale {}", item.scale);
     if (item.accumulate) text += ", accumulating";
+    if (item.weighted) text += ", weighted";
   }
   return text;
 }

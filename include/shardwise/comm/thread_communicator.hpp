@@ -125,6 +125,7 @@ class ThreadCommunicator final : public Communicator {
   void abort(std::string_view message, bool provisional = false) noexcept override {
     group_->family()->fail(world_rank(), message, provisional);
   }
+  void check() override {}  // host streams rethrow
 
  private:
   /// One call, as it travels through a stream.
