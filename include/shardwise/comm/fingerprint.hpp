@@ -1,7 +1,5 @@
 #pragma once
 
-#include <fmt/core.h>
-
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -13,6 +11,7 @@
 #include <string_view>
 #include <type_traits>
 
+#include "../core/format.hpp"
 #include "communicator.hpp"
 
 namespace shardwise::inline v0_1 {

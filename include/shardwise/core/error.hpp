@@ -1,12 +1,12 @@
 #pragma once
 
-#include <fmt/core.h>
-
 #include <concepts>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
 #include <utility>
+
+#include "format.hpp"
 
 namespace shardwise::inline v0_1 {
 
