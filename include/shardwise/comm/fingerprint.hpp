@@ -152,11 +152,11 @@ template <class Item>
 }
 
 [[nodiscard]] inline std::string describe(const ItemPrint& item, Operation operation) {
-  std::string text = fmt::format("{} x {}", name_of(item.dtype), item.count);
+  std::string text = detail::format("{} x {}", name_of(item.dtype), item.count);
   if (item.pieces != 0) text += " in pieces";
   if (operation == Operation::reduce_scatter || operation == Operation::all_reduce) {
-    if (item.output != item.dtype) text += fmt::format(" -> {}", name_of(item.output));
-    if (item.scale != 1) text += fmt::format(", scale {}", item.scale);
+    if (item.output != item.dtype) text += detail::format(" -> {}", name_of(item.output));
+    if (item.scale != 1) text += detail::format(", scale {}", item.scale);
     if (item.accumulate) text += ", accumulating";
     if (item.weighted) text += ", weighted";
   }
@@ -167,16 +167,16 @@ template <class Item>
 
 /// `all_gather #12 "block.3" (f32 x 1024)`
 [[nodiscard]] inline std::string describe(const Fingerprint& call) {
-  std::string text = fmt::format("{} #{}", name_of(call.operation), call.sequence);
-  if (call.name_length > 0) text += fmt::format(" \"{}\"", call.shown_name());
+  std::string text = detail::format("{} #{}", name_of(call.operation), call.sequence);
+  if (call.name_length > 0) text += detail::format(" \"{}\"", call.shown_name());
   if (call.item_count == 1) {
-    text += fmt::format(" ({})", detail::describe(call.item, call.operation));
+    text += detail::format(" ({})", detail::describe(call.item, call.operation));
   } else if (call.item_count > 1) {
-    text += fmt::format(" ({} items; item {}: {})", call.item_count, call.shown,
-                        detail::describe(call.item, call.operation));
+    text += detail::format(" ({} items; item {}: {})", call.item_count, call.shown,
+                           detail::describe(call.item, call.operation));
   }
-  if (call.root >= 0) text += fmt::format(" from root {}", call.root);
-  if (call.detail != 0) text += fmt::format(" detail {:016x}", call.detail);
+  if (call.root >= 0) text += detail::format(" from root {}", call.root);
+  if (call.detail != 0) text += detail::format(" detail {:016x}", call.detail);
   return text;
 }
 
@@ -199,10 +199,10 @@ template <class RankName>
     std::string separator = " ";
     for (std::size_t q = r; q < calls.size(); ++q) {
       if (!same(calls[q])) continue;
-      text += fmt::format("{}{}", separator, rank_name(q));
+      text += detail::format("{}{}", separator, rank_name(q));
       separator = ", ";
     }
-    text += fmt::format(": {}", describe(calls[r]));
+    text += detail::format(": {}", describe(calls[r]));
   }
   return text + "\nAll ranks must make the same calls in the same order; no byte was moved.";
 }

@@ -379,8 +379,8 @@ class GradientStore {
       for (const auto& other : units_) {
         if (other->slot == nullptr || other->slot->state != State::open) continue;
         for (const Gradient* member : other->members) {
-          holders += fmt::format("{}'{}'{}", holders.empty() ? "" : ", ", member->parameter.name,
-                                 member->ready ? " (waits for the rest of its bucket)" : "");
+          holders += detail::format("{}'{}'{}", holders.empty() ? "" : ", ", member->parameter.name,
+                                    member->ready ? " (waits for the rest of its bucket)" : "");
         }
       }
       raise(

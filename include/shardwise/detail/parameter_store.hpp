@@ -344,7 +344,7 @@ class ParameterStore {
     for (const auto& unit : units_) {
       for (const Parameter* member : unit->members) {
         if (member->leases == 0 || !unit->shares_slots) continue;
-        holders += fmt::format("{}'{}'", holders.empty() ? "" : ", ", member->name);
+        holders += detail::format("{}'{}'", holders.empty() ? "" : ", ", member->name);
       }
     }
     raise(
