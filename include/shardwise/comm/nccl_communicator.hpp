@@ -74,7 +74,7 @@ class NcclCommunicator final : public Communicator {
       }
     }
     if (member_->state.load() != detail::nccl::Member::State::peaceful || aborting_.load()) {
-      wait_until_settled();
+      static_cast<void>(wait_until_settled());
     }
     watchdog_->remove(member_);
     for (const auto& channel : member_->channels) channel->handle->close(options_.shutdown_timeout);
