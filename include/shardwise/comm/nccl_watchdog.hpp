@@ -245,9 +245,9 @@ class Watchdog {
           const auto call = channel->tracker.last();
           if (call && (!last || call->sequence > last->sequence)) last = call;
         }
-        rendezvous->put(member.state_key(static_cast<std::size_t>(member.rank)),
-                        format("{} {}", last ? last->sequence : 0,
-                               last ? describe(*last) : "no call so far"));
+        rendezvous->put(
+            member.state_key(static_cast<std::size_t>(member.rank)),
+            format("{} {}", last ? last->sequence : 0, last ? describe(*last) : "no call so far"));
       } catch (...) {
         return;  // the message is poorer
       }
