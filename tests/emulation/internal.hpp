@@ -41,6 +41,7 @@ void asan_unpoison(std::uintptr_t begin, std::size_t bytes);
 class Lock {
  public:
   void lock();
+  [[nodiscard]] bool try_lock();
   void unlock();
 
  private:
