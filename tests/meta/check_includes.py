@@ -16,9 +16,10 @@ ROOMS = [
     ("memory", r"(memory|statistics)\.hpp"),
     ("kernels", r"kernels/.*"),
     ("optim", r"optim/.*"),
+    ("cuda", r"device/cuda(_\w+)?\.(hpp|cuh|cu|inc)"),  # only the host's own sources, and comm/nccl
     ("device", r"device/.*"),
     # Backends: only the host's own sources include these.
-    ("backend", r"comm/(self|run_ranks|thread|thread_\w+)\.hpp"),
+    ("backend", r"comm/(self|run_ranks|thread|thread_\w+|nccl|nccl_\w+)\.hpp"),
     ("comm", r"comm/.*"),
     ("context", r"(context|memory_plan)\.hpp|detail/.*"),
     ("lease", r"(lease|arena)\.hpp"),
@@ -38,8 +39,9 @@ ALLOWED = {
     "kernels": {"core"},
     "optim": {"core", "kernels"},
     "device": {"core", "kernels"},
+    "cuda": {"core", "kernels", "optim"},
     "comm": {"core", "kernels", "device"},
-    "backend": {"core", "kernels", "device", "comm"},
+    "backend": {"core", "kernels", "device", "cuda", "comm"},
     "context": BELOW_CONTEXT,
     "lease": BELOW_CONTEXT | {"context"},
     "sharded": BELOW_CONTEXT | {"context", "lease", "optim"},
@@ -56,6 +58,8 @@ FOREIGN = {
     "adapters/torch/pass.hpp": {"torch/csrc/autograd/engine.h", "torch/types.h"},
     "core/format.hpp": {"fmt/core.h"},
     "comm/thread_group.hpp": {"unistd.h"},
+    **{f"device/cuda_{part}.hpp": {"cuda_runtime_api.h"}
+       for part in ("device", "error", "event", "guard", "memory", "seam", "stream")},
     "detail/pages.hpp": {"sys/mman.h", "unistd.h"},
     "detail/fault_watch.hpp": {"signal.h", "ucontext.h"},
     "kernels/copy.hpp": {"emmintrin.h"},
