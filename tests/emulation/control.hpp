@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 
 #include <cstddef>
+#include <type_traits>
 
 /// What tests may ask of the emulation. The functions are looked up when they are called, so that
 /// the same program runs on a real device, where shardwise_emulation_present() is false and the
@@ -27,7 +28,7 @@
 ///   fail_task "label:k:status,..."          the k-th task whose label begins so ("kernel", "copy",
 ///                                           "fill", "host function"): it does not run, and its
 ///                                           device returns the status from then on
-///   kernel_us (5), elements_per_us (100000),
+///   kernel_us (5), threads_per_us (100000),
 ///   copy_bytes_per_us (25000), memory_bytes_per_us (1000000)   the model of time
 ///
 /// Modelled time is in microseconds, the same in every run: a task takes what the model says, an
@@ -95,6 +96,31 @@ inline void set_option(const char* name, const char* value) {
   if (auto* const call = find<void(const char*, const char*)>("shardwise_emulation_set_option")) {
     call(name, value);
   }
+}
+
+/// Runs functor(0) ... functor(count - 1) as a kernel where there is no nvcc. The functor is
+/// trivially copyable; it is copied, and looked through for pointers to memory that the stream's
+/// device cannot use. Without the emulation: cudaErrorNotSupported.
+template <class Functor>
+cudaError_t launch(cudaStream_t stream, const char* name, std::size_t count, Functor functor) {
+  static_assert(std::is_trivially_copyable_v<Functor>);
+  using Body = void(const void*, std::size_t);
+  auto* const call = find<cudaError_t(cudaStream_t, const char*, Body*, const void*, std::size_t,
+                                      std::size_t, int)>("shardwise_emulation_launch");
+  if (call == nullptr) return cudaErrorNotSupported;
+    // what lies between members is no pointer
+#if __has_builtin(__builtin_clear_padding)
+  __builtin_clear_padding(&functor);
+  constexpr int padding_is_clear = 1;
+#else
+  constexpr int padding_is_clear = 0;
+#endif
+  return call(
+      stream, name,
+      [](const void* copy, std::size_t elements) {
+        for (std::size_t i = 0; i < elements; ++i) (*static_cast<const Functor*>(copy))(i);
+      },
+      &functor, sizeof functor, count, padding_is_clear);
 }
 
 }  // namespace emulation_control
