@@ -98,29 +98,42 @@ inline void set_option(const char* name, const char* value) {
   }
 }
 
-/// Runs functor(0) ... functor(count - 1) as a kernel where there is no nvcc. The functor is
-/// trivially copyable; it is copied, and looked through for pointers to memory that the stream's
-/// device cannot use. Without the emulation: cudaErrorNotSupported.
+/// What lies between a functor's members is no pointer; false where the compiler cannot clear it.
 template <class Functor>
-cudaError_t launch(cudaStream_t stream, const char* name, std::size_t count, Functor functor) {
-  static_assert(std::is_trivially_copyable_v<Functor>);
-  using Body = void(const void*, std::size_t);
-  auto* const call = find<cudaError_t(cudaStream_t, const char*, Body*, const void*, std::size_t,
-                                      std::size_t, int)>("shardwise_emulation_launch");
-  if (call == nullptr) return cudaErrorNotSupported;
-    // what lies between members is no pointer
+bool clear_padding([[maybe_unused]] Functor& functor) {
 #if __has_builtin(__builtin_clear_padding)
   __builtin_clear_padding(&functor);
-  constexpr int padding_is_clear = 1;
+  return true;
 #else
-  constexpr int padding_is_clear = 0;
+  return false;
 #endif
-  return call(
-      stream, name,
-      [](const void* copy, std::size_t elements) {
-        for (std::size_t i = 0; i < elements; ++i) (*static_cast<const Functor*>(copy))(i);
-      },
-      &functor, sizeof functor, count, padding_is_clear);
+}
+
+/// Runs body(copy of arguments) in stream order, as a kernel where there is no nvcc. The arguments
+/// are trivially copyable; they are copied, and looked through for pointers to memory that the
+/// stream's device cannot use: to pageable host memory only where `padding_is_clear`. The modelled
+/// time is that of `threads` threads. Without the emulation: cudaErrorNotSupported.
+template <class Arguments>
+cudaError_t launch_body(cudaStream_t stream, const char* name, std::size_t threads,
+                        const Arguments& arguments, bool padding_is_clear,
+                        void (*body)(const void* arguments, std::size_t threads)) {
+  static_assert(std::is_trivially_copyable_v<Arguments>);
+  auto* const call =
+      find<cudaError_t(cudaStream_t, const char*, void (*)(const void*, std::size_t), const void*,
+                       std::size_t, std::size_t, int)>("shardwise_emulation_launch");
+  if (call == nullptr) return cudaErrorNotSupported;
+  return call(stream, name, body, &arguments, sizeof arguments, threads, padding_is_clear ? 1 : 0);
+}
+
+/// Runs functor(0) ... functor(count - 1) so.
+template <class Functor>
+cudaError_t launch(cudaStream_t stream, const char* name, std::size_t count, Functor functor) {
+  const bool is_clear = clear_padding(functor);
+  return launch_body(stream, name, count, functor, is_clear,
+                     [](const void* copy, std::size_t elements) {
+                       const auto& function = *static_cast<const Functor*>(copy);
+                       for (std::size_t i = 0; i < elements; ++i) function(i);
+                     });
 }
 
 }  // namespace emulation_control
