@@ -53,7 +53,7 @@ struct CanonicalReduce {
 
   template <std::size_t Width>
   SHARDWISE_HOST_DEVICE void run_block(std::size_t first) const {
-    Block<Sum, Width> sum;
+    Block<Sum, Width> sum{};
     add_ranks(first, sum);
     finish(first, sum);
   }
