@@ -1,9 +1,9 @@
 #pragma once
 
-#include <fmt/core.h>
 #include <unistd.h>
 
 #include <array>
+#include <cstdio>
 #include <charconv>
 #include <cstdlib>
 #include <functional>
