@@ -31,7 +31,8 @@ inline constexpr std::size_t quantized_block = 256;
   return names[static_cast<std::size_t>(type)];
 }
 /// Bytes of `count` elements, without their factors.
-[[nodiscard]] constexpr std::size_t quantized_bytes(Quantized type, std::size_t count) noexcept {
+[[nodiscard]] SHARDWISE_HOST_DEVICE constexpr std::size_t quantized_bytes(
+    Quantized type, std::size_t count) noexcept {
   return type == Quantized::int4 ? count / 2 + count % 2 : count;
 }
 /// Factors of `count` elements, one float each.
@@ -174,7 +175,7 @@ struct Quantize {
       packed.store(to);
     } else {
       const std::size_t rest = count - first < width ? count - first : width;
-      const std::size_t bytes = Type == Quantized::int4 ? rest / 2 + rest % 2 : rest;
+      const std::size_t bytes = quantized_bytes(Type, rest);
       for (std::size_t i = 0; i < Lane::bytes; ++i) {
         if (i < bytes) to[i] = packed.values[i];
       }
@@ -203,7 +204,7 @@ struct Dequantize {
     if constexpr (Width == Lane::width) {
       typename Lane::Bytes bytes;
       Block<Out, Width> result;
-      bytes.load(in + (Type == Quantized::int4 ? first / 2 : first));
+      bytes.load(in + quantized_bytes(Type, first));
       for (std::size_t i = 0; i < Width; ++i) {
         result.values[i] = cast_element<Out>(Lane::unpack(bytes.values, i) * factor);
       }
