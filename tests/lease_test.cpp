@@ -891,7 +891,7 @@ struct Delays {
   /// An emulated device has delays of its own.
   [[nodiscard]] RankOptions options() {
     if constexpr (on_host) return host_options<RankOptions>();
-    return {};
+    return checked();
   }
 
  private:

@@ -41,16 +41,29 @@ auto on_threads(int world, F&& f, const ThreadOptions& options = {}) {
 inline constexpr int largest_world = 8;
 using RankOptions = NcclOptions;
 
+inline void skip_without_devices(int wanted) {
+  int devices = 0;
+  const cudaError_t status = cudaGetDeviceCount(&devices);
+  if (status == cudaSuccess && devices >= wanted) return;
+  SKIP("needs " << wanted << " CUDA device(s), found " << devices << " ("
+                << cudaGetErrorString(status) << ')');
+}
+
+/// Calls that differ between ranks are found, as they always are between threads. The host waits
+/// before each call then, which hides wrong orders.
+[[nodiscard]] inline RankOptions checked() { return {.checked = true}; }
+
+/// A world of this thread and its device alone.
+[[nodiscard]] inline std::unique_ptr<Communicator> communicator_of_one() {
+  skip_without_devices(1);
+  return std::make_unique<NcclCommunicator>(LocalRendezvous::make(1)[0]);
+}
+
 /// Runs f(communicator) on `world` ranks, one thread a device. Skips the rest of the test where
 /// there are fewer devices.
 template <class F>
 void run_on_ranks(int world, F&& f, const RankOptions& options = {}) {
-  int devices = 0;
-  const cudaError_t status = cudaGetDeviceCount(&devices);
-  if (status != cudaSuccess || devices < world) {
-    SKIP("a world of " << world << " ranks needs as many CUDA devices, found " << devices << " ("
-                       << cudaGetErrorString(status) << ')');
-  }
+  skip_without_devices(world);
   run_cuda_ranks(world, std::forward<F>(f), options);
 }
 
@@ -68,6 +81,7 @@ template <class F>
 void run_on_ranks(int world, F&& f, const RankOptions& options = {}) {
   run_ranks(world, std::forward<F>(f), options);
 }
+[[nodiscard]] inline RankOptions checked() { return {}; }  // they are
 
 #endif
 
