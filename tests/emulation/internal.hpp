@@ -88,6 +88,8 @@ class Patience {
   explicit Patience(std::string what) : what_(std::move(what)) { restart(); }
   [[nodiscard]] static int slice();  ///< milliseconds of one wait
   void check();
+  /// What is missing may have changed since the wait began.
+  void describe(std::string what) { what_ = std::move(what); }
 
  private:
   void restart();

@@ -82,9 +82,11 @@ class FileRendezvous final : public Rendezvous {
 
   void fail(const RankFailure& failure) noexcept override {
     try {
-      const std::string text =
-          detail::format("{} {}\n{}", failure.rank, failure.provisional ? "provisional" : failure.mismatch ? "mismatch" : "final",
-                      failure.message);
+      const std::string text = detail::format("{} {}\n{}", failure.rank,
+                                              failure.provisional ? "provisional"
+                                              : failure.mismatch  ? "mismatch"
+                                                                  : "final",
+                                              failure.message);
       if (session_.write(failed_file, text, scratch(), Existing::keep)) return;
       const std::optional<RankFailure> first = read_failure();
       if (!first || first->rank != failure.rank || !first->provisional || failure.provisional) {
@@ -149,8 +151,8 @@ class FileRendezvous final : public Rendezvous {
     name_ = detail::format("session-{:08x}{:08x}", random(), random());
     session_ = directory_.make_child(name_);
     if (!come_alive()) detail::PrivateDirectory::refuse("cannot write in", session_.path());
-    static_cast<void>(directory_.write(current_file, detail::format("{} {}", name_, size_), scratch(),
-                                       Existing::replace));
+    static_cast<void>(directory_.write(current_file, detail::format("{} {}", name_, size_),
+                                       scratch(), Existing::replace));
   }
 
   void join_session(const std::string& path, Clock::time_point deadline) {

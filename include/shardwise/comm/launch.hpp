@@ -3,8 +3,8 @@
 #include <unistd.h>
 
 #include <array>
-#include <cstdio>
 #include <charconv>
+#include <cstdio>
 #include <cstdlib>
 #include <functional>
 #include <optional>

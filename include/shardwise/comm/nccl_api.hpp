@@ -51,7 +51,8 @@ inline constexpr bool has_revoke = NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 7);
 [[nodiscard]] inline const char* advice_on(ncclResult_t result) noexcept {
   switch (result) {
     case ncclUnhandledCudaError:
-      return "CUDA refused what NCCL asked for: is there a device with a driver that is new enough, "
+      return "CUDA refused what NCCL asked for: is there a device with a driver that is new "
+             "enough, "
              "one for each rank, and memory left on it?";
     case ncclSystemError:
       return "a socket, a file or shared memory failed: look at NCCL_SOCKET_IFNAME and at the size "

@@ -97,56 +97,63 @@ class NcclCommunicator final : public Communicator {
   void all_gather(std::span<const GatherItem> items, const CallInfo& info,
                   StreamRef stream) override {
     arguments(Operation::all_gather, info).check(items);
-    issue(Operation::all_gather, items, info, stream, -1,
-          [&](auto& transfer) { transfer.all_gather(items); },
-          [&](auto&&... call) { staging_->all_gather(items, call...); });
+    issue(
+        Operation::all_gather, items, info, stream, -1,
+        [&](auto& transfer) { transfer.all_gather(items); },
+        [&](auto&&... call) { staging_->all_gather(items, call...); });
   }
   void reduce_scatter(std::span<const ReduceItem> items, const CallInfo& info,
                       StreamRef stream) override {
     arguments(Operation::reduce_scatter, info).check(items);
     check_landing(Operation::reduce_scatter, items, info, stream);
-    issue(Operation::reduce_scatter, items, info, stream, -1,
-          [&](auto& transfer) { transfer.reduce_scatter(items); },
-          [&](auto&&... call) { staging_->reduce(items, true, call...); });
+    issue(
+        Operation::reduce_scatter, items, info, stream, -1,
+        [&](auto& transfer) { transfer.reduce_scatter(items); },
+        [&](auto&&... call) { staging_->reduce(items, true, call...); });
   }
   void all_reduce(std::span<const ReduceItem> items, const CallInfo& info,
                   StreamRef stream) override {
     arguments(Operation::all_reduce, info).check(items);
     check_landing(Operation::all_reduce, items, info, stream);
-    issue(Operation::all_reduce, items, info, stream, -1,
-          [&](auto& transfer) { transfer.all_reduce(items); },
-          [&](auto&&... call) { staging_->reduce(items, false, call...); });
+    issue(
+        Operation::all_reduce, items, info, stream, -1,
+        [&](auto& transfer) { transfer.all_reduce(items); },
+        [&](auto&&... call) { staging_->reduce(items, false, call...); });
   }
   void broadcast(std::span<const BroadcastItem> items, int root, const CallInfo& info,
                  StreamRef stream) override {
     arguments(Operation::broadcast, info).check(items, root);
-    issue(Operation::broadcast, items, info, stream, root,
-          [&](auto& transfer) { transfer.broadcast(items, root); },
-          [&](auto&&... call) { staging_->broadcast(items, root, call...); });
+    issue(
+        Operation::broadcast, items, info, stream, root,
+        [&](auto& transfer) { transfer.broadcast(items, root); },
+        [&](auto&&... call) { staging_->broadcast(items, root, call...); });
   }
   void all_to_all(std::span<const ExchangeItem> items, const CallInfo& info,
                   StreamRef stream) override {
     arguments(Operation::all_to_all, info).check(items);
-    issue(Operation::all_to_all, items, info, stream, -1,
-          [&](auto& transfer) { transfer.all_to_all(items); },
-          [&](auto&&... call) { staging_->all_to_all(items, call...); });
+    issue(
+        Operation::all_to_all, items, info, stream, -1,
+        [&](auto& transfer) { transfer.all_to_all(items); },
+        [&](auto&&... call) { staging_->all_to_all(items, call...); });
   }
   void barrier(const CallInfo& info, StreamRef stream) override {
-    issue(Operation::barrier, std::span<const BroadcastItem>(), info, stream, -1,
-          [&](auto& transfer) { transfer.barrier(); },
-          [&](const Fingerprint& print, std::chrono::nanoseconds timeout, const auto& patience) {
-            const std::uint64_t nothing[2] = {};
-            static_cast<void>(staging_->gather(print, timeout, nothing, sizeof nothing, patience));
-          });
+    issue(
+        Operation::barrier, std::span<const BroadcastItem>(), info, stream, -1,
+        [&](auto& transfer) { transfer.barrier(); },
+        [&](const Fingerprint& print, std::chrono::nanoseconds timeout, const auto& patience) {
+          const std::uint64_t nothing[2] = {};
+          static_cast<void>(staging_->gather(print, timeout, nothing, sizeof nothing, patience));
+        });
   }
 
   [[nodiscard]] std::unique_ptr<Communicator> split(int color, int key,
                                                     const CallInfo& info) override {
     std::unique_ptr<Communicator> result;
-    issue(Operation::split, std::span<const BroadcastItem>(), info, {}, -1, [](auto&) {},
-          [&](const Fingerprint& print, std::chrono::nanoseconds timeout, const auto& patience) {
-            result = split_off(color, key, print, timeout, patience);
-          });
+    issue(
+        Operation::split, std::span<const BroadcastItem>(), info, {}, -1, [](auto&) {},
+        [&](const Fingerprint& print, std::chrono::nanoseconds timeout, const auto& patience) {
+          result = split_off(color, key, print, timeout, patience);
+        });
     return result;
   }
 
@@ -208,9 +215,10 @@ class NcclCommunicator final : public Communicator {
                          why.rank, why.message);
       }
       if (std::chrono::steady_clock::now() - begin < options_.startup_timeout) return;
-      raise<TimedOut>("rank {} of {} waited in vain for NCCL to connect \"{}\": all ranks came, but "
-                      "one or its network does not answer; NCCL_DEBUG=INFO says more",
-                      rendezvous.rank(), rendezvous.size(), options_.name);
+      raise<TimedOut>(
+          "rank {} of {} waited in vain for NCCL to connect \"{}\": all ranks came, but "
+          "one or its network does not answer; NCCL_DEBUG=INFO says more",
+          rendezvous.rank(), rendezvous.size(), options_.name);
     };
     // Who does not come is named here; inside NCCL it would be a time-out without names.
     ncclUniqueId id{};
@@ -221,19 +229,17 @@ class NcclCommunicator final : public Communicator {
     }
     std::string own(sizeof id, '\0');
     std::memcpy(own.data(), &id, sizeof id);
-    const auto all =
-        rendezvous.exchange(member_->id + ".here", own, options_.startup_timeout);
+    const auto all = rendezvous.exchange(member_->id + ".here", own, options_.startup_timeout);
     if (adopted != nullptr) {
       check_adopted(adopted);
       add_channel(detail::nccl::Handle::adopt(adopted, member_->rank));
     } else {
       std::memcpy(&id, all.front().data(), sizeof id);
-      add_channel(
-          detail::nccl::Handle::make(size(), member_->rank, id, options_, patience));
+      add_channel(detail::nccl::Handle::make(size(), member_->rank, id, options_, patience));
     }
     if (options_.separate_reductions) {
-      add_channel(member_->channels.front()->handle->split(0, member_->rank, options_,
-                                                           options_.name + ".reductions", patience));
+      add_channel(member_->channels.front()->handle->split(
+          0, member_->rank, options_, options_.name + ".reductions", patience));
     }
   }
 
@@ -293,9 +299,10 @@ class NcclCommunicator final : public Communicator {
   void check_stream(Operation operation, std::span<const Item> items, const CallInfo& info,
                     StreamRef stream) const {
     if (stream.memory == MemoryKind::cuda && stream.native == nullptr) {
-      raise("{} \"{}\" on rank {}: the CUDA stream is null; the default stream is adopted by its "
-            "name, cudaStreamLegacy or cudaStreamPerThread",
-            name_of(operation), info.name, rank());
+      raise(
+          "{} \"{}\" on rank {}: the CUDA stream is null; the default stream is adopted by its "
+          "name, cudaStreamLegacy or cudaStreamPerThread",
+          name_of(operation), info.name, rank());
     }
     if (stream.memory == MemoryKind::cuda) return;
     bool pieces = false;
@@ -303,9 +310,10 @@ class NcclCommunicator final : public Communicator {
       for (const Item& item : items) pieces = pieces || !item.pieces.empty();
     }
     if (stream.native == nullptr && !pieces) return;
-    raise("{} \"{}\" on rank {}: this communicator works on CUDA memory and CUDA streams; of host "
-          "memory it takes a few numbers, on the null stream and without pieces",
-          name_of(operation), info.name, rank());
+    raise(
+        "{} \"{}\" on rank {}: this communicator works on CUDA memory and CUDA streams; of host "
+        "memory it takes a few numbers, on the null stream and without pieces",
+        name_of(operation), info.name, rank());
   }
 
   /// Where waiting ends: throws where the communicator has failed, or the host's time is up inside
@@ -324,8 +332,7 @@ class NcclCommunicator final : public Communicator {
   void issue(Operation operation, std::span<const Item> items, const CallInfo& info,
              StreamRef stream, int root, const OnDevice& on_device, const OnHost& on_host) {
     check_stream(operation, items, info, stream);
-    const Fingerprint print =
-        detail::fingerprint_of(operation, items, info, root, sequence_ + 1);
+    const Fingerprint print = detail::fingerprint_of(operation, items, info, root, sequence_ + 1);
     if (!is_peaceful()) throw_failure(print);
     try {
       const CudaDeviceGuard guard(device_);
@@ -392,9 +399,8 @@ class NcclCommunicator final : public Communicator {
       if (wishes[r].color == color) members.push_back(r);
       colors.push_back(wishes[r].color);
     }
-    std::stable_sort(members.begin(), members.end(), [&](std::size_t a, std::size_t b) {
-      return wishes[a].key < wishes[b].key;
-    });
+    std::stable_sort(members.begin(), members.end(),
+                     [&](std::size_t a, std::size_t b) { return wishes[a].key < wishes[b].key; });
     std::sort(colors.begin(), colors.end());
     colors.erase(std::unique(colors.begin(), colors.end()), colors.end());
     // NCCL's colors are not negative.

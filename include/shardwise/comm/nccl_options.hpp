@@ -8,7 +8,8 @@ namespace shardwise::inline v0_1 {
 
 /// In which order sums over ranks are taken.
 enum class NcclOrder : std::uint8_t {
-  canonical,  ///< the library's tree: the bits of every other backend (all-to-all, then a local sum)
+  canonical,  ///< the library's tree: the bits of every other backend (all-to-all, then a local
+              ///< sum)
   fast        ///< NCCL's own: bits depend on its algorithm, and bf16 and f16 round at each hop
 };
 

@@ -24,8 +24,7 @@ namespace shardwise::inline v0_1::detail::nccl {
 /// canonical order, from all ranks' contributions.
 class Staging {
  public:
-  Staging(Channel& channel, int size)
-      : channel_(channel), size_(static_cast<std::size_t>(size)) {}
+  Staging(Channel& channel, int size) : channel_(channel), size_(static_cast<std::size_t>(size)) {}
 
   [[nodiscard]] cudaStream_t stream() const noexcept { return stream_.native(); }
 
@@ -69,8 +68,8 @@ class Staging {
     for (const GatherItem& item : items) {
       const std::size_t bytes = item.count * size_of(item.dtype);
       for (std::size_t r = 0; r < size_ && bytes > 0; ++r) {
-        std::memcpy(static_cast<std::byte*>(item.recv) + r * bytes,
-                    all + r * packed_.size() + at, bytes);
+        std::memcpy(static_cast<std::byte*>(item.recv) + r * bytes, all + r * packed_.size() + at,
+                    bytes);
       }
       at += padded(bytes);
     }

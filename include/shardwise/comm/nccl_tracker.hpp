@@ -154,12 +154,12 @@ class Tracker {
   }
 
   std::array<Slot, most> slots_;
-  std::uint64_t opened_ = 0;               // the host's
-  std::atomic<std::uint64_t> closed_{0};   // the host writes, the watchdog reads
-  std::mutex mutex_;                       // of `call` and opened_call_; the watchdog takes it after failures alone
+  std::uint64_t opened_ = 0;              // the host's
+  std::atomic<std::uint64_t> closed_{0};  // the host writes, the watchdog reads
+  std::mutex mutex_;  // of `call` and opened_call_; the watchdog takes it after failures alone
   std::uint64_t opened_call_ = 0;
-  std::uint64_t ended_ = 0;                // the watchdog's
-  Clock::time_point turn_{};               // the watchdog's: when the oldest call's turn came
+  std::uint64_t ended_ = 0;   // the watchdog's
+  Clock::time_point turn_{};  // the watchdog's: when the oldest call's turn came
 };
 
 }  // namespace shardwise::inline v0_1::detail::nccl

@@ -230,7 +230,8 @@ class Transfer {
   void for_each_sent(const ReduceItem& item, std::size_t begin, std::size_t end, const F& f) const {
     const std::size_t size = size_of(item.dtype);
     if (item.pieces.empty()) {
-      if (begin < end) f(static_cast<const std::byte*>(item.send) + begin * size, begin, end - begin);
+      if (begin < end)
+        f(static_cast<const std::byte*>(item.send) + begin * size, begin, end - begin);
       return;
     }
     for_each_piece(item.pieces, begin, end,
@@ -313,20 +314,20 @@ class Transfer {
   void reduce_scatter_by_nccl(ncclComm_t comm, const ReduceItem& item) {
     void* const to = lands(item) ? item.landing : item.recv;
     if (item.pieces.empty()) {
-      take(ncclReduceScatter(item.send, to, item.count, type_of(item.dtype), ncclSum, comm,
-                             stream_),
-           "ncclReduceScatter");
+      take(
+          ncclReduceScatter(item.send, to, item.count, type_of(item.dtype), ncclSum, comm, stream_),
+          "ncclReduceScatter");
       return;
     }
     for (std::size_t r = 0; r < size_; ++r) {
       const std::size_t begin = r * item.count;
-      for_each_sent(item, begin, begin + item.count,
-                    [&](const void* from, std::size_t first, std::size_t count) {
-                      take(ncclReduce(from, at(to, first - begin, item.dtype), count,
-                                      type_of(item.dtype), ncclSum, static_cast<int>(r), comm,
-                                      stream_),
-                           "ncclReduce");
-                    });
+      for_each_sent(
+          item, begin, begin + item.count,
+          [&](const void* from, std::size_t first, std::size_t count) {
+            take(ncclReduce(from, at(to, first - begin, item.dtype), count, type_of(item.dtype),
+                            ncclSum, static_cast<int>(r), comm, stream_),
+                 "ncclReduce");
+          });
     }
   }
 
@@ -343,7 +344,9 @@ class Transfer {
   void finish(const ReduceItem& item, std::size_t begin) {
     const void* const sums = lands(item) ? item.landing : item.recv;
     std::size_t done = begin;
-    const auto clear_to = [&](std::size_t end) { clear(item, item.recv, done - begin, end - done); };
+    const auto clear_to = [&](std::size_t end) {
+      clear(item, item.recv, done - begin, end - done);
+    };
     for_each_sent(item, begin, begin + item.count,
                   [&](const void*, std::size_t first, std::size_t count) {
                     clear_to(first);
@@ -361,9 +364,10 @@ class Transfer {
     std::size_t weighted = 0;
     for (const ReduceItem& item : items) weighted += item.spec.weighted ? 1 : 0;
     if (weighted == 0) return nullptr;
-    auto* const device = static_cast<double*>(
-        memory_.device.reserve((items.size() * (size_ + 1)) * sizeof(double)));
-    auto* const pinned = static_cast<double*>(memory_.pinned.reserve(items.size() * sizeof(double)));
+    auto* const device =
+        static_cast<double*>(memory_.device.reserve((items.size() * (size_ + 1)) * sizeof(double)));
+    auto* const pinned =
+        static_cast<double*>(memory_.pinned.reserve(items.size() * sizeof(double)));
     for (std::size_t i = 0; i < items.size(); ++i) pinned[i] = items[i].spec.weight;
     cuda_check(cudaMemcpyAsync(device + items.size() * size_, pinned, items.size() * sizeof(double),
                                cudaMemcpyHostToDevice, stream_),
@@ -375,8 +379,8 @@ class Transfer {
     for (std::size_t i = 0; i < items.size(); ++i) {
       if (!items[i].spec.weighted) continue;
       auto* const device = static_cast<double*>(memory_.device.data());
-      take(ncclAllGather(device + items.size() * size_ + i, device + i * size_, 1, ncclFloat64, comm,
-                         stream_),
+      take(ncclAllGather(device + items.size() * size_ + i, device + i * size_, 1, ncclFloat64,
+                         comm, stream_),
            "ncclAllGather");
     }
   }

@@ -83,8 +83,8 @@ class Rendezvous {
         missing += detail::format("{}{}", missing.empty() ? "" : ", ", r);
       }
       const std::string message =
-          detail::format("rank {} of {} waited in vain in \"{}\"; missing ranks: {}", rank(), size(),
-                      name, missing);
+          detail::format("rank {} of {} waited in vain in \"{}\"; missing ranks: {}", rank(),
+                         size(), name, missing);
       fail({rank(), message});
       throw TimedOut(message);
     }
@@ -132,8 +132,8 @@ class Rendezvous {
     while (!ready()) {
       if (const auto failed = failure()) {
         const RankFailure why = settled_failure(std::chrono::milliseconds(50));
-        throw PeerFailed(detail::format("rank {} failed: {}\nwhile rank {} waited in \"{}\"", why.rank,
-                                     why.message, rank(), what),
+        throw PeerFailed(detail::format("rank {} failed: {}\nwhile rank {} waited in \"{}\"",
+                                        why.rank, why.message, rank(), what),
                          why.rank, why.message);
       }
       if (Clock::now() - begin >= timeout) return ready();
