@@ -81,7 +81,7 @@ class Context {
   void barrier(std::string_view name = "barrier") {
     engine_.check();
     engine_.comm.barrier(engine_.info(name), engine_.communication.ref());
-    engine_.communication.synchronize();
+    engine_.settle();
   }
 
   /// For batches of different sizes: give what this returns to reduce(), and gradients become

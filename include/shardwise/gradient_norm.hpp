@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <span>
+#include <vector>
 
 #include "context.hpp"
 #include "core/math.hpp"
@@ -13,22 +14,64 @@ namespace shardwise::inline v0_1 {
 
 namespace detail {
 
-/// Sum of the squares of one world-shard's part of a stored gradient, tensor by tensor; padding
-/// does not enter. `stored` points to the shard's first element.
-template <class Device>
-[[nodiscard]] double shard_sum_of_squares(Engine<Device>& engine,
-                                          const FlatGradient<Device>& gradient, int shard,
-                                          const std::byte* stored) {
+/// f(range of the layout, its first stored element) for each world-shard of a stored gradient that
+/// this rank holds: its own, or all of them.
+template <class Device, class F>
+void for_each_held_shard(const Engine<Device>& engine, const FlatGradient<Device>& gradient,
+                         F&& f) {
   const Layout& layout = gradient.parameter.layout;
-  const std::size_t begin = layout.shard_begin(shard);
+  if (gradient.parameter.updates_shard()) {
+    f(layout.shard_begin(engine.rank()), gradient.owned());
+    return;
+  }
+  for (int shard = 0; shard < engine.world(); ++shard) {
+    const std::size_t begin = layout.shard_begin(shard);
+    f(begin, gradient.value.data() + begin * size_of(gradient.stored));
+  }
+}
+
+/// The sums of squares of the shards that this rank holds, gradient by gradient and shard by shard:
+/// in each the tensors in order, without padding. Valid until the next call.
+template <class Device>
+[[nodiscard]] std::span<const double> sums_of_held_shards(
+    Engine<Device>& engine, std::span<FlatGradient<Device>* const> gradients) {
+  std::vector<NormRange>& ranges = engine.norm_ranges;
+  std::vector<double>& sums = engine.norm_sums;  // of the ranges, then of the shards
+  const auto for_each = [&](auto&& shard_f, auto&& segment_f) {
+    for (const FlatGradient<Device>* gradient : gradients) {
+      const Layout& layout = gradient->parameter.layout;
+      for_each_held_shard(engine, *gradient, [&](std::size_t begin, const std::byte* stored) {
+        layout.for_each_segment(
+            begin, begin + layout.shard_size(), [&](const Layout::Segment& segment) {
+              segment_f(*gradient, stored + (segment.offset - begin) * size_of(gradient->stored),
+                        segment.count);
+            });
+        shard_f(*gradient);
+      });
+    }
+  };
+  using Gradient = FlatGradient<Device>;
+  std::size_t shards = 0;
+  ranges.clear();
+  for_each([&](const Gradient&) { ++shards; },
+           [&](const Gradient& gradient, const std::byte* stored, std::size_t count) {
+             ranges.push_back({stored, gradient.stored, count});
+           });
+  sums.resize(ranges.size() + shards);
+  // All at once: a device other than the host has one wait then.
+  Device::sums_of_squares(engine.compute, ranges, sums.data());
+  engine.comm.check();
+  const double* next = sums.data();
+  double* out = sums.data() + ranges.size();
   double sum = 0;
-  layout.for_each_segment(begin, begin + layout.shard_size(), [&](const Layout::Segment& segment) {
-    sum += Device::sum_of_squares(engine.compute,
-                                  stored + (segment.offset - begin) * size_of(gradient.stored),
-                                  gradient.stored, segment.count);
-  });
-  const double coefficient = gradient.coefficient;
-  return coefficient == 1 ? sum : sum * coefficient * coefficient;
+  for_each(
+      [&](const Gradient& gradient) {
+        const double coefficient = gradient.coefficient;
+        *out++ = coefficient == 1 ? sum : sum * coefficient * coefficient;
+        sum = 0;
+      },
+      [&](const Gradient&, const std::byte*, std::size_t) { sum += *next++; });
+  return std::span<const double>(sums).subspan(ranges.size());
 }
 
 /// The global 2-norm of the final gradients, the same bits on all ranks and for every strategy: per
@@ -47,35 +90,35 @@ template <class Device>
     }
     store.settle(*gradient, "gradient_norm");
   }
-
-  std::size_t sharded = 0;
-  for (const FlatGradient<Device>* gradient : gradients) {
-    if (gradient->parameter.updates_shard()) ++sharded;
-  }
+  const auto world = static_cast<std::size_t>(engine.world());
+  const auto is_scattered = [](const FlatGradient<Device>* gradient) {
+    return gradient->parameter.updates_shard();
+  };
+  const std::span<const double> held = sums_of_held_shards(engine, gradients);
+  const auto scattered =
+      static_cast<std::size_t>(std::count_if(gradients.begin(), gradients.end(), is_scattered));
   std::span<const double> all;
-  if (sharded > 0) {
-    const auto mine = engine.local_scalars(sharded);
+  if (scattered > 0) {
+    const auto mine = engine.local_scalars(scattered);
     std::size_t next = 0;
+    std::size_t index = 0;
     for (const FlatGradient<Device>* gradient : gradients) {
-      if (!gradient->parameter.updates_shard()) continue;
-      mine[next++] = shard_sum_of_squares(engine, *gradient, engine.rank(), gradient->owned());
+      if (is_scattered(gradient)) mine[index++] = held[next];
+      next += is_scattered(gradient) ? 1 : world;
     }
     all = engine.exchange(mine, "gradient_norm");
   }
-
   double total = 0;
+  std::size_t next = 0;
   std::size_t index = 0;
   for (const FlatGradient<Device>* gradient : gradients) {
-    const bool scattered = gradient->parameter.updates_shard();
-    const std::size_t shard_bytes =
-        gradient->parameter.layout.shard_size() * size_of(gradient->stored);
-    for (int shard = 0; shard < engine.world(); ++shard) {
-      const auto at = static_cast<std::size_t>(shard);
-      total += scattered ? all[at * sharded + index]
-                         : shard_sum_of_squares(engine, *gradient, shard,
-                                                gradient->value.data() + at * shard_bytes);
+    if (is_scattered(gradient)) {
+      for (std::size_t rank = 0; rank < world; ++rank) total += all[rank * scattered + index];
+      ++index;
+      ++next;
+    } else {
+      for (std::size_t shard = 0; shard < world; ++shard) total += held[next++];
     }
-    if (scattered) ++index;
   }
   return square_root(total);
 }

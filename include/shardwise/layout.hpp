@@ -171,7 +171,7 @@ class Layout {
     if (spec.name.empty()) raise("tensor {} has no name; give each tensor one", tensors_.size());
     check_multiplier(spec, "weight_decay", spec.options.weight_decay);
     check_multiplier(spec, "learning_rate", spec.options.learning_rate);
-    const std::string what = fmt::format("elements up to the end of tensor '{}'", spec.name);
+    const std::string what = detail::format("elements up to the end of tensor '{}'", spec.name);
     Tensor tensor{std::move(spec.name), {}, spec.options, round_up(end, alignment), 1};
     tensor.shape.assign(spec.shape.begin(), spec.shape.end());
     // An extent of 0 first: the other extents' product may be anything then.
@@ -220,9 +220,9 @@ class Layout {
     constexpr std::size_t shown = 32;
     std::string names;
     for (std::size_t i = 0; i < std::min(shown, tensors_.size()); ++i) {
-      names += fmt::format("{}'{}'", i == 0 ? "" : ", ", tensors_[i].name);
+      names += detail::format("{}'{}'", i == 0 ? "" : ", ", tensors_[i].name);
     }
-    if (tensors_.size() > shown) names += fmt::format(" and {} more", tensors_.size() - shown);
+    if (tensors_.size() > shown) names += detail::format(" and {} more", tensors_.size() - shown);
     raise("there is no tensor '{}' here; there is {}", name, names.empty() ? "none at all" : names);
   }
 

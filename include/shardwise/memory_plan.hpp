@@ -37,19 +37,19 @@ struct MemoryPlan {
   [[nodiscard]] std::string describe() const {
     // Few kinds of arguments: each costs whoever includes this compile time.
     const auto kind = [](std::string_view name, std::size_t count) {
-      return fmt::format("{:<16} {:>12.3f} MiB", name, static_cast<double>(count) / (1 << 20));
+      return detail::format("{:<16} {:>12.3f} MiB", name, static_cast<double>(count) / (1 << 20));
     };
     const auto slots_of = [](std::string_view name, std::size_t count, std::size_t each,
                              std::size_t dedicated) {
-      return fmt::format("{} x {} B + {} B for {}", count, each, dedicated, name);
+      return detail::format("{} x {} B + {} B for {}", count, each, dedicated, name);
     };
     return kind("parameters", bytes.parameters) + '\n' + kind("gradients", bytes.gradients) + '\n' +
            kind("optimizer state", bytes.optimizer_state) + '\n' + kind("slots", bytes.slots) +
            " = " +
            slots_of("parameters", parameter_slots, parameter_slot_bytes, parameter_dedicated) +
            ", " + slots_of("gradients", gradient_slots, gradient_slot_bytes, gradient_dedicated) +
-           fmt::format(", {} + {} B pages for arenas, {} B landing, {} B scalars\n",
-                       parameter_pages, gradient_pages, landing, scalars) +
+           detail::format(", {} + {} B pages for arenas, {} B landing, {} B scalars\n",
+                          parameter_pages, gradient_pages, landing, scalars) +
            kind("crumbs", bytes.crumbs) + '\n' + kind("peak", peak()) + '\n';
   }
 };

@@ -128,8 +128,9 @@ class ShardedGradient {
 
   /// Residency host_buffer: a contribution from the host's own memory, one buffer for each tensor,
   /// without padding, of the gradient lease type L. Reduced over ranks to the mean and added to
-  /// what each rank stores, as a lease's reduce() is; once or more in a step. The host waits: the
-  /// buffers may be freed or reused when this returns.
+  /// what each rank stores, as a lease's reduce() is; once or more in a step. The
+  /// context's stream waits: the buffers may be freed or reused in its order, which on the CPU is
+  /// when this returns.
   template <FloatingElement L = G>
   void reduce_from(std::span<L* const> buffers,
                    std::optional<ReductionWeight> weight = std::nullopt) {

@@ -96,8 +96,8 @@ class ShardedOptimizerState {
     if (!found) {
       std::string names;
       for_each_state([&]<class Candidate>(std::size_t index) {
-        names += fmt::format("{}'{}' ({})", names.empty() ? "" : ", ",
-                             Optimizer::state_names[index], name_of(dtype_of<Candidate>));
+        names += detail::format("{}'{}' ({})", names.empty() ? "" : ", ",
+                                Optimizer::state_names[index], name_of(dtype_of<Candidate>));
       });
       raise("the optimizer of '{}' has no state '{}' of type {}; it has: {}", parameter_->name,
             name, name_of(dtype_of<State>), names.empty() ? "none" : names);

@@ -198,8 +198,6 @@ class ShardedParameter {
       raise("broadcast of parameter '{}' from rank {}: ranks are 0 to {}", name(), root,
             context_->world() - 1);
     }
-    static_assert(Device::memory == MemoryKind::host,
-                  "other devices load through a staging buffer");
     std::vector<T> staging(std::min(staging_chunk, layout().padded_size()));
     write_stored("broadcast", [&](std::size_t begin, std::size_t end) {
       for (std::size_t first = 0; first < layout().padded_size(); first += staging_chunk) {
@@ -215,7 +213,7 @@ class ShardedParameter {
         const std::size_t to = std::min(last, end);
         if (from >= to) continue;
         layout().for_each_segment(from, to, [&](const Layout::Segment& segment) {
-          std::copy_n(&staging[segment.offset - first], segment.count, stored(segment));
+          upload(segment, &staging[segment.offset - first]);
         });
       }
     });
@@ -226,8 +224,6 @@ class ShardedParameter {
   /// sink).
   template <std::invocable<const Layout::Tensor&, std::size_t, std::span<const T>> Sink>
   void read(Sink&& sink) {
-    static_assert(Device::memory == MemoryKind::host,
-                  "other devices read through a staging buffer");
     auto& engine = context_->engine();
     engine.check();
     const auto pass_on = [&](std::size_t begin, std::size_t end, const T* values) {
@@ -237,9 +233,10 @@ class ShardedParameter {
       });
     };
     if (!flat_->updates_shard()) {
-      layout().for_each_segment(0, layout().padded_size(), [&](const Layout::Segment& segment) {
+      for_each_chunk(0, layout().padded_size(), [&](const Layout::Segment& segment, T* elements) {
+        if (elements != stored(segment)) download(segment, elements);
         sink(layout().tensors()[segment.tensor], segment.tensor_offset,
-             std::span<const T>(stored(segment), segment.count));
+             std::span<const T>(elements, segment.count));
       });
       return;
     }
@@ -251,7 +248,7 @@ class ShardedParameter {
         if (owner == context_->rank()) {
           const std::size_t at = begin + first;
           layout().for_each_segment(at, at + count, [&](const Layout::Segment& segment) {
-            std::copy_n(stored(segment), segment.count, &staging[segment.offset - at]);
+            download(segment, &staging[segment.offset - at]);
           });
         }
         send(staging.data(), count, owner);
@@ -337,8 +334,36 @@ class ShardedParameter {
   void send(T* values, std::size_t count, int root) {
     auto& engine = context_->engine();
     const BroadcastItem item{values, count, dtype_of<T>};
-    engine.comm.broadcast({&item, 1}, root, engine.info(name()), engine.communication.ref());
-    engine.communication.synchronize();
+    engine.comm.broadcast({&item, 1}, root, engine.info(name()), {});
+  }
+  void upload(const Layout::Segment& segment, const T* elements) {
+    Device::upload(context_->engine().compute, stored(segment), elements,
+                   segment.count * sizeof(T));
+  }
+  void download(const Layout::Segment& segment, T* elements) {
+    Device::download(context_->engine().compute, elements, stored(segment),
+                     segment.count * sizeof(T));
+  }
+
+  // f(segment, elements in the host's memory) over what this rank stores of [begin, end): the
+  // storage itself where the host can read it, else a buffer for a part of it.
+  template <class F>
+  void for_each_chunk(std::size_t begin, std::size_t end, F&& f) {
+    std::vector<T> staging;
+    layout().for_each_segment(begin, end, [&](Layout::Segment segment) {
+      if constexpr (Device::memory == MemoryKind::host) {
+        f(segment, stored(segment));
+      } else {
+        staging.resize(std::min(staging_chunk, end - begin));
+        const std::size_t last = segment.offset + segment.count;
+        while (segment.offset < last) {
+          segment.count = std::min(staging.size(), last - segment.offset);
+          f(segment, staging.data());
+          segment.offset += segment.count;
+          segment.tensor_offset += segment.count;
+        }
+      }
+    });
   }
 
   [[nodiscard]] std::span<T> owned() const {
@@ -369,12 +394,11 @@ class ShardedParameter {
   // source(tensor, first, elements) over all that this rank stores.
   template <class Source>
   void write_tensors(const char* what, Source&& source) {
-    static_assert(Device::memory == MemoryKind::host,
-                  "other devices load through a staging buffer");
     write_stored(what, [&](std::size_t begin, std::size_t end) {
-      layout().for_each_segment(begin, end, [&](const Layout::Segment& segment) {
+      for_each_chunk(begin, end, [&](const Layout::Segment& segment, T* elements) {
         source(layout().tensors()[segment.tensor], segment.tensor_offset,
-               std::span<T>(stored(segment), segment.count));
+               std::span<T>(elements, segment.count));
+        if (elements != stored(segment)) upload(segment, elements);
       });
     });
   }

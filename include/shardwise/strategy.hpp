@@ -114,7 +114,7 @@ struct Strategy {
     std::string names;
     for (const Name& known : all_names) {
       if (known.name == name) return known.make();
-      names += fmt::format("{}{}", names.empty() ? "" : ", ", known.name);
+      names += detail::format("{}{}", names.empty() ? "" : ", ", known.name);
     }
     raise<ConfigError>("there is no strategy '{}'; choose one of: {}", name, names);
   }
@@ -125,8 +125,8 @@ struct Strategy {
     for (const Name& known : all_names) {
       if (has_placements_of(known.make())) return std::string(known.name);
     }
-    return fmt::format("{}/{}/{}", name_of(parameters), name_of(gradients),
-                       name_of(optimizer_state));
+    return detail::format("{}/{}/{}", name_of(parameters), name_of(gradients),
+                          name_of(optimizer_state));
   }
 
   /// UsageError where the settings contradict each other or are out of range.

@@ -43,7 +43,8 @@ class RankCall {
       const std::size_t part = item.count * size_of(item.dtype);
       void* send = send_[i].data();
       void* recv = recv_[i].data();
-      const ReduceSpec spec{item.output, item.scale, item.weight(rank), item.accumulate};
+      const ReduceSpec spec{item.output, item.scale, item.weight(rank), item.accumulate,
+                            item.weighted};
       switch (collective.operation) {
         case Operation::all_gather:
           if (item.in_place) {

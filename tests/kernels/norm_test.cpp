@@ -12,23 +12,30 @@ using test::normal_values;
 
 namespace {
 
-/// The documented order, one lane after the other.
+/// The documented order, one tile and one lane after the other.
 template <class T>
 double by_lanes(const std::vector<T>& values) {
-  double lane[8];
-  for (std::size_t j = 0; j < 8; ++j) {
-    lane[j] = 0;
-    for (std::size_t i = j; i < values.size(); i += 8) {
-      const auto value = static_cast<double>(values[i]);
-      lane[j] += value * value;
+  double sum = 0;
+  for (std::size_t begin = 0; begin < values.size(); begin += norm_tile) {
+    const std::size_t end = std::min(begin + norm_tile, values.size());
+    double lane[8];
+    for (std::size_t j = 0; j < 8; ++j) {
+      lane[j] = 0;
+      for (std::size_t i = begin + j; i < end; i += 8) {
+        const auto value = static_cast<double>(values[i]);
+        lane[j] += value * value;
+      }
     }
+    sum +=
+        ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
   }
-  return ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
+  return sum;
 }
 
 template <class T>
 void check_type() {
-  for (const std::size_t count : {0u, 1u, 2u, 7u, 8u, 9u, 15u, 16u, 17u, 100u, 1003u}) {
+  for (const std::size_t count :
+       {0u, 1u, 2u, 7u, 8u, 9u, 15u, 16u, 17u, 100u, 1003u, 2047u, 2048u, 2049u, 5003u}) {
     for (unsigned seed = 1; seed <= 20; ++seed) {
       const auto values = normal_values<T>(count, seed);
       const double expected = by_lanes(values);
@@ -41,7 +48,7 @@ void check_type() {
 
 }  // namespace
 
-TEST_CASE("the sum of squares is taken in eight lanes in double") {
+TEST_CASE("the sum of squares is taken tile by tile in eight lanes in double") {
   check_type<double>();
   check_type<float>();
   check_type<bf16>();

@@ -13,18 +13,9 @@
 #include <vector>
 
 #include "ranks.hpp"
+#include "toy_kernels.hpp"
 
 namespace shardwise::test {
-
-/// A number in [-0.5, 0.5) that depends on its arguments alone.
-inline float noise(std::uint64_t a, std::uint64_t b, std::uint64_t c = 0) {
-  std::uint64_t x =
-      a * 0x9e3779b97f4a7c15ull + b * 0xbf58476d1ce4e5b9ull + c * 0x94d049bb133111ebull;
-  x ^= x >> 31;
-  x *= 0xd6e8feb86659fd93ull;
-  x ^= x >> 32;
-  return static_cast<float>(x >> 40) / 16777216.0f - 0.5f;
-}
 
 /// The layers of the toy model: uneven, tiny, with an empty tensor, one without weight decay, and a
 /// scalar that most ranks hold nothing of.
@@ -105,20 +96,22 @@ struct ToyResult {
 /// Trains the toy model by the library: "gradients" are a function of the gathered weights and of
 /// (step, micro-batch, rank), so that any wrong, stale or misplaced value changes every later one.
 template <FloatingElement L, FloatingElement G = L, FloatingElement Stored = float,
-          class Optimizer = AdamW>
+          class Optimizer = AdamW, class Device = HostDevice>
 ToyResult train_toy(Communicator& communicator, const ToyRun& run) {
   Strategy strategy = run.strategy;
   strategy.lease = dtype_of<L>;
   strategy.gradient_lease = dtype_of<G>;
-  Context<> context(communicator, strategy,
-                    {.timeout = std::chrono::seconds(60), .debug = run.debug});
+  Context<Device> context(communicator, strategy,
+                          {.timeout = std::chrono::seconds(60), .debug = run.debug});
   const bool in_place = run.residency == Residency::in_place;
   const auto layers = toy_layers(run.wide);
   std::optional<ToyArenas<L, G>> arenas;  // outlives the parameters
-  std::vector<ShardedParameter<float>> parameters;
-  std::vector<ShardedGradient<Stored>> gradients;
-  std::vector<ShardedOptimizerState<Optimizer>> states;
-  if (in_place) arenas.emplace(context, layers, run.arena);
+  std::vector<ShardedParameter<float, Device>> parameters;
+  std::vector<ShardedGradient<Stored, Device>> gradients;
+  std::vector<ShardedOptimizerState<Optimizer, Device>> states;
+  if constexpr (std::is_same_v<Device, HostDevice>) {
+    if (in_place) arenas.emplace(context, layers, run.arena);
+  }
   parameters.reserve(layers.size());
   gradients.reserve(layers.size());
   for (std::size_t i = 0; i < layers.size(); ++i) {
@@ -143,9 +136,14 @@ ToyResult train_toy(Communicator& communicator, const ToyRun& run) {
       return noise(i, tensor.count, element);
     });
   }
-  ShardedSequence<float, L, Stored, G> sequence;
+  ShardedSequence<float, L, Stored, G, Device> sequence;
   for (std::size_t i = 0; i < layers.size(); ++i) sequence.add(parameters[i], gradients[i]);
   if (run.tied) sequence.add(parameters[0], gradients[0]);
+
+  const auto deallocate = [](float* memory) { Device::deallocate(memory, sizeof(float)); };
+  const std::unique_ptr<float, decltype(deallocate)> x(
+      static_cast<float*>(Device::allocate(sizeof(float))), deallocate);
+  auto& stream = context.stream();
 
   ToyResult result;
   result.plan = context.plan();
@@ -155,11 +153,12 @@ ToyResult train_toy(Communicator& communicator, const ToyRun& run) {
       const bool last = micro + 1 == run.micro_batches;
       const bool complete = last || strategy.accumulation == Accumulation::reduce;
       const auto sample = static_cast<std::uint64_t>((step * 64 + micro) * 64 + context.rank());
-      float x = noise(sample, 1);
+      Device::launch(stream, 1, ToyStart{x.get(), noise(sample, 1)});
       for (std::size_t i = 0; i < sequence.size(); ++i) {
         auto visit = sequence.forward(i);
         for (const auto& tensor : parameters[i % layers.size()].layout().tensors()) {
-          for (const L value : visit.weights[tensor.name]) x += 0.125f * static_cast<float>(value);
+          const auto weights = visit.weights[tensor.name];
+          Device::launch(stream, 1, ToyForward<L>{weights.data(), weights.size(), x.get()});
         }
         visit.finish();
       }
@@ -168,12 +167,9 @@ ToyResult train_toy(Communicator& communicator, const ToyRun& run) {
         for (const auto& tensor : parameters[i % layers.size()].layout().tensors()) {
           const auto weights = visit.weights[tensor.name];
           const auto gradient = visit.gradient[tensor.name];
-          for (std::size_t k = 0; k < weights.size(); ++k) {
-            const float value = static_cast<float>(gradient[k]) +
-                                (static_cast<float>(weights[k]) * x + noise(sample, i, k)) /
-                                    static_cast<float>(run.micro_batches);
-            gradient[k] = static_cast<G>(value);
-          }
+          Device::launch(stream, weights.size(),
+                         ToyBackward<L, G>{weights.data(), gradient.data(), x.get(), sample, i,
+                                           static_cast<float>(run.micro_batches)});
         }
         visit.finish(complete);
       }

@@ -15,6 +15,11 @@ namespace shardwise::inline v0_1 {
 
 /// UsageError where `spec` cannot be applied to contributions of type `dtype`.
 inline void check_reduction(DType dtype, const ReduceSpec& spec) {
+  if (spec.weight != 1 && !spec.weighted) {
+    raise(
+        "a weight of {} in a reduction that is not weighted: set ReduceSpec::weighted on all ranks",
+        spec.weight);
+  }
   if (is_floating(dtype)) {
     if (!is_floating(spec.output)) {
       raise("a sum of {} cannot be stored as {}: choose a floating output type", name_of(dtype),
@@ -26,10 +31,10 @@ inline void check_reduction(DType dtype, const ReduceSpec& spec) {
     raise("a sum of {} is exact and stays {}, but the output type is {}", name_of(dtype),
           name_of(dtype), name_of(spec.output));
   }
-  if (spec.scale != 1 || spec.weight != 1) {
+  if (spec.scale != 1 || spec.weighted) {
     raise(
-        "a sum of {} is exact: scale and weight must be 1, found scale {} and weight {}; for a "
-        "mean convert to a floating type first",
+        "a sum of {} is exact: scale must be 1 and there are no weights, found scale {} and weight "
+        "{}; for a mean convert to a floating type first",
         name_of(dtype), spec.scale, spec.weight);
   }
 }

@@ -36,7 +36,7 @@ struct GatherItem {
 /// reduce_scatter: `send` holds size() * count elements of `dtype`; rank r gets the sum of part r,
 /// count elements of spec.output, in `recv`. In place: recv == send + rank * count, same type.
 /// all_reduce: `send` and `recv` hold count elements; in place: recv == send, same type.
-/// Integers: output must equal dtype, scale and weight must be 1.
+/// Integers: output must equal dtype, scale must be 1, and there are no weights.
 /// accumulate is never in place; an all_reduce that accumulates adds to old values that are equal
 /// on all ranks (replicated storage).
 ///
@@ -126,6 +126,10 @@ class Communicator {
   /// `message`. Idempotent; the first rank's message stays. `provisional`: the real message follows
   /// at once (an exception is unwinding this rank's stack); peers give it a moment.
   virtual void abort(std::string_view message, bool provisional = false) noexcept = 0;
+
+  /// Throws what is known to have failed in collectives whose stream does not rethrow it (a
+  /// CUDA stream that an aborted collective has left). Never waits.
+  virtual void check() = 0;
 
  protected:
   Communicator() = default;

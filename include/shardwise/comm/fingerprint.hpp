@@ -1,7 +1,5 @@
 #pragma once
 
-#include <fmt/core.h>
-
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -13,6 +11,7 @@
 #include <string_view>
 #include <type_traits>
 
+#include "../core/format.hpp"
 #include "communicator.hpp"
 
 namespace shardwise::inline v0_1 {
@@ -44,6 +43,7 @@ struct ItemPrint {
   DType dtype = DType::f32;
   DType output = DType::f32;
   bool accumulate = false;
+  bool weighted = false;
 
   bool operator==(const ItemPrint&) const = default;
 };
@@ -106,9 +106,10 @@ namespace detail {
 }  // namespace detail
 
 [[nodiscard]] inline ItemPrint print_of(const ReduceItem& item) noexcept {
-  return {item.count,       detail::hash_pieces(item.pieces),
-          item.spec.scale,  item.dtype,
-          item.spec.output, item.spec.accumulate};
+  return {item.count,        detail::hash_pieces(item.pieces),
+          item.spec.scale,   item.dtype,
+          item.spec.output,  item.spec.accumulate,
+          item.spec.weighted};
 }
 [[nodiscard]] inline ItemPrint print_of(const GatherItem& item) noexcept {
   // Where each rank's own part is read from its pieces, all ranks' must be.
@@ -125,7 +126,8 @@ namespace detail {
 [[nodiscard]] inline std::uint64_t hash_item(std::uint64_t hash, const ItemPrint& item) noexcept {
   const auto kinds = static_cast<std::uint64_t>(item.dtype) |
                      static_cast<std::uint64_t>(item.output) << 8 |
-                     static_cast<std::uint64_t>(item.accumulate) << 16;
+                     static_cast<std::uint64_t>(item.accumulate) << 16 |
+                     static_cast<std::uint64_t>(item.weighted) << 17;
   return mix(mix(mix(mix(hash, item.count), item.pieces), std::bit_cast<std::uint64_t>(item.scale)),
              kinds);
 }
@@ -150,12 +152,13 @@ template <class Item>
 }
 
 [[nodiscard]] inline std::string describe(const ItemPrint& item, Operation operation) {
-  std::string text = fmt::format("{} x {}", name_of(item.dtype), item.count);
+  std::string text = detail::format("{} x {}", name_of(item.dtype), item.count);
   if (item.pieces != 0) text += " in pieces";
   if (operation == Operation::reduce_scatter || operation == Operation::all_reduce) {
-    if (item.output != item.dtype) text += fmt::format(" -> {}", name_of(item.output));
-    if (item.scale != 1) text += fmt::format(", scale {}", item.scale);
+    if (item.output != item.dtype) text += detail::format(" -> {}", name_of(item.output));
+    if (item.scale != 1) text += detail::format(", scale {}", item.scale);
     if (item.accumulate) text += ", accumulating";
+    if (item.weighted) text += ", weighted";
   }
   return text;
 }
@@ -164,16 +167,16 @@ template <class Item>
 
 /// `all_gather #12 "block.3" (f32 x 1024)`
 [[nodiscard]] inline std::string describe(const Fingerprint& call) {
-  std::string text = fmt::format("{} #{}", name_of(call.operation), call.sequence);
-  if (call.name_length > 0) text += fmt::format(" \"{}\"", call.shown_name());
+  std::string text = detail::format("{} #{}", name_of(call.operation), call.sequence);
+  if (call.name_length > 0) text += detail::format(" \"{}\"", call.shown_name());
   if (call.item_count == 1) {
-    text += fmt::format(" ({})", detail::describe(call.item, call.operation));
+    text += detail::format(" ({})", detail::describe(call.item, call.operation));
   } else if (call.item_count > 1) {
-    text += fmt::format(" ({} items; item {}: {})", call.item_count, call.shown,
-                        detail::describe(call.item, call.operation));
+    text += detail::format(" ({} items; item {}: {})", call.item_count, call.shown,
+                           detail::describe(call.item, call.operation));
   }
-  if (call.root >= 0) text += fmt::format(" from root {}", call.root);
-  if (call.detail != 0) text += fmt::format(" detail {:016x}", call.detail);
+  if (call.root >= 0) text += detail::format(" from root {}", call.root);
+  if (call.detail != 0) text += detail::format(" detail {:016x}", call.detail);
   return text;
 }
 
@@ -196,10 +199,10 @@ template <class RankName>
     std::string separator = " ";
     for (std::size_t q = r; q < calls.size(); ++q) {
       if (!same(calls[q])) continue;
-      text += fmt::format("{}{}", separator, rank_name(q));
+      text += detail::format("{}{}", separator, rank_name(q));
       separator = ", ";
     }
-    text += fmt::format(": {}", describe(calls[r]));
+    text += detail::format(": {}", describe(calls[r]));
   }
   return text + "\nAll ranks must make the same calls in the same order; no byte was moved.";
 }

@@ -80,6 +80,7 @@ class SelfCommunicator final : public Communicator {
 
   /// There is no peer to tell; later calls are refused.
   void abort(std::string_view, bool = false) noexcept override { aborted_ = true; }
+  void check() override {}  // host streams rethrow
 
  private:
   void reduce(Operation operation, std::span<const ReduceItem> items, const CallInfo& info,

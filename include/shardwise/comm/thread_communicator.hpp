@@ -125,6 +125,7 @@ class ThreadCommunicator final : public Communicator {
   void abort(std::string_view message, bool provisional = false) noexcept override {
     group_->family()->fail(world_rank(), message, provisional);
   }
+  void check() override {}  // host streams rethrow
 
  private:
   /// One call, as it travels through a stream.
@@ -254,8 +255,8 @@ class ThreadCommunicator final : public Communicator {
 
   void abort_skipped(const Call& call, const char* why) noexcept {
     try {
-      abort(fmt::format("{} #{} \"{}\" was never run, because its stream had ended: {}",
-                        name_of(call.operation), call.ticket + 1, call.info.name, why));
+      abort(detail::format("{} #{} \"{}\" was never run, because its stream had ended: {}",
+                           name_of(call.operation), call.ticket + 1, call.info.name, why));
     } catch (...) {
       abort(why);
     }
@@ -264,21 +265,21 @@ class ThreadCommunicator final : public Communicator {
   [[noreturn]] void fail_with_peer(const Fingerprint& print) {
     const ThreadFailure failure = group_->family()->reason(*group_, world_rank());
     const std::string who = failure.rank == world_rank()
-                                ? fmt::format("this rank ({})", failure.rank)
-                                : fmt::format("rank {}", failure.rank);
+                                ? detail::format("this rank ({})", failure.rank)
+                                : detail::format("rank {}", failure.rank);
     const std::string message =
         failure.left ? "left the group (its communicator was destroyed; it returned early?)"
-                     : fmt::format("failed: {}", failure.message);
-    throw PeerFailed(
-        fmt::format("{} {}\nwhile rank {} was in {}", who, message, world_rank(), describe(print)),
-        failure.rank, failure.left ? message : failure.message);
+                     : detail::format("failed: {}", failure.message);
+    throw PeerFailed(detail::format("{} {}\nwhile rank {} was in {}", who, message, world_rank(),
+                                    describe(print)),
+                     failure.rank, failure.left ? message : failure.message);
   }
 
   template <class Details>
   [[noreturn]] void time_out(const Fingerprint& print, const Details& details) {
     abort("its time is up", true);  // the group is poisoned already: peers wait for a reason
-    const std::string message =
-        fmt::format("rank {} waited in vain in {}; {}", world_rank(), describe(print), details());
+    const std::string message = detail::format("rank {} waited in vain in {}; {}", world_rank(),
+                                               describe(print), details());
     abort(message);
     throw TimedOut(message);
   }

@@ -192,12 +192,12 @@ class ThreadGroup final : public ThreadFamily::Member {
     std::string calls;
     for (std::size_t r = 0; r < size(); ++r) {
       const bool came = slots_[r].stamp.load(std::memory_order_acquire) == generation + 1;
-      if (!came) missing += fmt::format("{}{}", missing.empty() ? "" : ", ", world_rank(r));
-      calls += fmt::format("\n  rank {} ({}): {}", world_rank(r), came ? "arrived" : "missing",
-                           last_calls(slots_[r], generation, came));
+      if (!came) missing += detail::format("{}{}", missing.empty() ? "" : ", ", world_rank(r));
+      calls += detail::format("\n  rank {} ({}): {}", world_rank(r), came ? "arrived" : "missing",
+                              last_calls(slots_[r], generation, came));
     }
     if (missing.empty()) missing = "none (the last came too late)";
-    return fmt::format("missing ranks: {}; last calls, the latest first:{}", missing, calls);
+    return detail::format("missing ranks: {}; last calls, the latest first:{}", missing, calls);
   }
 
   void point(std::size_t rank, ThreadPoint where) const noexcept {
@@ -229,7 +229,7 @@ class ThreadGroup final : public ThreadFamily::Member {
     std::string text;
     for (std::uint64_t back = came ? 0 : 1; back < Slot::kept && back <= generation; ++back) {
       text +=
-          fmt::format("{}{}", text.empty() ? "" : "; ", describe(slot.print(generation - back)));
+          detail::format("{}{}", text.empty() ? "" : "; ", describe(slot.print(generation - back)));
     }
     return text.empty() ? "none so far" : text;
   }

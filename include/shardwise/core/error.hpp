@@ -1,12 +1,12 @@
 #pragma once
 
-#include <fmt/core.h>
-
 #include <concepts>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
 #include <utility>
+
+#include "format.hpp"
 
 namespace shardwise::inline v0_1 {
 
@@ -75,8 +75,8 @@ class BackendError : public Error {
 
 /// Throws E with a formatted message.
 template <std::derived_from<Error> E = UsageError, class... Args>
-[[noreturn]] void raise(fmt::format_string<const Args&...> format, const Args&... args) {
-  throw E(fmt::format(format, args...));
+[[noreturn]] void raise(detail::FormatFor<Args...> format, const Args&... args) {
+  throw E(detail::format(format, args...));
 }
 
 }  // namespace shardwise::inline v0_1

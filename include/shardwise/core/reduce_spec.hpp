@@ -12,8 +12,9 @@ namespace shardwise::inline v0_1 {
 struct ReduceSpec {
   DType output = DType::f32;
   double scale = 1;   ///< the same on all ranks
-  double weight = 1;  ///< this rank's own; may differ between ranks
+  double weight = 1;  ///< this rank's own; may differ between ranks where `weighted` is set
   bool accumulate = false;
+  bool weighted = false;  ///< weights are looked at, and travel; the same on all ranks
 };
 
 }  // namespace shardwise::inline v0_1

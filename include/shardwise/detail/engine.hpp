@@ -14,7 +14,10 @@
 
 #include "../comm/communicator.hpp"
 #include "../core/observer.hpp"
+#include "../core/stream_ref.hpp"
+#include "../device/host.hpp"
 #include "../host_tensor.hpp"
+#include "../kernels/norm.hpp"
 #include "../memory.hpp"
 #include "../statistics.hpp"
 #include "../strategy.hpp"
@@ -40,6 +43,9 @@ struct ContextOptions {
   /// not see what is replicated (ddp), the host's own buffers after their release, other members of
   /// a bucket while one is lent, or writes within full_parameters.
   bool debug = false;
+  /// The host's own compute stream, in whose order leases are valid (CUDA: a cudaStream_t); must
+  /// outlive the Context. Null: the Context makes one.
+  StreamRef stream = {};
 };
 
 namespace detail {
@@ -57,7 +63,8 @@ class Engine {
       : comm(communicator),
         strategy(default_strategy),
         options(given),
-        communication(default_strategy.overlap ? Stream::Mode::worker : Stream::Mode::inline_calls),
+        compute(Device::compute_stream(given.stream)),
+        communication(Device::communication_stream(default_strategy.overlap, compute)),
         scalars(ledger, StateKind::slots, scalar_bytes(fixed_scalars)) {
     strategy.validate();
     if (options.open_parameters == 0 || options.open_gradients == 0) {
@@ -78,9 +85,11 @@ class Engine {
     return {name, options.timeout, detail};
   }
 
-  /// Every call begins here: a gradient lease that was dropped is reported once, and so is an
-  /// access to an arena's memory outside a lease, in debug mode.
+  /// Every call begins here: a failure of collectives is thrown where streams do not rethrow it, a
+  /// gradient lease that was dropped is reported once, and so is an access to an arena's memory
+  /// outside a lease, in debug mode.
   void check() {
+    comm.check();
     if (options.debug) check_arenas();
     if (lost_pages) {
       raise<BackendError>(
@@ -127,7 +136,6 @@ class Engine {
   /// All ranks' values, rank by rank, `mine.size()` each; valid until the next call. `mine` may be
   /// local_scalars. One collective; the host waits.
   std::span<const double> exchange(std::span<const double> mine, std::string_view name) {
-    static_assert(Device::memory == MemoryKind::host, "scalars of other devices are staged");
     const std::size_t count = mine.size();
     const auto local = local_scalars(count);
     if (local.data() != mine.data()) std::copy(mine.begin(), mine.end(), local.begin());
@@ -135,6 +143,12 @@ class Engine {
     const GatherItem item{local.data(), all, count, DType::f64};
     agree(name, count * sizeof(double), [&] { comm.all_gather({&item, 1}, info(name), {}); });
     return {all, count * static_cast<std::size_t>(world())};
+  }
+
+  /// The host waits for the collectives so far; throws what failed.
+  void settle() {
+    communication.synchronize();
+    comm.check();
   }
 
   /// Calls `operation`, a collective over scalars that the host waits for, and accounts for it.
@@ -160,7 +174,7 @@ class Engine {
   void reserve_scalars(std::size_t count) {
     if (scalars.size() >= scalar_bytes(count)) return;
     scalars = {};
-    scalars = Buffer<Device>(ledger, StateKind::slots, scalar_bytes(count));
+    scalars = Buffer<HostDevice>(ledger, StateKind::slots, scalar_bytes(count));
   }
   [[nodiscard]] std::size_t scalar_bytes(std::size_t count) const noexcept {
     return count * (static_cast<std::size_t>(comm.size()) + 1) * sizeof(double);
@@ -214,7 +228,9 @@ class Engine {
   Statistics statistics;
   Stream compute;
   Stream communication;
-  Buffer<Device> scalars;
+  Buffer<HostDevice> scalars;          ///< communicators bring them to where they need them
+  std::vector<NormRange> norm_ranges;  ///< of the norm that is being computed
+  std::vector<double> norm_sums;
   std::optional<std::string> dropped;  ///< name of the gradient whose lease was dropped
   std::vector<AddressRange*> arenas;
   std::atomic<bool> lost_pages{false};  ///< the system did not take pages of an arena back

@@ -379,8 +379,8 @@ class GradientStore {
       for (const auto& other : units_) {
         if (other->slot == nullptr || other->slot->state != State::open) continue;
         for (const Gradient* member : other->members) {
-          holders += fmt::format("{}'{}'{}", holders.empty() ? "" : ", ", member->parameter.name,
-                                 member->ready ? " (waits for the rest of its bucket)" : "");
+          holders += detail::format("{}'{}'{}", holders.empty() ? "" : ", ", member->parameter.name,
+                                    member->ready ? " (waits for the rest of its bucket)" : "");
         }
       }
       raise(
@@ -435,8 +435,10 @@ class GradientStore {
     auto& stream = engine_.communication;
     stream.wait(engine_.compute.record());
     if (unit.residency == Residency::in_place) {
-      clear_crumbs(unit, stream);
-      stream.enqueue(TakePagesBack<Device>{&slot, engine_.released(), &engine_.lost_pages});
+      if constexpr (Device::memory == MemoryKind::host) {  // arenas are of the host
+        clear_crumbs(unit, stream);
+        stream.enqueue(TakePagesBack<Device>{&slot, engine_.released(), &engine_.lost_pages});
+      }
     } else if (engine_.options.debug) {
       Device::poison(stream, slot.buffer.data(), slot.buffer.size());
       slot.hidden_from = unit.members.front()->parameter.name;
@@ -466,6 +468,7 @@ class GradientStore {
     result.landing = landing;
     result.spec.output = gradient.stored;
     result.spec.accumulate = !gradient.fresh;
+    result.spec.weighted = gradient.weight.has_value();
     result.spec.weight = gradient.weight ? gradient.weight->share : 1;
     result.spec.scale = gradient.weight ? 1 : 1.0 / engine_.world();
     return result;

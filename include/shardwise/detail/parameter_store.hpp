@@ -36,7 +36,7 @@ class ParameterStore {
     parameter.late = prepared_;
     engine_.comm.barrier(engine_.info(parameter.name, fingerprint(parameter)),
                          engine_.communication.ref());
-    engine_.communication.synchronize();
+    engine_.settle();
     parameter.index = registered_++;
     parameters_.push_back(&parameter);
     complete_ = false;
@@ -344,7 +344,7 @@ class ParameterStore {
     for (const auto& unit : units_) {
       for (const Parameter* member : unit->members) {
         if (member->leases == 0 || !unit->shares_slots) continue;
-        holders += fmt::format("{}'{}'", holders.empty() ? "" : ", ", member->name);
+        holders += detail::format("{}'{}'", holders.empty() ? "" : ", ", member->name);
       }
     }
     raise(
@@ -374,7 +374,7 @@ class ParameterStore {
     if (!engine_.options.debug || everything_ > 0) return;
     if (!moved) {  // ranks agree on free gathers, too
       engine_.comm.barrier(engine_.info(name), engine_.communication.ref());
-      engine_.communication.synchronize();
+      engine_.settle();
     }
     for (const Parameter* parameter : opened) {
       if (parameter->unit->slot != nullptr) parameter->unit->slot->pages.protect(Access::read);

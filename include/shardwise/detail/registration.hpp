@@ -28,7 +28,8 @@ struct Registration {
         name(std::move(options.name)) {
     if (name.empty() && !layout.tensors().empty()) {
       const auto all = layout.tensors();
-      name = all.size() == 1 ? all[0].name : fmt::format("{} (+{})", all[0].name, all.size() - 1);
+      name =
+          all.size() == 1 ? all[0].name : detail::format("{} (+{})", all[0].name, all.size() - 1);
     }
     strategy.validate();
     if (layout.size() < strategy.persistence_threshold) {

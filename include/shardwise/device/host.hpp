@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstring>
 #include <new>
+#include <span>
 
 #include "../core/dtype.hpp"
 #include "../core/stream_ref.hpp"
@@ -22,6 +23,16 @@ struct HostDevice {
   static constexpr MemoryKind memory = MemoryKind::host;
   /// Every buffer starts on such a boundary.
   static constexpr std::size_t alignment = 128;
+
+  /// The stream of the host's compute: inline, whatever stream the host names.
+  [[nodiscard]] static Stream compute_stream(StreamRef adopted) {
+    if (adopted.memory == MemoryKind::host && adopted.native == nullptr) return Stream();
+    raise("ContextOptions::stream: on the CPU the compute stream is inline and none is adopted");
+  }
+  /// The stream of collectives; `overlap`: beside the compute stream.
+  [[nodiscard]] static Stream communication_stream(bool overlap, Stream& /*compute*/) {
+    return Stream(overlap ? Stream::Mode::worker : Stream::Mode::inline_calls);
+  }
 
   /// Uninitialised memory; std::bad_alloc where there is none.
   [[nodiscard]] static void* allocate(std::size_t bytes) {
@@ -64,11 +75,24 @@ struct HostDevice {
     stream.enqueue([=] { cast_elements(source, from, destination, to, count); });
   }
 
-  /// Sum of the squares of `count` elements in a fixed order; the caller waits for the stream.
-  [[nodiscard]] static double sum_of_squares(Stream& stream, const void* values, DType type,
-                                             std::size_t count) {
+  /// Copies from the host's memory, or to it, in stream order; the caller waits for the stream.
+  static void upload(Stream& stream, void* destination, const void* host_source,
+                     std::size_t bytes) {
     stream.synchronize();
-    return shardwise::sum_of_squares(values, type, count);
+    if (bytes > 0) std::memcpy(destination, host_source, bytes);
+  }
+  static void download(Stream& stream, void* host_destination, const void* source,
+                       std::size_t bytes) {
+    upload(stream, host_destination, source, bytes);
+  }
+
+  /// results[i] = the sum of the squares of ranges[i], in the order of kernels/norm.hpp; the caller
+  /// waits for the stream. `results` is in the host's memory.
+  static void sums_of_squares(Stream& stream, std::span<const NormRange> ranges, double* results) {
+    stream.synchronize();
+    for (const NormRange& range : ranges) {
+      *results++ = sum_of_squares(range.values, range.type, range.count);
+    }
   }
 
   /// Runs `functor` over elements [0, count) in stream order. A functor handles Width elements from

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 
 #include "../core/dtype.hpp"
@@ -8,11 +9,14 @@
 
 namespace shardwise::inline v0_1 {
 
-/// The sum of squares of `count` elements on the host, in double and in one fixed order: lane j of
+/// Elements whose squares are added in one go; tiles run at once where a device has many lanes.
+inline constexpr std::size_t norm_tile = 2048;
+
+/// The sum of squares of `count` elements of one tile, in double and in one fixed order: lane j of
 /// eight adds the squares of elements i with i % 8 == j in ascending order, and the lanes are added
 /// as ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)).
 template <FloatingElement T>
-[[nodiscard]] double sum_of_squares(const T* elements, std::size_t count) noexcept {
+[[nodiscard]] double tile_sum_of_squares(const T* elements, std::size_t count) noexcept {
   constexpr std::size_t width = 8;
   // Four variables and not an array: -O2 would keep an array in memory.
   DoubleLanes ab{}, cd{}, ef{}, gh{};
@@ -34,11 +38,28 @@ template <FloatingElement T>
   return ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
 }
 
+/// The sum of squares of `count` elements: the sums of its tiles, added in ascending order.
+template <FloatingElement T>
+[[nodiscard]] double sum_of_squares(const T* elements, std::size_t count) noexcept {
+  double sum = 0;
+  for (std::size_t first = 0; first < count; first += norm_tile) {
+    sum += tile_sum_of_squares(elements + first, std::min(norm_tile, count - first));
+  }
+  return sum;
+}
+
 /// The same for elements of the floating type that `type` names.
 [[nodiscard]] inline double sum_of_squares(const void* elements, DType type,
                                            std::size_t count) noexcept {
   return dispatch_floating(
       type, [&]<class T>() { return sum_of_squares(static_cast<const T*>(elements), count); });
 }
+
+/// Elements of one floating type whose squares are summed.
+struct NormRange {
+  const void* values;
+  DType type;
+  std::size_t count;
+};
 
 }  // namespace shardwise::inline v0_1

@@ -166,9 +166,9 @@ class TorchModel {
       if (tensor.scalar_type() != torch_type<T> || !tensor.device().is_cpu() ||
           tensor.layout() != torch::kStrided) {
         raise(
-            "TorchAdapter<{0}>: parameter '{1}' is a {2}; it must be a dense {0} tensor in host "
+            "TorchAdapter<{}>: parameter '{}' is a {}; it must be a dense {} tensor in host "
             "memory",
-            name_of(dtype_of<T>), entry.name, tensor.toString());
+            name_of(dtype_of<T>), entry.name, tensor.toString(), name_of(dtype_of<T>));
       }
       if (entry.users.empty()) missing += "\n  " + entry.name;
       all.push_back(host_tensor(entry, static_cast<T*>(tensor.data_ptr()), {}));
