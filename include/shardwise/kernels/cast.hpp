@@ -7,6 +7,7 @@
 
 #include "../core/dtype.hpp"
 #include "../core/host_device.hpp"
+#include "pack.hpp"
 
 namespace shardwise::inline v0_1 {
 
@@ -47,6 +48,20 @@ struct Cast {
     for (std::size_t i = 0; i < Width; ++i) out[i] = cast_element<To>(in[i]);
     for (std::size_t i = 0; i < Width; ++i) to[first + i] = out[i];
   }
+
+  static constexpr std::size_t block_width = detail::block_width<From, To>();
+  template <std::size_t Width>
+  [[nodiscard]] bool aligned(std::size_t first) const noexcept {
+    return detail::is_aligned_for<Width>(from + first) && detail::is_aligned_for<Width>(to + first);
+  }
+  template <std::size_t Width>
+  SHARDWISE_HOST_DEVICE void run_block(std::size_t first) const {
+    detail::Block<From, Width> in;
+    detail::Block<To, Width> out;
+    in.load(from + first);
+    for (std::size_t i = 0; i < Width; ++i) out.values[i] = cast_element<To>(in.values[i]);
+    out.store(to + first);
+  }
 };
 
 /// A functor for Device::launch: to[i] = value.
@@ -58,6 +73,18 @@ struct Fill {
   template <std::size_t Width>
   SHARDWISE_HOST_DEVICE void run(std::size_t first) const {
     for (std::size_t i = 0; i < Width; ++i) to[first + i] = value;
+  }
+
+  static constexpr std::size_t block_width = detail::block_width<T>();
+  template <std::size_t Width>
+  [[nodiscard]] bool aligned(std::size_t first) const noexcept {
+    return detail::is_aligned_for<Width>(to + first);
+  }
+  template <std::size_t Width>
+  SHARDWISE_HOST_DEVICE void run_block(std::size_t first) const {
+    detail::Block<T, Width> out;
+    for (std::size_t i = 0; i < Width; ++i) out.values[i] = value;
+    out.store(to + first);
   }
 };
 

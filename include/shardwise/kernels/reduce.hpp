@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "../core/dtype.hpp"
+#include "../core/host_device.hpp"
 #include "../core/reduce_spec.hpp"
 #include "canonical_sum.hpp"
 #include "cast.hpp"
@@ -33,7 +34,7 @@ inline void for_blocks(std::size_t count, const Body& body) {
 
 /// a + b; integers wrap around.
 template <class T>
-[[nodiscard]] constexpr T add(T a, T b) noexcept {
+[[nodiscard]] SHARDWISE_HOST_DEVICE constexpr T add(T a, T b) noexcept {
   if constexpr (std::integral<T>) {
     using Unsigned = std::make_unsigned_t<T>;
     return static_cast<T>(

@@ -10,6 +10,7 @@
 #include "../core/host_device.hpp"
 #include "cast.hpp"
 #include "lanes.hpp"
+#include "pack.hpp"
 
 namespace shardwise::inline v0_1 {
 
@@ -50,7 +51,59 @@ struct Update {
     step<Real, Width>(first, Indices());
   }
 
+  static constexpr std::size_t block_width = detail::block_width<Parameter, Gradient, States...>();
+  template <std::size_t Width>
+  [[nodiscard]] bool aligned(std::size_t first) const noexcept {
+    return detail::is_aligned_for<Width>(parameter + first) &&
+           detail::is_aligned_for<Width>(gradient + first) &&
+           are_aligned<Width>(first, std::index_sequence_for<States...>());
+  }
+  /// The same step through the widest accesses: what a device runs.
+  template <std::size_t Width>
+  SHARDWISE_HOST_DEVICE void run_block(std::size_t first) const {
+    step_block<Width>(first, std::index_sequence_for<States...>());
+  }
+
  private:
+  template <std::size_t Width, std::size_t... Index>
+  [[nodiscard]] bool are_aligned([[maybe_unused]] std::size_t first,
+                                 std::index_sequence<Index...>) const noexcept {
+    return (detail::is_aligned_for<Width>(static_cast<const States*>(states[Index]) + first) &&
+            ...);
+  }
+
+  template <std::size_t Width, std::size_t... Index>
+  SHARDWISE_HOST_DEVICE void step_block(std::size_t first, std::index_sequence<Index...>) const {
+    const auto factor = static_cast<Real>(coefficient);
+    detail::Block<Parameter, Width> p;
+    detail::Block<Gradient, Width> g;
+    p.load(parameter + first);
+    g.load(gradient + first);
+    const auto update = [&](auto... s) {
+      (s.load(static_cast<States*>(states[Index]) + first), ...);
+      for (std::size_t i = 0; i < Width; ++i) {
+        auto value = cast_element<Real>(p.values[i]);
+        const Real scaled = cast_element<Real>(g.values[i]) * factor;
+        update_values(value, scaled, i, s...);
+        p.values[i] = cast_element<Parameter>(value);
+      }
+      p.store(parameter + first);
+      (s.store(static_cast<States*>(states[Index]) + first), ...);
+    };
+    update(detail::Block<States, Width>()...);
+  }
+
+  template <class... Blocks>
+  SHARDWISE_HOST_DEVICE void update_values(Real& p, Real g, std::size_t i,
+                                           Blocks&... blocks) const {
+    const auto update = [&](auto... s) {
+      Optimizer::update(constants, p, g, s...);
+      ((blocks.values[i] = cast_element<std::remove_reference_t<decltype(blocks.values[i])>>(s)),
+       ...);
+    };
+    update(cast_element<Real>(blocks.values[i])...);
+  }
+
   // Width elements as Reals: the memory itself where lanes read and write it, else a copy, so that
   // loops over scalars vectorise without a proof that the buffers are apart.
   template <class T, class Value, std::size_t Width>
