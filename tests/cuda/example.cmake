@@ -1,0 +1,18 @@
+# examples/cuda_gpt on the emulation, with a stand-in for the part of cuBLAS that it uses.
+if(NOT TARGET cuda_gpt_parts OR NOT COMMAND shardwise_add_emulated_library)
+  return()
+endif()
+
+set(SHARDWISE_EMULATION_LIBRARY_DIR ${shardwise_emulation_dir})
+shardwise_add_emulated_library(
+  emulated_cublas
+  libcublas.so.13
+  MAP
+  ${PROJECT_SOURCE_DIR}/tests/emulation/cublas.map
+  SOURCES
+  ${PROJECT_SOURCE_DIR}/tests/emulation/cublas.cpp)
+target_include_directories(emulated_cublas PRIVATE ${PROJECT_SOURCE_DIR}/tests/emulation)
+target_link_libraries(emulated_cublas PRIVATE emulated_cudart)
+
+shardwise_add_cuda_test(NAME cuda_gpt SOURCES gpt_model_test.cpp LINK cuda_gpt_parts LABELS full TIMEOUT 120)
+add_dependencies(test_cuda_cuda_gpt emulated_cublas)
