@@ -89,6 +89,14 @@ void Lock::lock() {
   }
 }
 
+bool Lock::try_lock() {
+  quiet_begin();
+  std::uint32_t found = free;
+  if (state_.compare_exchange_strong(found, held)) return true;
+  quiet_end();
+  return false;
+}
+
 void Lock::unlock() {
   if (state_.exchange(free) == contended) futex(state_, FUTEX_WAKE_PRIVATE, 1);
   quiet_end();

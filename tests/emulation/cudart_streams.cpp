@@ -28,7 +28,7 @@ void run(Stream* stream, Task& task) {
   if (failure == 0) {
     access_begin_task(stream->device);
     task.run();
-    access_end_task(stream->device);
+    access_end_task();
   }
   stream->time += task.microseconds;
 }
@@ -37,7 +37,6 @@ void work(Stream* stream) {
   World& w = world();
   this_thread().worker_of = stream;
   this_thread().device = stream->device;
-  access_start_worker(stream->device);
   w.lock.lock();
   for (;;) {
     while (stream->queue.empty() && !stream->closing) stream->work.wait(w.lock, 60'000);

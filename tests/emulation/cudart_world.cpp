@@ -57,6 +57,7 @@ int count_down(std::vector<Fault>& faults, std::string_view name, bool prefix) {
 
 __attribute__((constructor)) void start() {
   (void)world();
+  install_access();
   install_fault_handler();
 }
 

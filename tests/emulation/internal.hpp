@@ -41,6 +41,7 @@ void asan_unpoison(std::uintptr_t begin, std::size_t bytes);
 class Lock {
  public:
   void lock();
+  [[nodiscard]] bool try_lock();
   void unlock();
 
  private:
@@ -87,6 +88,8 @@ class Patience {
   explicit Patience(std::string what) : what_(std::move(what)) { restart(); }
   [[nodiscard]] static int slice();  ///< milliseconds of one wait
   void check();
+  /// What is missing may have changed since the wait began.
+  void describe(std::string what) { what_ = std::move(what); }
 
  private:
   void restart();

@@ -127,7 +127,7 @@ struct Fault {
 };
 
 struct World {
-  World();
+  World();  ///< reads the options
   void read_options();
 
   Lock lock;
@@ -182,16 +182,16 @@ void synchronize_device(int device, const std::string& what);
 /// Also counts a fault of `task_faults` that matches the label.
 [[nodiscard]] int injected_task_failure(const std::string& label);
 
-/// Protection of devices' memory from the host (cudart_access.cpp). Not under the big lock.
-void access_start_worker(int device);
-void access_begin_task(int device);
-void access_end_task(int device);
+/// Protection of devices' memory from the host (cudart_access.cpp).
+void install_access();
+void access_begin_task(int device);  ///< not under the big lock
+void access_end_task();
 void access_protect(const Allocation& allocation);  ///< newly made
-void access_open(const Allocation& allocation);     ///< about to be looked at or freed
+void access_open(const Allocation& allocation);     ///< for good: it is about to be freed
 /// "keys", "lockout" or "none"
 [[nodiscard]] const char* access_kind();
 
-/// The name of a fault's address (cudart_fault.cpp); installs the handler of SIGSEGV.
+/// From now on a fault at an address of the emulation is named before the process ends.
 void install_fault_handler();
 
 }  // namespace emulation

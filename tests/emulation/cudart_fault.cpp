@@ -1,0 +1,87 @@
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+
+#include "world.hpp"
+
+// Names what a faulting address was, then lets the fault take its course: the handler that was
+// there before, or death by the signal.
+namespace emulation {
+namespace {
+
+struct sigaction before[2];
+struct sigaction& before_of(int signal) {
+  return before[signal == SIGBUS ? 1 : 0];
+}
+
+/// The allocation whose pages or guard pages hold the address. With the big lock held.
+const Allocation* owner_of(std::uintptr_t address) {
+  const auto& allocations = world().allocations;
+  // a mapping starts below its base, by at most its guard and slack
+  auto candidate = allocations.upper_bound(address);
+  for (int i = 0; i < 2; ++i) {
+    if (candidate != allocations.end()) {
+      const Allocation& a = candidate->second;
+      if (!a.registered && a.map <= address && address < a.map + a.map_bytes) return &a;
+    }
+    if (candidate == allocations.begin()) break;
+    --candidate;
+  }
+  return nullptr;
+}
+
+void describe(std::uintptr_t address) {
+  // a fault inside the emulation itself may hold the lock: then there is no name
+  if (!big_lock().try_lock()) return;
+  char text[512] = "";
+  if (const Allocation* const a = owner_of(address)) {
+    const long offset = static_cast<long>(address) - static_cast<long>(a->base);
+    char memory[128];
+    std::snprintf(memory, sizeof memory, "byte %ld of an allocation of %zu bytes%s%d", offset,
+                  a->bytes, a->kind == Memory::device ? " of device " : ", pinned under device ",
+                  a->device);
+    const Stream* const worker = this_thread().worker_of;
+    char who[160] = "the host";
+    if (worker != nullptr) {
+      std::snprintf(who, sizeof who, "'%.100s' on stream %llu of device %d",
+                    worker->current.c_str(), static_cast<unsigned long long>(worker->number),
+                    worker->device);
+    }
+    const bool outside = offset < 0 || static_cast<std::size_t>(offset) >= a->bytes;
+    std::snprintf(text, sizeof text, "[emulation] fault: %s touched %s%s%s\n", who, memory,
+                  a->freed  ? ", which was freed before by "
+                  : outside ? ", outside of it"
+                            : ", to which it has no access",
+                  a->freed ? a->freed_by.c_str() : "");
+  }
+  big_lock().unlock();
+  if (text[0] != '\0') (void)!write(STDERR_FILENO, text, std::strlen(text));
+}
+
+void handle(int signal, siginfo_t* info, void* context) {
+  describe(reinterpret_cast<std::uintptr_t>(info->si_addr));
+  const struct sigaction& next = before_of(signal);
+  if ((next.sa_flags & SA_SIGINFO) != 0 && next.sa_sigaction != nullptr) {
+    next.sa_sigaction(signal, info, context);
+  } else if (next.sa_handler != SIG_DFL && next.sa_handler != SIG_IGN) {
+    next.sa_handler(signal);
+  } else {
+    // the access runs again and ends the process
+    struct sigaction fall = {};
+    fall.sa_handler = SIG_DFL;
+    sigaction(signal, &fall, nullptr);
+  }
+}
+
+}  // namespace
+
+void install_fault_handler() {
+  struct sigaction action = {};
+  action.sa_sigaction = handle;
+  action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+  for (const int signal : {SIGSEGV, SIGBUS}) sigaction(signal, &action, &before_of(signal));
+}
+
+}  // namespace emulation
