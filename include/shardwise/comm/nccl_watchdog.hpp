@@ -52,7 +52,8 @@ struct Member {
   RankFailure failure;
   bool left = false;       // the rank destroyed its communicator
   bool timed_out = false;  // this rank gave up
-  std::string call;        // what this rank was in
+  std::string call;        // what this rank was in, and its sequence number
+  std::uint64_t sequence = 0;
 
   std::vector<std::uint64_t> left_at;  // the watchdog's: last call of each rank that left, + 1
 
@@ -228,7 +229,9 @@ class Watchdog {
     static void begin_failing(Member& member) {
       for (const auto& channel : member.channels) {
         const auto current = channel->tracker.current();
-        if (current && member.call.empty()) member.call = describe(*current);
+        if (!current || (member.sequence != 0 && member.sequence < current->sequence)) continue;
+        member.call = describe(*current);
+        member.sequence = current->sequence;
       }
       member.state.store(Member::State::failing);
     }
@@ -256,11 +259,6 @@ class Watchdog {
     // Which ranks made the call in which `member` waits and which are missing, each with its last
     // call.
     [[nodiscard]] std::string describe_wait(const Member& member) {
-      std::uint64_t sequence = 0;
-      for (const auto& channel : member.channels) {
-        const auto call = channel->tracker.current();
-        if (call && (sequence == 0 || call->sequence < sequence)) sequence = call->sequence;
-      }
       std::string missing;
       std::string calls;
       const auto deadline = Clock::now() + for_message;
@@ -271,7 +269,7 @@ class Watchdog {
         }
         std::uint64_t last = 0;
         if (state) std::from_chars(state->data(), state->data() + state->size(), last);
-        const bool came = state && last >= sequence;
+        const bool came = state && last >= member.sequence;
         const int name = member.world_ranks[r];
         if (!came) missing += format("{}{}", missing.empty() ? "" : ", ", name);
         calls += format("\n  rank {} ({}): {}", name, came ? "called" : "missing",
