@@ -64,7 +64,7 @@ class NcclCommunicator final : public Communicator {
   /// rank's own calls, within NcclOptions::shutdown_timeout.
   ~NcclCommunicator() override {
     const bool unwinding = std::uncaught_exceptions() > exceptions_;
-    if (unwinding) abort("an exception is unwinding its stack", true);
+    if (unwinding) pass_on_failure();
     if (!unwinding && wait_for_own_calls()) {
       try {
         rendezvous().put(member_->left_key(static_cast<std::size_t>(member_->rank)),
@@ -429,6 +429,16 @@ class NcclCommunicator final : public Communicator {
 
   [[nodiscard]] bool is_peaceful() const noexcept {
     return member_->state.load() == State::peaceful && !aborting_.load();
+  }
+
+  // An exception is unwinding this rank's stack: the communicator's own failure, as a rule, which
+  // the others may not know yet.
+  void pass_on_failure() noexcept {
+    if (!is_peaceful() && wait_until_settled()) {
+      rendezvous().fail(member_->failure);
+    } else {
+      abort("an exception is unwinding its stack", true);
+    }
   }
 
   // The watchdog settles within moments; where it hangs in NCCL, what the rendezvous knows must do.

@@ -150,6 +150,12 @@ class Handle {
     return config;
   }
 
+  // Whether a peer's failure can be the reason.
+  [[nodiscard]] static bool is_of_peers(ncclResult_t result) noexcept {
+    return result == ncclRemoteError || result == ncclSystemError || result == ncclInternalError ||
+           result == ncclInvalidUsage;
+  }
+
   template <class Patience, class F>
   void start(std::string_view name, const Patience& patience, const F& f) {
     ncclResult_t result = ncclSuccess;
@@ -169,7 +175,13 @@ class Handle {
       if (result == ncclInProgress) pause();
     }
     if (result == ncclSuccess) return;
-    patience();  // where the communicator was aborted, that is the reason
+    // Where a peer failed, or this communicator was aborted, that is the reason, and known soon.
+    const auto begin = std::chrono::steady_clock::now();
+    do {
+      patience();
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    } while (is_of_peers(result) &&
+             std::chrono::steady_clock::now() - begin < std::chrono::milliseconds(60));
     raise_result(result, name, rank_);
   }
 
