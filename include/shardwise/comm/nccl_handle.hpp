@@ -100,7 +100,13 @@ class Handle {
   /// aborted only where that is allowed, else revoked, where NCCL can.
   void abort(bool adopted_too) noexcept {
     // A call that never gives the lock back hangs in NCCL: nothing else ends it.
-    const bool locked = mutex_.try_lock_for(std::chrono::seconds(2));
+    const auto begin = std::chrono::steady_clock::now();
+    bool locked = mutex_.try_lock();
+    for (Backoff pause;
+         !locked && std::chrono::steady_clock::now() - begin < std::chrono::seconds(2);
+         locked = mutex_.try_lock()) {
+      pause();
+    }
     const ncclComm_t comm = std::exchange(comm_, nullptr);
     if (locked) mutex_.unlock();
     if (comm == nullptr) return;
@@ -185,7 +191,7 @@ class Handle {
     raise_result(result, name, rank_);
   }
 
-  std::timed_mutex mutex_;
+  std::mutex mutex_;
   ncclComm_t comm_ = nullptr;  // null: aborted or closed
   int rank_;
   bool adopted_;
