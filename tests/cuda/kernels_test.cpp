@@ -1,3 +1,5 @@
+#include <cuda_fp8.h>
+
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <cstddef>
@@ -9,7 +11,9 @@
 #include <shardwise/device/cuda.hpp>
 #include <shardwise/device/host.hpp>
 #include <shardwise/kernels/cast.hpp>
+#include <shardwise/kernels/e4m3.hpp>
 #include <shardwise/kernels/norm.hpp>
+#include <shardwise/kernels/quantize.hpp>
 #include <shardwise/kernels/reduce.hpp>
 #include <shardwise/optim/adam.hpp>
 #include <shardwise/optim/adamw.hpp>
@@ -48,7 +52,7 @@ Bytes with_specials(Bytes bytes, DType type) {
   return bytes;
 }
 
-TEST_CASE("emulated kernels: convert has the host's bits, from any address") {
+TEST_CASE("convert has the host's bits, from any address") {
   CudaStream stream;
   std::size_t cases = 0;
   for (const DType from : floating_types) {
@@ -76,7 +80,7 @@ TEST_CASE("emulated kernels: convert has the host's bits, from any address") {
   CHECK(cases == 4 * 4 * 11 * 4);
 }
 
-TEST_CASE("emulated kernels: convert in place, whichever type is larger") {
+TEST_CASE("convert in place, whichever type is larger") {
   CudaStream stream;
   for (const DType from : floating_types) {
     for (const DType to : floating_types) {
@@ -158,7 +162,7 @@ bool has_host_bits(CudaStream& stream, const ReduceCase& c) {
   return out.content() == expected;
 }
 
-TEST_CASE("emulated kernels: canonical_reduce has the host's bits over types and sizes") {
+TEST_CASE("canonical_reduce has the host's bits over types and sizes") {
   CudaStream stream;
   std::size_t cases = 0;
   for (const DType dtype : all_dtypes) {
@@ -184,7 +188,7 @@ TEST_CASE("emulated kernels: canonical_reduce has the host's bits over types and
   CHECK(cases == 11 * (16 * 4 + 4 * 2));
 }
 
-TEST_CASE("emulated kernels: canonical_reduce has the host's tree for any number of ranks") {
+TEST_CASE("canonical_reduce has the host's tree for any number of ranks") {
   CudaStream stream;
   for (std::size_t ranks = 1; ranks <= 70; ++ranks) {
     for (const DType dtype : {DType::f64, DType::f32, DType::bf16, DType::i32, DType::u8}) {
@@ -197,7 +201,7 @@ TEST_CASE("emulated kernels: canonical_reduce has the host's tree for any number
   }
 }
 
-TEST_CASE("emulated kernels: canonical_reduce from any address, with one contribution apart") {
+TEST_CASE("canonical_reduce from any address, with one contribution apart") {
   CudaStream stream;
   for (const DType dtype : {DType::f32, DType::bf16, DType::i8}) {
     for (const std::size_t shift : {0u, 1u, 3u, 5u}) {
@@ -214,7 +218,7 @@ TEST_CASE("emulated kernels: canonical_reduce from any address, with one contrib
   CHECK(has_host_bits(stream, {DType::f32, DType::bf16, 1, 33, true, false, 0.5, 0, 0, 0}));
 }
 
-TEST_CASE("emulated kernels: canonical_reduce in place on any contribution") {
+TEST_CASE("canonical_reduce in place on any contribution") {
   CudaStream stream;
   constexpr std::size_t count = 1100;
   for (const DType dtype : {DType::f64, DType::f32, DType::bf16, DType::i32}) {
@@ -245,7 +249,7 @@ TEST_CASE("emulated kernels: canonical_reduce in place on any contribution") {
   }
 }
 
-TEST_CASE("emulated kernels: a number of ranks that no tree holds is refused") {
+TEST_CASE("a number of ranks that no tree holds is refused") {
   CudaStream stream;
   cuda::Reduction reduction;
   reduction.count = 1;
@@ -255,7 +259,7 @@ TEST_CASE("emulated kernels: a number of ranks that no tree holds is refused") {
   CHECK_THROWS_AS(cuda::canonical_reduce(stream.native(), reduction), UsageError);
 }
 
-TEST_CASE("emulated kernels: scale_add is one rounding of old + scale * in") {
+TEST_CASE("scale_add is one rounding of old + scale * in") {
   CudaStream stream;
   for (const DType in_type : floating_types) {
     for (const DType output : floating_types) {
@@ -280,7 +284,7 @@ TEST_CASE("emulated kernels: scale_add is one rounding of old + scale * in") {
   }
 }
 
-TEST_CASE("emulated kernels: sums of squares have the host's bits, many ranges at once") {
+TEST_CASE("sums of squares have the host's bits, many ranges at once") {
   CudaStream stream;
   std::vector<NormRange> ranges;
   std::vector<double> expected;
@@ -300,7 +304,7 @@ TEST_CASE("emulated kernels: sums of squares have the host's bits, many ranges a
   CudaDevice::sums_of_squares(stream, {}, nullptr);
 }
 
-TEST_CASE("emulated kernels: one element that is not finite is found, wherever it is") {
+TEST_CASE("one element that is not finite is found, wherever it is") {
   CudaStream stream;
   for (const DType type : floating_types) {
     dispatch_floating(type, [&]<class T>() {
@@ -326,7 +330,7 @@ TEST_CASE("emulated kernels: one element that is not finite is found, wherever i
   }
 }
 
-TEST_CASE("emulated kernels: poison is told from everything else, byte by byte") {
+TEST_CASE("poison is told from everything else, byte by byte") {
   CudaStream stream;
   for (const std::size_t bytes : {1u, 31u, 32u, 33u, 1000u}) {
     for (const std::size_t offset : {0u, 1u, 7u}) {
@@ -344,7 +348,89 @@ TEST_CASE("emulated kernels: poison is told from everything else, byte by byte")
   }
 }
 
-TEST_CASE("emulated kernels: optimizer steps have the host's bits, in any segments") {
+constexpr Quantized quantized_types[] = {Quantized::int8, Quantized::int4, Quantized::e4m3};
+
+/// Blocks of every size of numbers, one of zeros, one of tiny values, one with an infinity and one
+/// with a NaN, where there is room.
+template <class T>
+std::vector<T> values_to_quantize(std::size_t count) {
+  std::vector<T> values(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::size_t block = i / quantized_block;
+    auto value = static_cast<double>(number<float>(1, 8, i)) * static_cast<double>(1 + block);
+    if (block == 1) value = 0;
+    if (block == 2) value *= 0x1p-125;
+    if (block == 3 && i % quantized_block == 200) value = std::numeric_limits<double>::infinity();
+    if (block == 4 && i % quantized_block == 7) value = std::numeric_limits<double>::quiet_NaN();
+    values[i] = cast_element<T>(value);
+  }
+  return values;
+}
+
+TEST_CASE("blocks are quantised and come back with the host's bits, from any address") {
+  CudaStream stream;
+  for (const Quantized type : quantized_types) {
+    for (const DType dtype : floating_types) {
+      for (const std::size_t count : sizes) {
+        for (const std::size_t shift : {0u, 1u}) {
+          Bytes source;
+          dispatch_floating(dtype,
+                            [&]<class T>() { source = bytes_of(values_to_quantize<T>(count)); });
+          Bytes expected(quantized_bytes(type, count));
+          std::vector<float> expected_factors(quantized_factors(count));
+          quantize(source.data(), dtype, count, type, expected.data(), expected_factors.data());
+          Bytes expected_back(source.size());
+          dequantize(expected.data(), type, expected_factors.data(), count, expected_back.data(),
+                     dtype);
+
+          const DeviceBytes in(stream, source, shift * size_of(dtype));
+          const DeviceBytes out(stream, Bytes(expected.size(), std::byte{0x5a}), shift);
+          const DeviceBytes factors(stream, Bytes(expected_factors.size() * sizeof(float)));
+          const DeviceBytes back(stream, Bytes(source.size()), shift * size_of(dtype));
+          cuda::quantize(stream.native(), in.data(), dtype, count, type, out.data(),
+                         factors.as<float>());
+          cuda::dequantize(stream.native(), out.data(), type, factors.as<float>(), count,
+                           back.data(), dtype);
+          if (out.content() != expected || factors.content() != bytes_of(expected_factors) ||
+              back.content() != expected_back) {
+            FAIL(name_of(dtype) << " as " << name_of(type) << ", count " << count << ", shift "
+                                << shift);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("e4m3 has the bits of CUDA's own conversions") {
+  std::size_t wrong = 0;
+  const auto compare = [&](float value) {
+    const auto theirs =
+        static_cast<std::uint8_t>(__nv_cvt_float_to_fp8(value, __NV_SATFINITE, __NV_E4M3));
+    const std::uint8_t ours = e4m3(value).bits;
+    // The sign of a NaN is nobody's.
+    const bool is_same = ours == theirs || ((ours & 0x7fu) == 0x7fu && (theirs & 0x7fu) == 0x7fu);
+    wrong += is_same ? 0u : 1u;
+  };
+  // Every upper half of a float, and what lies on either side of the ties below it.
+  for (std::uint32_t half = 0; half < 0x10000; ++half) {
+    for (const std::uint32_t low : {0u, 1u, 0x7fffu, 0x8000u, 0x8001u, 0xffffu}) {
+      compare(__builtin_bit_cast(float, half << 16 | low));
+    }
+  }
+  CHECK(wrong == 0);
+  for (unsigned bits = 0; bits < 256; ++bits) {
+    e4m3 ours;
+    ours.bits = static_cast<std::uint8_t>(bits);
+    __nv_fp8_e4m3 theirs;
+    theirs.__x = static_cast<__nv_fp8_storage_t>(bits);
+    const auto a = static_cast<float>(ours);
+    const auto b = static_cast<float>(theirs);
+    CHECK((a == b || (a != a && b != b)));
+  }
+}
+
+TEST_CASE("optimizer steps have the host's bits, in any segments") {
   CHECK(device_steps_as_the_host<AdamW, float>());
   CHECK(device_steps_as_the_host<AdamW, bf16>());
   CHECK(device_steps_as_the_host<AdamW, f16>());

@@ -115,8 +115,7 @@ struct Options {
   bool pageable_is_error = false;
   bool unrecorded_wait_is_error = false;
   std::string leaks = "note";
-  double kernel_us = 5, elements_per_us = 100e3, copy_bytes_per_us = 25e3,
-         memory_bytes_per_us = 1e6;
+  double kernel_us = 5, threads_per_us = 100e3, copy_bytes_per_us = 25e3, memory_bytes_per_us = 1e6;
 };
 
 /// "api:k:status": the k-th call from now fails with that status.

@@ -78,13 +78,11 @@ template <class... Parameters>
   return true;
 }
 
-/// An emulation looks for pointers in arguments: what lies between members is none. Of a functor
+/// An emulation looks for pointers in arguments: what lies between members is none. Of one functor
 /// alone: in arrays of structures g++ 12 clears members, too.
 template <class Functor>
-[[nodiscard]] Functor without_padding(const Functor& functor) {
-  Functor copy = functor;
-  __builtin_clear_padding(&copy);
-  return copy;
+void clear_padding(Functor& functor) {
+  __builtin_clear_padding(&functor);
 }
 
 /// Launches; the status is this launch's own, not what the host's code left behind. The arguments
@@ -117,7 +115,8 @@ void launch_elements(cudaStream_t stream, std::size_t count, const Functor& func
   const ElementPlan plan = plan_elements(count, functor);
   const std::size_t pieces = plan.pieces<Functor>(count);
   const std::size_t blocks = (pieces + block_threads - 1) / block_threads;
-  const Functor copy = is_emulated ? without_padding(functor) : functor;
+  Functor copy = functor;
+  if (is_emulated) clear_padding(copy);
   enqueue(stream, elements_kernel<Functor>, blocks, pieces, plan, copy);
 }
 
@@ -133,8 +132,9 @@ void launch_segments(cudaStream_t stream, std::span<const ElementSegment<Functor
   table.clear();
   for (const auto& segment : segments) {
     if (segment.count == 0) continue;
-    const Functor& functor = segment.functor;
-    table.add(segment.count, is_emulated ? without_padding(functor) : functor, block_threads);
+    Functor copy = segment.functor;
+    if (is_emulated) clear_padding(copy);
+    table.add(segment.count, copy, block_threads);
     if (!table.is_full()) continue;
     enqueue(stream, segments_kernel<Functor>, table.blocks(), table);
     table.clear();
@@ -155,7 +155,8 @@ void launch_tiles(cudaStream_t stream, std::size_t count, const Tiles& tiles) {
       __PRETTY_FUNCTION__);
   const std::size_t threads = count * Tiles::lanes;
   const std::size_t blocks = (threads + block_threads - 1) / block_threads;
-  const Tiles copy = is_emulated ? without_padding(tiles) : tiles;
+  Tiles copy = tiles;
+  if (is_emulated) clear_padding(copy);
   enqueue(stream, tiles_kernel<Tiles>, blocks, count, copy);
 }
 
