@@ -100,7 +100,13 @@ class Handle {
   /// aborted only where that is allowed, else revoked, where NCCL can.
   void abort(bool adopted_too) noexcept {
     // A call that never gives the lock back hangs in NCCL: nothing else ends it.
-    const bool locked = mutex_.try_lock_for(std::chrono::seconds(2));
+    const auto begin = std::chrono::steady_clock::now();
+    bool locked = mutex_.try_lock();
+    for (Backoff pause;
+         !locked && std::chrono::steady_clock::now() - begin < std::chrono::seconds(2);
+         locked = mutex_.try_lock()) {
+      pause();
+    }
     const ncclComm_t comm = std::exchange(comm_, nullptr);
     if (locked) mutex_.unlock();
     if (comm == nullptr) return;
@@ -150,6 +156,12 @@ class Handle {
     return config;
   }
 
+  // Whether a peer's failure can be the reason.
+  [[nodiscard]] static bool is_of_peers(ncclResult_t result) noexcept {
+    return result == ncclRemoteError || result == ncclSystemError || result == ncclInternalError ||
+           result == ncclInvalidUsage;
+  }
+
   template <class Patience, class F>
   void start(std::string_view name, const Patience& patience, const F& f) {
     ncclResult_t result = ncclSuccess;
@@ -169,11 +181,17 @@ class Handle {
       if (result == ncclInProgress) pause();
     }
     if (result == ncclSuccess) return;
-    patience();  // where the communicator was aborted, that is the reason
+    // Where a peer failed, or this communicator was aborted, that is the reason, and known soon.
+    const auto begin = std::chrono::steady_clock::now();
+    do {
+      patience();
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    } while (is_of_peers(result) &&
+             std::chrono::steady_clock::now() - begin < std::chrono::milliseconds(60));
     raise_result(result, name, rank_);
   }
 
-  std::timed_mutex mutex_;
+  std::mutex mutex_;
   ncclComm_t comm_ = nullptr;  // null: aborted or closed
   int rank_;
   bool adopted_;
