@@ -17,6 +17,15 @@ else()
   endif()
 endif()
 
+# shardwise_use_cuda20(TARGET): its units of CUDA are C++20. CMake 3.25 does not know nvcc's flag for it.
+function(shardwise_use_cuda20 target)
+  if(CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
+    set_target_properties(${target} PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON)
+  else()
+    target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>)
+  endif()
+endfunction()
+
 # shardwise_add_cuda_kernels(NAME): a static library of the kernels that plain C++ units call; units of
 # CUDA that include shardwise/device/cuda_launch.cuh need none. Needs the language CUDA. Without
 # contraction to fused multiply-adds results are the host's to the bit.
@@ -27,8 +36,7 @@ function(shardwise_add_cuda_kernels name)
   mark_as_advanced(SHARDWISE_CUDA_KERNELS)
   add_library(${name} STATIC ${SHARDWISE_CUDA_KERNELS})
   target_compile_options(${name} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false>)
-  set_target_properties(${name} PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON
-                                           CUDA_RUNTIME_LIBRARY Shared
-                                           POSITION_INDEPENDENT_CODE ON)
+  shardwise_use_cuda20(${name})
+  set_target_properties(${name} PROPERTIES CUDA_RUNTIME_LIBRARY Shared POSITION_INDEPENDENT_CODE ON)
   target_link_libraries(${name} PUBLIC shardwise::cuda)
 endfunction()

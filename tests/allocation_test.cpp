@@ -11,11 +11,11 @@
 #include <string>
 #include <vector>
 
-#include "support/toy.hpp"
+#include "support/device.hpp"
+#include "support/ranks.hpp"
 
 using namespace shardwise;
-using shardwise::test::on_ranks;
-using shardwise::test::worlds;
+using namespace shardwise::test;
 
 namespace {
 
@@ -86,22 +86,22 @@ Held train(Communicator& communicator, Strategy strategy, std::int64_t before, s
   strategy.lease = dtype_of<L>;
   Held held;
   {
-    Context context(communicator, strategy, {.open_parameters = 2});
-    std::vector<ShardedParameter<float>> parameters;
-    std::vector<ShardedGradient<G>> gradients;
-    std::vector<ShardedOptimizerState<AdamW>> states;
+    Context<Device> context(communicator, strategy, {.open_parameters = 2});
+    std::vector<Parameter<float>> parameters;
+    std::vector<Gradient<G>> gradients;
+    std::vector<State<AdamW>> states;
     for (std::size_t i = 0; i < 4; ++i) {
       parameters.emplace_back(
           context,
           std::vector<TensorSpec>{{fmt::format("a long enough name {}", i), {i == 3 ? 50 : size}}},
           ParameterOptions{.tied = i == 0});
-      parameters.back().initialize([](const auto&, std::size_t k) { return test::noise(k, 1); });
+      parameters.back().initialize([](const auto&, std::size_t k) { return noise(k, 1); });
     }
     for (auto& parameter : parameters) gradients.emplace_back(parameter);
     for (auto& parameter : parameters) states.emplace_back(parameter);
-    ShardedParameter<float> plain(context, {{"plain", {size}}});
-    ShardedGradient<G> plain_gradient(plain);
-    ShardedSequence<float, L, G> sequence;
+    Parameter<float> plain(context, {{"plain", {size}}});
+    Gradient<G> plain_gradient(plain);
+    Sequence<float, L, G> sequence;
     for (std::size_t i = 0; i < 4; ++i) sequence.add(parameters[i], gradients[i]);
     sequence.add(parameters[0], gradients[0]);
     LossScaler scaler({.initial_scale = 4, .growth_interval = 2});
@@ -117,7 +117,8 @@ Held train(Communicator& communicator, Strategy strategy, std::int64_t before, s
         const ReductionWeight weight = context.weigh(context.rank() + 1);
         for (std::size_t i = sequence.size(); i-- > 0;) {
           auto visit = sequence.backward(i);
-          visit.gradient[0][0] = visit.weights[0][0];
+          Device::launch(context.stream(), 1,
+                         AddElements<L>{visit.gradient[0].data(), visit.weights[0].data()});
           visit.finish(strategy.accumulation == Accumulation::reduce || micro == 1);
         }
         if (strategy.accumulation == Accumulation::reduce || micro == 1) {
@@ -134,7 +135,7 @@ Held train(Communicator& communicator, Strategy strategy, std::int64_t before, s
       }
       (void)plain_gradient.shard();
       plain_gradient.consume();
-      plain.update([](std::span<float> values) { values[0] += 1; });
+      plain.update([&](std::span<float> values) { add(context, values.first(1), 1); });
       parameters[2].prefetch();
       (void)context.mean(1);
       (void)context.any(false);
@@ -204,19 +205,19 @@ TEST_CASE("steady state makes no heap allocation: in the host's memory") {
         INFO(strategy.name() << " world " << world << " overlap " << overlap);
         const auto steady = on_ranks(world, [&](Communicator& communicator) {
           constexpr std::size_t wide = 50001, layers = 4;
-          Context context(communicator, strategy);
+          Context<Device> context(communicator, strategy);
           Arena weights(context, layers * wide * sizeof(float));
           Arena gradient_arena(context, layers * wide * sizeof(float));
-          std::vector<ShardedParameter<float>> parameters;
-          std::vector<ShardedGradient<float>> gradients;
-          std::vector<ShardedOptimizerState<AdamW>> states;
+          std::vector<Parameter<float>> parameters;
+          std::vector<Gradient<float>> gradients;
+          std::vector<State<AdamW>> states;
           for (const auto& tensors : stacked(layers, {{"wide", weights.as<float>(), {wide}}})) {
             parameters.emplace_back(context, tensors);
             gradients.emplace_back(parameters.back(), gradient_arena);
             states.emplace_back(parameters.back());
           }
-          ShardedParameter<float> own(context, {{"own", {1000}}, {"none", {0}}},
-                                      {.residency = Residency::host_buffer});
+          Parameter<float> own(context, {{"own", {1000}}, {"none", {0}}},
+                               {.residency = Residency::host_buffer});
           ShardedGradient own_gradient(own, Residency::host_buffer);
           std::vector<float> buffer(1000);
           float* const buffers[] = {buffer.data(), nullptr};
@@ -314,11 +315,11 @@ TEST_CASE("everything is freed at the end") {
       for (std::int64_t& bytes : after) {
         const std::int64_t before = live;
         const auto left = on_ranks(world, [&](Communicator& communicator) {
-          Context context(communicator, strategy);
+          Context<Device> context(communicator, strategy);
           {
-            ShardedParameter<float> parameter(context, {{"w", {5000}}});
+            Parameter<float> parameter(context, {{"w", {5000}}});
             ShardedGradient gradient(parameter);
-            ShardedOptimizerState<AdamW> state(parameter);
+            State<AdamW> state(parameter);
             auto lease = gradient.lease();
             std::move(lease).reduce();
             state.step(parameter, gradient);

@@ -8,15 +8,14 @@
 #include <string>
 #include <vector>
 
+#include "support/device.hpp"
+#include "support/ranks.hpp"
 #include "support/sanitized.hpp"
 #include "support/toy.hpp"
 
 using namespace shardwise;
 using Catch::Matchers::ContainsSubstring;
-using shardwise::test::noise;
-using shardwise::test::on_ranks;
-using shardwise::test::sanitized;
-using shardwise::test::worlds;
+using namespace shardwise::test;
 
 namespace {
 
@@ -24,22 +23,23 @@ namespace {
 /// parameter made when the layer first sees data.
 struct Layer {
   std::vector<TensorSpec> specs;
-  std::unique_ptr<ShardedParameter<float>> parameter;
-  std::unique_ptr<ShardedGradient<float>> gradient;
-  std::unique_ptr<ShardedOptimizerState<AdamW>> state;
+  std::unique_ptr<Parameter<float>> parameter;
+  std::unique_ptr<Gradient<float>> gradient;
+  std::unique_ptr<State<AdamW>> state;
 
-  [[nodiscard]] std::vector<std::vector<float>> buffers() const {
-    std::vector<std::vector<float>> result;
+  [[nodiscard]] std::vector<DeviceArray<float>> buffers(Context<Device>& context) const {
+    std::vector<DeviceArray<float>> result;
     for (const auto& tensor : parameter->layout().tensors()) {
-      result.emplace_back(tensor.count, -7.0f);  // whatever was there
+      result.emplace_back(tensor.count);
+      fill(context, result.back().span(), [](std::size_t) { return -7; });  // whatever was there
     }
     return result;
   }
 };
 
-std::vector<float*> places(std::vector<std::vector<float>>& buffers) {
+std::vector<float*> places(const std::vector<DeviceArray<float>>& buffers) {
   std::vector<float*> result;
-  for (auto& buffer : buffers) result.push_back(buffer.empty() ? nullptr : buffer.data());
+  for (const auto& buffer : buffers) result.push_back(buffer.data());
   return result;
 }
 
@@ -54,19 +54,20 @@ struct Result {
   std::uint64_t hash = 0xcbf29ce484222325ull;
   Bytes held;
   Bytes planned;
+  std::size_t landing = 0;
 };
 
 Result train(Communicator& communicator, const Run& run) {
-  Context<> context(communicator, run.strategy, {.timeout = std::chrono::seconds(60)});
+  Context<Device> context(communicator, run.strategy, {.timeout = std::chrono::seconds(60)});
   std::vector<Layer> layers;
-  for (auto& specs : test::toy_layers()) layers.push_back({specs, {}, {}, {}});
+  for (auto& specs : toy_layers()) layers.push_back({specs, {}, {}, {}});
   const auto make = [&](std::size_t i) {
     Layer& layer = layers[i];
     if (layer.parameter) return;
-    layer.parameter = std::make_unique<ShardedParameter<float>>(
+    layer.parameter = std::make_unique<Parameter<float>>(
         context, layer.specs, ParameterOptions{.residency = run.residency});
-    layer.gradient = std::make_unique<ShardedGradient<float>>(*layer.parameter, run.residency);
-    layer.state = std::make_unique<ShardedOptimizerState<AdamW>>(*layer.parameter);
+    layer.gradient = std::make_unique<Gradient<float>>(*layer.parameter, run.residency);
+    layer.state = std::make_unique<State<AdamW>>(*layer.parameter);
     layer.parameter->broadcast(0, [&](const auto& tensor, std::size_t first, auto elements) {
       for (std::size_t k = 0; k < elements.size(); ++k) {
         elements[k] = noise(i, tensor.count, first + k);
@@ -82,37 +83,37 @@ Result train(Communicator& communicator, const Run& run) {
     float x = noise(step, rank);
     for (std::size_t i = 0; i < layers.size(); ++i) {
       make(i);
-      auto buffers = layers[i].buffers();
+      const auto buffers = layers[i].buffers(context);
       if (own) {
         layers[i].parameter->ensure_gathered_into<float>(places(buffers));
         layers[i].parameter->ensure_gathered_into<float>(places(buffers));
       } else {
         const auto view = layers[i].parameter->ensure_gathered();
         for (std::size_t t = 0; t < buffers.size(); ++t) {
-          std::copy(view[t].begin(), view[t].end(), buffers[t].begin());
+          Device::copy(context.stream(), buffers[t].data(), view[t].data(), view[t].size_bytes());
         }
       }
       for (const auto& buffer : buffers) {
-        for (const float value : buffer) x += 0.125f * value;
+        for (const float value : to_host(context, buffer.span())) x += 0.125f * value;
       }
       layers[i].parameter->release();
+      context.stream().synchronize();  // the buffers go
     }
     for (int half = 0; half < 2; ++half) {
       const auto weight =
           run.weighted ? std::optional(context.weigh(1 + static_cast<double>(rank))) : std::nullopt;
       for (std::size_t i = layers.size(); i-- > 0;) {
-        auto made = layers[i].buffers();
+        const auto made = layers[i].buffers(context);
         for (std::size_t t = 0; t < made.size(); ++t) {
-          for (std::size_t k = 0; k < made[t].size(); ++k) {
-            made[t][k] = 0.5f * (x * noise(t, k) + noise(step, rank, k));
-          }
+          fill(context, made[t].span(),
+               [&](std::size_t k) { return 0.5f * (x * noise(t, k) + noise(step, rank, k)); });
         }
         if (own) {
           layers[i].gradient->reduce_from<float>(places(made), weight);
         } else {
           const auto view = layers[i].gradient->ensure_open();
           for (std::size_t t = 0; t < made.size(); ++t) {
-            std::copy(made[t].begin(), made[t].end(), view[t].begin());
+            Device::copy(context.stream(), view[t].data(), made[t].data(), view[t].size_bytes());
           }
           if (weight) {
             layers[i].gradient->reduce(*weight);
@@ -120,6 +121,7 @@ Result train(Communicator& communicator, const Run& run) {
             layers[i].gradient->reduce();
           }
         }
+        context.stream().synchronize();
       }
     }
     clip_gradient_norm(context, 0.5);
@@ -135,6 +137,7 @@ Result train(Communicator& communicator, const Run& run) {
   }
   result.held = context.held();
   result.planned = context.plan().bytes;
+  result.landing = context.plan().landing;
   return result;
 }
 
@@ -168,7 +171,7 @@ TEST_CASE("host buffers give the bits of slots, late registration those of an ea
     for (const Strategy& strategy : {Strategy::ddp(), Strategy::zero1(), Strategy::zero2(),
                                      Strategy::zero3(), Strategy::zero3_no_reshard(), no_overlap}) {
       for (const bool weighted : {false, true}) {
-        if (sanitized && weighted != (world % 2 == 0)) continue;
+        if ((sanitized || !on_host) && weighted != (world % 2 == 0)) continue;
         const auto run = [&](Residency residency, bool late) {
           return on_ranks(world, [&](Communicator& communicator) {
             return train(communicator, {strategy, residency, late, weighted});
@@ -183,8 +186,10 @@ TEST_CASE("host buffers give the bits of slots, late registration those of an ea
               CHECK(result.hash == expected);
               CHECK(result.held == result.planned);
               if (residency == Residency::host_buffer) {
-                // Scalars alone: 5 gradients' norms of all ranks.
-                CHECK(result.held.slots == 5 * (static_cast<std::size_t>(world) + 1) * 8);
+                // No slots: scalars (5 gradients' norms of all ranks) and where sums land.
+                const std::size_t scalars = 5 * (static_cast<std::size_t>(world) + 1) * 8;
+                CHECK(result.held.slots == scalars + result.landing);
+                if (on_host) CHECK(result.landing == 0);
               }
             }
           }
@@ -198,21 +203,22 @@ TEST_CASE("a late parameter that is larger than all others makes the slots grow"
   for (const int world : {1, 3}) {
     const auto all = on_ranks(world, [&](Communicator& communicator) {
       std::vector<std::string> wrong;
-      Context<> context(communicator, Strategy::zero3(), {.open_parameters = 2});
+      Context<Device> context(communicator, Strategy::zero3(), {.open_parameters = 2});
       const auto make = [&](const char* name, std::size_t count) {
-        auto parameter = std::make_unique<ShardedParameter<float>>(
-            context, std::vector<TensorSpec>{{name, {count}}});
+        auto parameter =
+            std::make_unique<Parameter<float>>(context, std::vector<TensorSpec>{{name, {count}}});
         parameter->initialize(
             [&](const auto&, std::size_t i) { return static_cast<float>(count + i); });
         return parameter;
       };
-      std::vector<std::unique_ptr<ShardedParameter<float>>> parameters;
+      std::vector<std::unique_ptr<Parameter<float>>> parameters;
       parameters.push_back(make("small", 100));
       parameters.push_back(make("second", 90));
-      const auto check = [&](ShardedParameter<float>& parameter, auto&& lease) {
+      const auto check = [&](Parameter<float>& parameter, auto&& lease) {
         const std::size_t count = parameter.layout().size();
+        const auto values = to_host(context, lease[0]);
         for (std::size_t i = 0; i < count; ++i) {
-          if (lease[0][i] != static_cast<float>(count + i)) {
+          if (values[i] != static_cast<float>(count + i)) {
             wrong.push_back(parameter.name());
             return;
           }
@@ -242,13 +248,13 @@ TEST_CASE("a late parameter that is larger than all others makes the slots grow"
 
 TEST_CASE("host buffers: what is wrong is refused by name, on all ranks") {
   const auto texts = errors_of(3, [](Communicator& communicator, std::vector<std::string>& errors) {
-    Context<> context(communicator, Strategy::zero3());
-    ShardedParameter<float> own(context, {{"w", {7}}, {"b", {3}}},
-                                {.name = "own", .residency = Residency::host_buffer});
-    ShardedParameter<float> usual(context, {{"u", {5}}}, {.name = "usual"});
+    Context<Device> context(communicator, Strategy::zero3());
+    Parameter<float> own(context, {{"w", {7}}, {"b", {3}}},
+                         {.name = "own", .residency = Residency::host_buffer});
+    Parameter<float> usual(context, {{"u", {5}}}, {.name = "usual"});
     ShardedGradient own_gradient(own, Residency::host_buffer);
     ShardedGradient usual_gradient(usual);
-    std::vector<float> w(7), b(3), other(7);
+    const DeviceArray<float> w(7), b(3), other(7);
     float* good[] = {w.data(), b.data()};
     float* null[] = {w.data(), nullptr};
     float* moved[] = {other.data(), b.data()};
@@ -273,7 +279,7 @@ TEST_CASE("host buffers: what is wrong is refused by name, on all ranks") {
     own.release();
     add([&] { (void)full_parameters(context); });
     add([&] {
-      ShardedParameter<float> nowhere(context, {{"n", {5}}}, {.residency = Residency::in_place});
+      Parameter<float> nowhere(context, {{"n", {5}}}, {.residency = Residency::in_place});
     });
     add([&] {
       auto lease = own.gather_into<float>(good);
@@ -308,25 +314,24 @@ TEST_CASE("gradients by tensor: the last one that is ready reduces") {
   for (const int world : worlds) {
     const auto all = on_ranks(world, [&](Communicator& communicator) {
       std::vector<std::string> texts;
-      Context<> context(communicator, Strategy::zero3());
-      ShardedParameter<float> layer(context, {{"w", {40}}, {"none", {0}}, {"b", {3}}});
+      Context<Device> context(communicator, Strategy::zero3());
+      Parameter<float> layer(context, {{"w", {40}}, {"none", {0}}, {"b", {3}}});
       ShardedGradient gradient(layer);
       GradientCountdown countdown(gradient, {2, 0, 1});  // w is used twice
       const auto rank = static_cast<float>(context.rank());
       for (int step = 0; step < 2; ++step) {
         const auto view = gradient.ensure_open();
-        for (float& g : view["w"]) g += 1 + rank;
+        add(context, view["w"], 1 + rank);
         bool reduced = countdown.ready(0);
         // Ranks differ in the order of their hooks.
         reduced = countdown.ready(context.rank() % 2 == 0 ? 2 : 0) || reduced;
-        for (float& g : view["b"]) g += 2;
+        add(context, view["b"], 2);
         if (reduced || countdown.waiting() != 1) texts.emplace_back("too early");
         if (!countdown.ready(context.rank() % 2 == 0 ? 0 : 2)) texts.emplace_back("not reduced");
         const float mean = 1 + 0.5f * static_cast<float>(world - 1);
         for (const auto& segment : gradient.segments()) {
-          for (const float g : segment.elements) {
-            if (g != (segment.tensor->name == "w" ? mean : 2.0f)) texts.emplace_back("wrong value");
-          }
+          const float expected = segment.tensor->name == "w" ? mean : 2.0f;
+          if (!all_are(context, segment.elements, expected)) texts.emplace_back("wrong value");
         }
         gradient.consume();
       }
@@ -352,6 +357,8 @@ TEST_CASE("gradients by tensor: the last one that is ready reduces") {
   }
 }
 
+#ifndef SHARDWISE_TEST_CUDA  // no device takes part
+
 TEST_CASE("tied tensors are told by their address") {
   std::vector<float> memory(100);
   float* const p = memory.data();
@@ -373,13 +380,15 @@ TEST_CASE("tied tensors are told by their address") {
              ContainsSubstring("'a' and 'b' overlap"));
 }
 
+#endif
+
 TEST_CASE("everything is gathered in a scope, and one rank may read alone") {
   for (const int world : worlds) {
     for (const bool debug : {false, true}) {
       const auto all = on_ranks(world, [&](Communicator& communicator) {
         std::vector<std::string> wrong;
-        Context<> context(communicator, Strategy::zero3(), {.debug = debug});
-        std::vector<ShardedParameter<float>> parameters;
+        Context<Device> context(communicator, Strategy::zero3(), {.debug = debug});
+        std::vector<Parameter<float>> parameters;
         for (std::size_t i = 0; i < 5; ++i) {
           parameters.emplace_back(context,
                                   std::vector<TensorSpec>{{fmt::format("p{}", i), {50 + 30 * i}}});
@@ -392,7 +401,7 @@ TEST_CASE("everything is gathered in a scope, and one rank may read alone") {
           double total = 0;
           for (std::size_t i = parameters.size(); i-- > 0;) {
             const auto lease = parameters[i].gather();
-            for (const float value : lease[std::size_t{0}]) total += value;
+            for (const float value : to_host(context, lease[std::size_t{0}])) total += value;
           }
           return total;
         };

@@ -11,13 +11,12 @@
 #include <string>
 #include <vector>
 
-#include "support/toy.hpp"
+#include "support/device.hpp"
+#include "support/ranks.hpp"
 
 using namespace shardwise;
 using Catch::Matchers::ContainsSubstring;
-using shardwise::test::noise;
-using shardwise::test::on_ranks;
-using shardwise::test::worlds;
+using namespace shardwise::test;
 
 namespace {
 
@@ -120,13 +119,24 @@ std::size_t dirty_padding(const Layout& layout, std::size_t begin, std::span<con
   return dirty;
 }
 template <class T>
-std::size_t dirty_shard(const ShardedParameter<T>& parameter) {
-  return dirty_padding(parameter.layout(), parameter.flat().owned_begin(), parameter.shard());
+std::size_t dirty_padding(const Layout& layout, std::size_t begin, const std::vector<T>& values) {
+  return dirty_padding(layout, begin, std::span<const T>(values));
+}
+template <class T>
+std::size_t dirty_shard(const Parameter<T>& parameter) {
+  return dirty_padding(parameter.layout(), parameter.flat().owned_begin(),
+                       to_host(parameter.context(), parameter.shard()));
+}
+
+/// The flat buffer of a lease, padding included.
+template <class Lease>
+auto whole_of(const Parameter<float>& parameter, const Lease& lease) {
+  return std::span(lease.data(), parameter.layout().padded_size());
 }
 
 // All of `parameter` as the ranks' reads, leases and shards show it.
 template <class L>
-void check_values(ShardedParameter<float>& parameter, float added, Faults& faults) {
+void check_values(Parameter<float>& parameter, float added, Faults& faults) {
   std::size_t next = 0, wrong = 0, tensor_index = 0;
   parameter.read(
       [&](const Layout::Tensor& tensor, std::size_t first, std::span<const float> values) {
@@ -139,22 +149,24 @@ void check_values(ShardedParameter<float>& parameter, float added, Faults& fault
       });
   EXPECT(wrong == 0);
   EXPECT(next == 61000);
+  Context<Device>& context = parameter.context();
   const auto lease = parameter.gather<L>();
   for (const auto& tensor : parameter.layout().tensors()) {
     const auto view = lease[tensor_index++];
     EXPECT(view.size() == tensor.count);
     EXPECT(view.shape().size() == tensor.shape.size());
-    for (std::size_t i = 0; i < view.size(); ++i) {
+    const auto values = to_host(context, view);
+    for (std::size_t i = 0; i < values.size(); ++i) {
       const L expected = static_cast<L>(long_value(tensor, i) + added);
-      if (static_cast<float>(view[i]) != static_cast<float>(expected)) ++wrong;
+      if (static_cast<float>(values[i]) != static_cast<float>(expected)) ++wrong;
     }
   }
   EXPECT(wrong == 0);
-  EXPECT(dirty_padding(parameter.layout(), 0,
-                       std::span<const L>(lease.data(), parameter.layout().padded_size())) == 0);
+  EXPECT(dirty_padding(parameter.layout(), 0, to_host(context, whole_of(parameter, lease))) == 0);
   EXPECT(dirty_shard(parameter) == 0);
-  parameter.for_each_tensor(parameter.shard(), [&](const Layout::Tensor& tensor, std::size_t first,
-                                                   std::span<const float> values) {
+  const std::vector<float> shard = to_host(context, parameter.shard());
+  parameter.for_each_tensor(std::span(shard), [&](const Layout::Tensor& tensor, std::size_t first,
+                                                  std::span<const float> values) {
     for (std::size_t i = 0; i < values.size(); ++i) {
       if (values[i] != long_value(tensor, first + i) + added) ++wrong;
     }
@@ -166,8 +178,8 @@ template <class L>
 void check_round_trips() {
   everywhere(
       [](Communicator& communicator, const Strategy& strategy, Faults& faults) {
-        Context context(communicator, strategy);
-        ShardedParameter<float> parameter(context, long_block());
+        Context<Device> context(communicator, strategy);
+        Parameter<float> parameter(context, long_block());
         parameter.initialize(long_value);
         check_values<L>(parameter, 0, faults);
         std::size_t seen = 0;
@@ -212,23 +224,23 @@ TEST_CASE("values written by function, file and broadcast are read back: bf16 le
 
 TEST_CASE("other leases of other storage types, empty parameters, more ranks than elements") {
   everywhere([](Communicator& communicator, const Strategy& strategy, Faults& faults) {
-    Context context(communicator, strategy, {.open_parameters = 6});
-    Strategy half = strategy;
-    half.lease = DType::f16;
-    ShardedParameter<double> wide(context, {{"wide", {33}}});
-    ShardedParameter<bf16> narrow(context, {{"narrow", {2}}});
-    ShardedParameter<double> cast(context, {{"cast", {65}}}, {.strategy = half});
-    ShardedParameter<float> nothing(context, {{"nothing", {0}}, {"either", {5, 0}}});
-    ShardedParameter<float> bare(context, {});
-    ShardedParameter<float> scalar(context, {{"scalar", {}}});
-    ShardedGradient<double> wide_gradient(wide);
-    ShardedGradient<bf16> narrow_gradient(narrow);
-    ShardedGradient<float> nothing_gradient(nothing);
-    ShardedGradient<float> scalar_gradient(scalar);
-    ShardedOptimizerState<Sgd> wide_state(wide, {.learning_rate = 1});
-    ShardedOptimizerState<Sgd> narrow_state(narrow, {.learning_rate = 1});
-    ShardedOptimizerState<AdamW> nothing_state(nothing);
-    ShardedOptimizerState<Sgd> scalar_state(scalar, {.learning_rate = 0.5});
+    Context<Device> context(communicator, strategy, {.open_parameters = 6});
+    Strategy as_f16 = strategy;
+    as_f16.lease = DType::f16;
+    Parameter<double> wide(context, {{"wide", {33}}});
+    Parameter<bf16> narrow(context, {{"narrow", {2}}});
+    Parameter<double> cast(context, {{"cast", {65}}}, {.strategy = as_f16});
+    Parameter<float> nothing(context, {{"nothing", {0}}, {"either", {5, 0}}});
+    Parameter<float> bare(context, {});
+    Parameter<float> scalar(context, {{"scalar", {}}});
+    Gradient<double> wide_gradient(wide);
+    Gradient<bf16> narrow_gradient(narrow);
+    Gradient<float> nothing_gradient(nothing);
+    Gradient<float> scalar_gradient(scalar);
+    State<Sgd> wide_state(wide, {.learning_rate = 1});
+    State<Sgd> narrow_state(narrow, {.learning_rate = 1});
+    State<AdamW> nothing_state(nothing);
+    State<Sgd> scalar_state(scalar, {.learning_rate = 0.5});
     const auto value = [](const auto&, std::size_t i) { return static_cast<float>(i) + 0.25f; };
     wide.initialize([](const auto&, std::size_t i) { return static_cast<double>(i) + 0.1; });
     narrow.initialize(value);
@@ -242,24 +254,26 @@ TEST_CASE("other leases of other storage types, empty parameters, more ranks tha
         auto [a, b, c, d] = gather(wide, narrow, nothing, scalar);
         const auto e = cast.gather<f16>();
         const auto f = bare.gather();
-        EXPECT(a[0][32] == 32.1 - step);
-        EXPECT(b[0][1] == 1.25f - static_cast<float>(step));
+        EXPECT(at(context, a[0], 32) == 32.1 - step);
+        EXPECT(at(context, b[0], 1) == 1.25f - static_cast<float>(step));
         EXPECT(c[0].empty() && c["either"].shape()[0] == 5);
         EXPECT(d[0].size() == 1 && d[0].shape().empty());
-        EXPECT(d[0][0] == 0.25f - 0.5f * static_cast<float>(step));
-        EXPECT(static_cast<float>(e[0][64]) == static_cast<float>(f16(64.1f)));
+        EXPECT(at(context, d[0], 0) == 0.25f - 0.5f * static_cast<float>(step));
+        EXPECT(static_cast<float>(at(context, e[0], 64)) == static_cast<float>(f16(64.1f)));
         EXPECT(f.size() == 0);
       }
       auto a = wide_gradient.lease();
-      for (double& element : a[0]) element += 1;
+      edit(context, a[0], [](auto elements) {
+        for (double& element : elements) element += 1;
+      });
       std::move(a).reduce();
       auto b = narrow_gradient.lease();
-      for (bf16& element : b[0]) element = bf16(1.0f);
+      fill(context, b[0], [](std::size_t) { return 1.0f; });
       std::move(b).reduce();
       auto c = nothing_gradient.lease();
       std::move(c).reduce();
       auto d = scalar_gradient.lease();
-      d[0][0] += 1;
+      add(context, d[0], 1);
       std::move(d).reduce();
       EXPECT(std::abs(gradient_norm(context) - 6) < 1e-12);  // 33 + 2 + 0 + 1 ones
       wide_state.step(wide, wide_gradient);
@@ -278,17 +292,16 @@ TEST_CASE("other leases of other storage types, empty parameters, more ranks tha
 namespace {
 
 template <class Optimizer>
-void train_padding(Context<>& context, Optimizer settings, Faults& faults) {
-  ShardedParameter<float> parameter(
+void train_padding(Context<Device>& context, Optimizer settings, Faults& faults) {
+  Parameter<float> parameter(
       context, {{"w", {45}}, {"none", {0}}, {"b", {7}, {.weight_decay = 0}}, {"c", {33}}});
   ShardedGradient gradient(parameter);
-  ShardedOptimizerState<Optimizer> state(parameter, settings);
+  State<Optimizer> state(parameter, settings);
   parameter.initialize([](const auto&, std::size_t i) { return noise(i, 2) + 1; });
-  const std::size_t padded = parameter.layout().padded_size();
   for (int step = 0; step < 3; ++step) {
     auto lease = gradient.lease();
     // Also a host that writes where no tensor is.
-    for (std::size_t i = 0; i < padded; ++i) lease.data()[i] = noise(i, 4) + 2;
+    fill(context, whole_of(parameter, lease), [](std::size_t i) { return noise(i, 4) + 2; });
     std::move(lease).reduce();
     // Norms do not see it.
     double squares = 0;
@@ -304,10 +317,10 @@ void train_padding(Context<>& context, Optimizer settings, Faults& faults) {
   EXPECT(dirty_shard(parameter) == 0);
   for (const char* name : Optimizer::state_names) {
     EXPECT(dirty_padding(parameter.layout(), parameter.flat().owned_begin(),
-                         std::span<const float>(state.template values<float>(name))) == 0);
+                         to_host(context, state.template values<float>(name))) == 0);
   }
   const auto whole = parameter.gather();
-  EXPECT(dirty_padding(parameter.layout(), 0, std::span<const float>(whole.data(), padded)) == 0);
+  EXPECT(dirty_padding(parameter.layout(), 0, to_host(context, whole_of(parameter, whole))) == 0);
   std::size_t bad = 0;
   parameter.read([&](const auto&, std::size_t, std::span<const float> values) {
     for (const float value : values) bad += std::isfinite(value) ? 0u : 1u;
@@ -320,7 +333,7 @@ void train_padding(Context<>& context, Optimizer settings, Faults& faults) {
 TEST_CASE("padding stays zero with every optimizer and never enters a norm") {
   everywhere([](Communicator& communicator, const Strategy& strategy, Faults& faults) {
     const auto with = [&](auto optimizer) {
-      Context context(communicator, strategy);
+      Context<Device> context(communicator, strategy);
       train_padding(context, optimizer, faults);
     };
     with(AdamW{.epsilon = 0});
@@ -334,14 +347,14 @@ TEST_CASE("padding stays zero with every optimizer and never enters a norm") {
 TEST_CASE("a host's own AdamW on shards gives the bits of ours") {
   everywhere(
       [](Communicator& communicator, const Strategy& strategy, Faults& faults) {
-        Context context(communicator, strategy);
+        Context<Device> context(communicator, strategy);
         const std::vector<TensorSpec> tensors = {{"w", {37, 5}}, {"b", {9}, {.weight_decay = 0}}};
-        ShardedParameter<float> ours(context, tensors);
-        ShardedParameter<float> theirs(context, tensors);
+        Parameter<float> ours(context, tensors);
+        Parameter<float> theirs(context, tensors);
         ShardedGradient our_gradient(ours);
         ShardedGradient their_gradient(theirs);
         const AdamW settings{.learning_rate = 0.01, .weight_decay = 0.1};
-        ShardedOptimizerState<AdamW> state(ours, settings);
+        State<AdamW> state(ours, settings);
         for (auto* parameter : {&ours, &theirs}) {
           parameter->initialize([](const auto& t, std::size_t i) { return noise(t.count, i); });
         }
@@ -352,10 +365,12 @@ TEST_CASE("a host's own AdamW on shards gives the bits of ours") {
             const auto weights = parameter.gather();
             auto lease = gradient.lease();
             for (std::size_t t = 0; t < 2; ++t) {
-              for (std::size_t i = 0; i < lease[t].size(); ++i) {
-                lease[t][i] +=
-                    weights[t][i] + noise(i, t, static_cast<std::uint64_t>(context.rank()));
-              }
+              const auto weight = to_host(context, weights[t]);
+              edit(context, lease[t], [&](std::span<float> g) {
+                for (std::size_t i = 0; i < g.size(); ++i) {
+                  g[i] += weight[i] + noise(i, t, static_cast<std::uint64_t>(context.rank()));
+                }
+              });
             }
             std::move(lease).reduce();
           };
@@ -364,40 +379,41 @@ TEST_CASE("a host's own AdamW on shards gives the bits of ours") {
           EXPECT(clip_gradient_norm(context, 0.5, our_gradient) ==
                  clip_gradient_norm(context, 0.5, their_gradient));
           state.step(ours, our_gradient);
-          const auto gradient = their_gradient.shard();
+          const auto gradient = to_host(context, their_gradient.shard());
           const float coefficient = their_gradient.coefficient();
           EXPECT(coefficient < 1);
-          theirs.update([&](std::span<float> shard) {
-            EXPECT(shard.data() == address && gradient.size() == shard.size());
-            theirs.for_each_tensor(
-                shard, [&](const Layout::Tensor& tensor, std::size_t, std::span<float> values) {
-                  const double lr = 0.01;
-                  const double wd = 0.1 * static_cast<double>(tensor.options.weight_decay);
-                  const auto decay = static_cast<float>(1 - lr * wd);
-                  const auto step_size = static_cast<float>(lr / (1 - std::pow(0.9, step)));
-                  const auto root = static_cast<float>(1 / std::sqrt(1 - std::pow(0.999, step)));
-                  const auto b1 = 0.9f, b2 = 0.999f;
-                  const auto c1 = static_cast<float>(1 - 0.9), c2 = static_cast<float>(1 - 0.999);
-                  const auto at = static_cast<std::size_t>(values.data() - shard.data());
-                  for (std::size_t i = 0; i < values.size(); ++i) {
-                    const float g = gradient[at + i] * coefficient;
-                    float& p = values[i];
-                    p = p * decay;
-                    m[at + i] = b1 * m[at + i] + c1 * g;
-                    v[at + i] = b2 * v[at + i] + c2 * (g * g);
-                    p = p - step_size * (m[at + i] / (std::sqrt(v[at + i]) * root + 1e-8f));
-                  }
-                });
+          theirs.update([&](std::span<float> stored) {
+            EXPECT(stored.data() == address && gradient.size() == stored.size());
+            edit(context, stored, [&](std::span<float> shard) {
+              theirs.for_each_tensor(
+                  shard, [&](const Layout::Tensor& tensor, std::size_t, std::span<float> values) {
+                    const double lr = 0.01;
+                    const double wd = 0.1 * static_cast<double>(tensor.options.weight_decay);
+                    const auto decay = static_cast<float>(1 - lr * wd);
+                    const auto step_size = static_cast<float>(lr / (1 - std::pow(0.9, step)));
+                    const auto root = static_cast<float>(1 / std::sqrt(1 - std::pow(0.999, step)));
+                    const auto b1 = 0.9f, b2 = 0.999f;
+                    const auto c1 = static_cast<float>(1 - 0.9), c2 = static_cast<float>(1 - 0.999);
+                    const auto at = static_cast<std::size_t>(values.data() - shard.data());
+                    for (std::size_t i = 0; i < values.size(); ++i) {
+                      const float g = gradient[at + i] * coefficient;
+                      float& p = values[i];
+                      p = p * decay;
+                      m[at + i] = b1 * m[at + i] + c1 * g;
+                      v[at + i] = b2 * v[at + i] + c2 * (g * g);
+                      p = p - step_size * (m[at + i] / (std::sqrt(v[at + i]) * root + 1e-8f));
+                    }
+                  });
+            });
           });
           their_gradient.consume();
           EXPECT(their_gradient.coefficient() == 1);
         }
-        EXPECT(std::equal(ours.shard().begin(), ours.shard().end(), theirs.shard().begin()));
-        const auto exp_avg = state.values<float>("exp_avg");
-        EXPECT(std::equal(m.begin(), m.end(), exp_avg.begin(), exp_avg.end()));
+        EXPECT(to_host(context, ours.shard()) == to_host(context, theirs.shard()));
+        EXPECT(to_host(context, state.values<float>("exp_avg")) == m);
         {
           const auto [a, b] = gather_as<float>(ours, theirs);
-          EXPECT(std::equal(a.data(), a.data() + ours.layout().padded_size(), b.data()));
+          EXPECT(to_host(context, whole_of(ours, a)) == to_host(context, whole_of(theirs, b)));
         }
         EXPECT(state.steps() == 4);
         EXPECT(error_of([&] {
@@ -425,9 +441,9 @@ template <class GL, class G>
 void check_reduction(const Reduction& how) {
   everywhere(
       [&](Communicator& communicator, const Strategy& strategy, Faults& faults) {
-        Context context(communicator, strategy);
-        ShardedParameter<float> parameter(context, {{"w", {150}}, {"b", {40}}});
-        ShardedGradient<G> gradient(parameter);
+        Context<Device> context(communicator, strategy);
+        Parameter<float> parameter(context, {{"w", {150}}, {"b", {40}}});
+        Gradient<G> gradient(parameter);
         const auto n = static_cast<std::size_t>(context.world());
         const auto element = [](std::size_t rank, int round, std::size_t i) {
           return static_cast<GL>(noise(rank, i, static_cast<std::uint64_t>(round)));
@@ -438,16 +454,15 @@ void check_reduction(const Reduction& how) {
         const auto rank = static_cast<std::size_t>(context.rank());
         for (int round = 0; round < how.times; ++round) {
           auto lease = gradient.template lease<GL>();
-          for (std::size_t i = 0; i < parameter.layout().padded_size(); ++i) {
-            lease.data()[i] = element(rank, round, i);
-          }
+          fill(context, whole_of(parameter, lease),
+               [&](std::size_t i) { return element(rank, round, i); });
           if (how.weighted) {
             std::move(lease).reduce(context.weigh(weight_of(rank)));
           } else {
             std::move(lease).reduce();
           }
         }
-        const auto shard = gradient.shard();
+        const auto shard = to_host(context, gradient.shard());
         const std::size_t begin = parameter.flat().owned_begin();
         std::size_t wrong = 0, far = 0;
         for (std::size_t i = 0; i < shard.size(); ++i) {
@@ -511,23 +526,23 @@ TEST_CASE("norm and clipping agree in every placement and with long double") {
       INFO(strategy.name() << " world " << world);
       std::vector<double> norms(static_cast<std::size_t>(world));
       check(faults_of(world, [&](Communicator& communicator, Faults& faults) {
-        Context context(communicator, strategy);
-        ShardedParameter<float> a(context, {{"a", {1003}}, {"a2", {3}}});
-        ShardedParameter<float> b(context, {{"b", {77}}});
-        ShardedGradient<float> gradient_a(a);
-        ShardedGradient<bf16> gradient_b(b);
-        ShardedOptimizerState<Sgd> state(a, {.learning_rate = 1});
+        Context<Device> context(communicator, strategy);
+        Parameter<float> a(context, {{"a", {1003}}, {"a2", {3}}});
+        Parameter<float> b(context, {{"b", {77}}});
+        Gradient<float> gradient_a(a);
+        Gradient<bf16> gradient_b(b);
+        State<Sgd> state(a, {.learning_rate = 1});
         a.initialize([](const auto&, std::size_t) { return 0.0f; });
         EXPECT(gradient_norm(context) == 0);
         EXPECT(clip_gradient_norm(context, 1) == 0 && gradient_a.coefficient() == 1);
         const auto n = static_cast<std::size_t>(context.world());
         const auto rank = static_cast<std::size_t>(context.rank());
         auto lease_a = gradient_a.lease();
-        for (std::size_t i = 0; i < 1003; ++i) lease_a[0][i] = noise(rank, i);
-        for (std::size_t i = 0; i < 3; ++i) lease_a[1][i] = noise(rank, i, 9);
+        fill(context, lease_a[0], [&](std::size_t i) { return noise(rank, i); });
+        fill(context, lease_a[1], [&](std::size_t i) { return noise(rank, i, 9); });
         std::move(lease_a).reduce();
         auto lease_b = gradient_b.lease<float>();
-        for (std::size_t i = 0; i < 77; ++i) lease_b[0][i] = noise(rank, i, 5);
+        fill(context, lease_b[0], [&](std::size_t i) { return noise(rank, i, 5); });
         std::move(lease_b).reduce();
         const auto reduced = [&](std::size_t i, std::uint64_t kind) {
           std::vector<float> values;
@@ -581,12 +596,14 @@ TEST_CASE("norm and clipping agree in every placement and with long double") {
 TEST_CASE("a norm that is not finite is seen by all and changes nothing") {
   everywhere([](Communicator& communicator, const Strategy& strategy, Faults& faults) {
     for (const float poison : {std::numeric_limits<float>::infinity(), std::nanf("")}) {
-      Context context(communicator, strategy);
-      ShardedParameter<float> parameter(context, {{"w", {100}}});
+      Context<Device> context(communicator, strategy);
+      Parameter<float> parameter(context, {{"w", {100}}});
       ShardedGradient gradient(parameter);
       auto lease = gradient.lease();
-      for (float& element : lease[0]) element += 1;
-      if (context.rank() == context.world() - 1) lease[0][99] = poison;
+      add(context, lease[0], 1);
+      if (context.rank() == context.world() - 1) {
+        fill(context, lease[0].last(1), [&](std::size_t) { return poison; });
+      }
       std::move(lease).reduce();
       EXPECT(!std::isfinite(gradient_norm(context)));
       EXPECT(!std::isfinite(clip_gradient_norm(context, 1)));
@@ -598,21 +615,23 @@ TEST_CASE("a norm that is not finite is seen by all and changes nothing") {
 TEST_CASE("an overflow on one rank skips the step on all, backs off and grows again") {
   everywhere(
       [](Communicator& communicator, const Strategy& strategy, Faults& faults) {
-        Context context(communicator, strategy);
-        ShardedParameter<float> parameter(context, {{"w", {70}}});
-        ShardedParameter<float> fine(context, {{"fine", {3}}});
-        ShardedGradient<float> gradient(parameter);
-        ShardedGradient<float> fine_gradient(fine);
-        ShardedOptimizerState<Sgd> state(parameter, {.learning_rate = 1});
+        Context<Device> context(communicator, strategy);
+        Parameter<float> parameter(context, {{"w", {70}}});
+        Parameter<float> fine(context, {{"fine", {3}}});
+        Gradient<float> gradient(parameter);
+        Gradient<float> fine_gradient(fine);
+        State<Sgd> state(parameter, {.learning_rate = 1});
         parameter.initialize([](const auto&, std::size_t) { return 0.0f; });
         LossScaler scaler({.initial_scale = 8, .growth_interval = 2, .minimum_scale = 3});
         const auto step = [&](bool overflows) {
           auto lease = gradient.lease<f16>();
-          for (f16& element : lease[0]) element = f16(static_cast<float>(scaler.scale()));
-          if (overflows && context.rank() == 0) lease[0][0] = f16(1e6f);
+          fill(context, lease[0], [&](std::size_t i) {
+            const bool is_too_large = overflows && context.rank() == 0 && i == 0;
+            return is_too_large ? 1e6f : static_cast<float>(scaler.scale());
+          });
           std::move(lease).reduce();
           auto other = fine_gradient.lease<f16>();
-          other[0][0] = f16(1.0f);
+          fill(context, other[0].first(1), [](std::size_t) { return 1.0f; });
           std::move(other).reduce();
           const bool good = scaler.unscale(context);
           EXPECT(good != overflows);
@@ -638,7 +657,8 @@ TEST_CASE("an overflow on one rank skips the step on all, backs off and grows ag
         EXPECT(step(false) == 6);
         EXPECT(scaler.skipped() == 4 && state.steps() == 5);
         const auto lease = parameter.gather<f16>();
-        EXPECT(std::all_of(lease[0].begin(), lease[0].end(),
+        const auto values = to_host(context, lease[0]);
+        EXPECT(std::all_of(values.begin(), values.end(),
                            [](f16 value) { return std::abs(value + 5.0f) < 1e-2f; }));
         EXPECT(error_of([] {
                  LossScaler(LossScaler::Options{.backoff_factor = 1});
@@ -651,17 +671,20 @@ TEST_CASE("an overflow on one rank skips the step on all, backs off and grows ag
 TEST_CASE("plain calls are idempotent and give the bits of leases") {
   everywhere([](Communicator& communicator, const Strategy& strategy, Faults& faults) {
     const auto train = [&](bool plain) {
-      Context context(communicator, strategy);
-      ShardedParameter<float> parameter(context, {{"w", {99}}, {"b", {3}}});
-      ShardedParameter<float> other(context, {{"other", {50}}});
+      Context<Device> context(communicator, strategy);
+      Parameter<float> parameter(context, {{"w", {99}}, {"b", {3}}});
+      Parameter<float> other(context, {{"other", {50}}});
       ShardedGradient gradient(parameter);
-      ShardedOptimizerState<AdamW> state(parameter, {.learning_rate = 0.1});
+      State<AdamW> state(parameter, {.learning_rate = 0.1});
       parameter.initialize([](const auto&, std::size_t i) { return noise(i, 1); });
       other.initialize([](const auto&, std::size_t) { return 0.0f; });
       const auto backward = [&](const auto& weights, auto& into) {
-        for (std::size_t i = 0; i < 99; ++i) {
-          into[0][i] += weights[0][i] + noise(i, static_cast<std::uint64_t>(context.rank()));
-        }
+        const auto weight = to_host(context, weights[0]);
+        edit(context, into[0], [&](std::span<float> g) {
+          for (std::size_t i = 0; i < 99; ++i) {
+            g[i] += weight[i] + noise(i, static_cast<std::uint64_t>(context.rank()));
+          }
+        });
       };
       for (int step = 0; step < 3; ++step) {
         if (plain) {
@@ -703,24 +726,24 @@ TEST_CASE("plain calls are idempotent and give the bits of leases") {
 
 TEST_CASE("moved parameters, gradients and states go on") {
   everywhere([](Communicator& communicator, const Strategy& strategy, Faults& faults) {
-    Context context(communicator, strategy);
-    ShardedParameter<float> born(context, {{"w", {10}}});
+    Context<Device> context(communicator, strategy);
+    Parameter<float> born(context, {{"w", {10}}});
     born.initialize([](const auto&, std::size_t) { return 1.0f; });
-    ShardedGradient<float> gradient_born(born);
-    ShardedOptimizerState<Sgd> state_born(born, {.learning_rate = 1});
+    Gradient<float> gradient_born(born);
+    State<Sgd> state_born(born, {.learning_rate = 1});
     auto open = gradient_born.lease();
     const auto weights = born.gather();
-    ShardedParameter<float> parameter(std::move(born));
-    ShardedGradient<float> gradient(std::move(gradient_born));
-    ShardedOptimizerState<Sgd> state(std::move(state_born));
-    for (std::size_t i = 0; i < 10; ++i) open[0][i] += weights[0][i];
+    Parameter<float> parameter(std::move(born));
+    Gradient<float> gradient(std::move(gradient_born));
+    State<Sgd> state(std::move(state_born));
+    Device::launch(context.stream(), 10, AddElements<float>{open[0].data(), weights[0].data()});
     std::move(open).reduce();
     EXPECT(error_of([&] { state.step(parameter, gradient); }).find("'w'") != std::string::npos);
-    auto released = std::move(const_cast<Gathered<float>&>(weights));
+    auto released = std::move(const_cast<Weights<float>&>(weights));
     released.release();
     state.step(parameter, gradient);
     const auto lease = parameter.gather();
-    EXPECT(lease[0][9] == 0);
+    EXPECT(at(context, lease[0], 9) == 0);
     EXPECT(parameter.tensor("w") == 0 && parameter.name() == "w");
   });
 }
@@ -729,10 +752,10 @@ TEST_CASE("a sequence visits layers both ways, tied and frozen ones too") {
   for (const int prefetch : {0, 1, 3}) {
     everywhere(
         [](Communicator& communicator, const Strategy& strategy, Faults& faults) {
-          Context context(communicator, strategy);
-          std::vector<ShardedParameter<float>> parameters;
-          std::vector<ShardedGradient<float>> gradients;
-          ShardedSequence<float> sequence;
+          Context<Device> context(communicator, strategy);
+          std::vector<Parameter<float>> parameters;
+          std::vector<Gradient<float>> gradients;
+          Sequence<float> sequence;
           for (std::size_t i = 0; i < 5; ++i) {
             parameters.emplace_back(context, std::vector<TensorSpec>{{fmt::format("p{}", i), {40}}},
                                     ParameterOptions{.tied = i == 0});
@@ -754,16 +777,18 @@ TEST_CASE("a sequence visits layers both ways, tied and frozen ones too") {
             const bool hold = strategy.accumulation == Accumulation::hold;
             for (std::size_t i = 0; i < 6; ++i) {
               auto visit = sequence.forward(i);
-              EXPECT(visit.weights[0][39] == static_cast<float>(i % 5));
+              EXPECT(at(context, visit.weights[0], 39) == static_cast<float>(i % 5));
               EXPECT(!visit.gradient);
               if (i % 2 == 0) visit.finish();
               visit.finish();
             }
             for (std::size_t i = 6; i-- > 0;) {
               auto visit = sequence.backward(i);
-              EXPECT(visit.weights[0][0] == static_cast<float>(i % 5));
+              EXPECT(at(context, visit.weights[0], 0) == static_cast<float>(i % 5));
               EXPECT(static_cast<bool>(visit.gradient) == (i != 2));
-              if (visit.gradient) visit.gradient[0][1] += static_cast<float>(i + 1);
+              if (visit.gradient) {
+                add(context, visit.gradient[0].subspan(1, 1), static_cast<float>(i + 1));
+              }
               visit.finish(!hold || micro == 1);
               visit.finish();
             }
@@ -771,14 +796,14 @@ TEST_CASE("a sequence visits layers both ways, tied and frozen ones too") {
           // The last micro-batch ends all: nothing is open.
           float sum = 0;
           for (auto& gradient : gradients) {
-            for (const float element : gradient.shard()) sum += element;
+            for (const float element : to_host(context, gradient.shard())) sum += element;
           }
           // 1 + 2 + 4 + 5 + 6, twice, of which this rank holds its part.
           EXPECT(sum == 36 || strategy.optimizer_state == Placement::sharded);
           EXPECT(context.sum(static_cast<double>(sum)) ==
                  36.0 * (strategy.optimizer_state == Placement::sharded ? 1 : context.world()));
           // Alone, and away from the last visit.
-          EXPECT(sequence.gather(3)[0][0] == 3);
+          EXPECT(at(context, sequence.gather(3)[0], 0) == 3);
           EXPECT(error_of([&] { (void)sequence.backward(6); }).find("layer 6") !=
                  std::string::npos);
         },
@@ -794,8 +819,8 @@ TEST_CASE("prefetch is a hint: early, late, twice, without room, of what is open
   for (const int prefetch : {0, 1, 2}) {
     everywhere(
         [](Communicator& communicator, const Strategy& strategy, Faults& faults) {
-          Context context(communicator, strategy);
-          std::vector<ShardedParameter<float>> parameters;
+          Context<Device> context(communicator, strategy);
+          std::vector<Parameter<float>> parameters;
           for (std::size_t i = 0; i < 5; ++i) {
             parameters.emplace_back(context,
                                     std::vector<TensorSpec>{{fmt::format("p{}", i), {40}}});
@@ -804,8 +829,7 @@ TEST_CASE("prefetch is a hint: early, late, twice, without room, of what is open
           }
           const auto is = [&](std::size_t i, float value) {
             const auto lease = parameters[i].gather();
-            return std::all_of(lease[0].begin(), lease[0].end(),
-                               [&](float element) { return element == value; });
+            return all_are(context, lease[0], value);
           };
           for (auto& parameter : parameters) parameter.prefetch();
           for (std::size_t i = 5; i-- > 0;) EXPECT(is(i, static_cast<float>(i)));
@@ -816,13 +840,13 @@ TEST_CASE("prefetch is a hint: early, late, twice, without room, of what is open
             parameters[(i + 1) % 5].prefetch();
             parameters[(i + 2) % 5].prefetch();
             parameters[(i + 3) % 5].prefetch();
-            EXPECT(lease[0][7] == static_cast<float>(i));
+            EXPECT(at(context, lease[0], 7) == static_cast<float>(i));
           }
           // What was fetched before a write is not what is lent after it.
           for (std::size_t i = 0; i < 5; ++i) {
             parameters[i].prefetch();
             parameters[i].update([&](std::span<float> shard) {
-              for (float& element : shard) element = static_cast<float>(i + 10);
+              fill(context, shard, [&](std::size_t) { return i + 10; });
             });
             parameters[(i + 1) % 5].prefetch();
           }
@@ -830,7 +854,7 @@ TEST_CASE("prefetch is a hint: early, late, twice, without room, of what is open
         },
         [&](Strategy& strategy) {
           strategy.prefetch = prefetch;
-          if (prefetch == 2) strategy.max_live_bytes = 5 * 4 * 224;
+          if (prefetch == 2) strategy.max_live_bytes = std::size_t{5 * 4 * 32} * largest_world;
         });
   }
 }
@@ -842,7 +866,7 @@ TEST_CASE("group scalars are the same bits on all ranks") {
       Strategy strategy = Strategy::zero3();
       strategy.overlap = overlap;
       check(faults_of(world, [&](Communicator& communicator, Faults& faults) {
-        Context context(communicator, strategy);
+        Context<Device> context(communicator, strategy);
         const int rank = context.rank();
         const double mine = noise(static_cast<std::uint64_t>(rank), 3) + 1e-9;
         const auto n = static_cast<std::size_t>(world);
@@ -888,15 +912,15 @@ TEST_CASE("a context refuses what cannot work") {
   check(faults_of(2, [](Communicator& communicator, Faults& faults) {
     Strategy strategy = Strategy::zero3();
     strategy.prefetch = -1;
-    EXPECT(error_of([&] { Context context(communicator, strategy); }).find("prefetch") !=
+    EXPECT(error_of([&] { Context<Device> context(communicator, strategy); }).find("prefetch") !=
            std::string::npos);
     strategy = Strategy::ddp();
     strategy.gradients = Placement::sharded;
-    EXPECT(error_of([&] { Context context(communicator, strategy); }).find("gradients") !=
+    EXPECT(error_of([&] { Context<Device> context(communicator, strategy); }).find("gradients") !=
            std::string::npos);
-    Context context(communicator, Strategy::ddp());
+    Context<Device> context(communicator, Strategy::ddp());
     EXPECT(error_of([&] {
-             ShardedParameter<float> parameter(context, {{"w", {1}}}, {.strategy = strategy});
+             Parameter<float> parameter(context, {{"w", {1}}}, {.strategy = strategy});
            }).find("gradients") != std::string::npos);
     EXPECT(context.plan().bytes == context.held());
   }));

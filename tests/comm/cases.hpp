@@ -148,7 +148,7 @@ class RankCall {
     return all;
   }
 
- private:
+  /// What a rank gives, and what is in its result before.
   static Bytes sent(const CollectiveCase& collective, std::size_t index, std::size_t rank,
                     std::size_t world) {
     const ItemCase& item = collective.items[index];
@@ -173,6 +173,7 @@ class RankCall {
     }
   }
 
+ private:
   CollectiveCase collective_;
   std::size_t rank_;
   std::vector<Bytes> send_;

@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 
 #include <cstddef>
+#include <type_traits>
 
 /// What tests may ask of the emulation. The functions are looked up when they are called, so that
 /// the same program runs on a real device, where shardwise_emulation_present() is false and the
@@ -27,7 +28,7 @@
 ///   fail_task "label:k:status,..."          the k-th task whose label begins so ("kernel", "copy",
 ///                                           "fill", "host function"): it does not run, and its
 ///                                           device returns the status from then on
-///   kernel_us (5), elements_per_us (100000),
+///   kernel_us (5), threads_per_us (100000),
 ///   copy_bytes_per_us (25000), memory_bytes_per_us (1000000)   the model of time
 ///
 /// Modelled time is in microseconds, the same in every run: a task takes what the model says, an
@@ -95,6 +96,44 @@ inline void set_option(const char* name, const char* value) {
   if (auto* const call = find<void(const char*, const char*)>("shardwise_emulation_set_option")) {
     call(name, value);
   }
+}
+
+/// What lies between a functor's members is no pointer; false where the compiler cannot clear it.
+template <class Functor>
+bool clear_padding([[maybe_unused]] Functor& functor) {
+#if __has_builtin(__builtin_clear_padding)
+  __builtin_clear_padding(&functor);
+  return true;
+#else
+  return false;
+#endif
+}
+
+/// Runs body(copy of arguments) in stream order, as a kernel where there is no nvcc. The arguments
+/// are trivially copyable; they are copied, and looked through for pointers to memory that the
+/// stream's device cannot use: to pageable host memory only where `padding_is_clear`. The modelled
+/// time is that of `threads` threads. Without the emulation: cudaErrorNotSupported.
+template <class Arguments>
+cudaError_t launch_body(cudaStream_t stream, const char* name, std::size_t threads,
+                        const Arguments& arguments, bool padding_is_clear,
+                        void (*body)(const void* arguments, std::size_t threads)) {
+  static_assert(std::is_trivially_copyable_v<Arguments>);
+  auto* const call =
+      find<cudaError_t(cudaStream_t, const char*, void (*)(const void*, std::size_t), const void*,
+                       std::size_t, std::size_t, int)>("shardwise_emulation_launch");
+  if (call == nullptr) return cudaErrorNotSupported;
+  return call(stream, name, body, &arguments, sizeof arguments, threads, padding_is_clear ? 1 : 0);
+}
+
+/// Runs functor(0) ... functor(count - 1) so.
+template <class Functor>
+cudaError_t launch(cudaStream_t stream, const char* name, std::size_t count, Functor functor) {
+  const bool is_clear = clear_padding(functor);
+  return launch_body(stream, name, count, functor, is_clear,
+                     [](const void* copy, std::size_t elements) {
+                       const auto& function = *static_cast<const Functor*>(copy);
+                       for (std::size_t i = 0; i < elements; ++i) function(i);
+                     });
 }
 
 }  // namespace emulation_control

@@ -46,20 +46,47 @@ void move(void* to, const void* from, std::size_t bytes) {
   all_device_access(false);
 }
 
+cudaError_t issue(const char* api, cudaStream_t stream, std::string label,
+                  std::function<void()> run, double microseconds) {
+  const Guard guard(big_lock());
+  Stream* const target = resolve(api, stream);
+  if (target == nullptr) return status(cudaErrorInvalidResourceHandle);
+  push(target, std::move(label), std::move(run), microseconds);
+  return cudaSuccess;
+}
+
 cudaError_t copy(const char* api, void* to, const void* from, std::size_t bytes,
                  cudaMemcpyKind kind, cudaStream_t stream) {
   if (const cudaError_t failed = entry(api)) return failed;
   if (kind < cudaMemcpyHostToHost || kind > cudaMemcpyDefault) {
     return status(cudaErrorInvalidMemcpyDirection);
   }
-  if (!stream_exists(stream)) return status(cudaErrorInvalidResourceHandle);
   if (bytes == 0) return cudaSuccess;
   if (to == nullptr || from == nullptr) return status(cudaErrorInvalidValue);
   check_copy(api, to, from, bytes, kind);
-  enqueue(
-      stream, "copy of " + std::to_string(bytes) + " bytes", [=] { move(to, from, bytes); },
+  return issue(
+      api, stream, "copy of " + std::to_string(bytes) + " bytes", [=] { move(to, from, bytes); },
       copy_time(to, from, bytes));
-  return cudaSuccess;
+}
+
+cudaError_t set(const char* api, void* to, int value, std::size_t bytes, cudaStream_t stream) {
+  if (const cudaError_t failed = entry(api)) return failed;
+  if (bytes == 0) return cudaSuccess;
+  if (to == nullptr) return status(cudaErrorInvalidValue);
+  check_range(api, to, bytes, stream_exists(stream) ? stream_device(stream) : -1, true);
+  return issue(
+      api, stream, "fill of " + std::to_string(bytes) + " bytes",
+      [=] { std::memset(to, value, bytes); },
+      static_cast<double>(bytes) / world().options.memory_bytes_per_us);
+}
+
+/// The end of a call without a stream: it used the legacy stream, and the host waits.
+cudaError_t wait_for_legacy(const char* api) {
+  const Guard guard(big_lock());
+  const int device = this_thread().device;
+  Stream* const legacy = world().devices.at(static_cast<std::size_t>(device)).legacy;
+  if (legacy != nullptr) host_wait(record(legacy, "all work"), api);
+  return device_status(device);
 }
 
 }  // namespace
@@ -73,7 +100,7 @@ SHARDWISE_EMULATED cudaError_t cudaMemcpyAsync(void* to, const void* from, std::
 SHARDWISE_EMULATED cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes,
                                           cudaMemcpyKind kind) {
   if (const cudaError_t failed = copy("cudaMemcpy", to, from, bytes, kind, nullptr)) return failed;
-  return cudaStreamSynchronize(nullptr);
+  return wait_for_legacy("cudaMemcpy");
 }
 
 SHARDWISE_EMULATED cudaError_t cudaMemcpyPeerAsync(void* to, int to_device, const void* from,
@@ -103,14 +130,13 @@ SHARDWISE_EMULATED cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch,
                                                  std::size_t height, cudaMemcpyKind kind,
                                                  cudaStream_t stream) {
   if (const cudaError_t failed = entry("cudaMemcpy2DAsync")) return failed;
-  if (!stream_exists(stream)) return status(cudaErrorInvalidResourceHandle);
   if (width > to_pitch || width > from_pitch) return status(cudaErrorInvalidPitchValue);
   if (width == 0 || height == 0) return cudaSuccess;
   check_copy("cudaMemcpy2DAsync", to, from, 1, kind);
   check_range("cudaMemcpy2DAsync", to, (height - 1) * to_pitch + width, -1, false);
   check_range("cudaMemcpy2DAsync", from, (height - 1) * from_pitch + width, -1, false);
-  enqueue(
-      stream, "copy of " + std::to_string(height) + " rows",
+  return issue(
+      "cudaMemcpy2DAsync", stream, "copy of " + std::to_string(height) + " rows",
       [=] {
         for (std::size_t row = 0; row < height; ++row) {
           move(static_cast<char*>(to) + row * to_pitch,
@@ -118,23 +144,14 @@ SHARDWISE_EMULATED cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch,
         }
       },
       copy_time(to, from, width * height));
-  return cudaSuccess;
 }
 
 SHARDWISE_EMULATED cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes,
                                                cudaStream_t stream) {
-  if (const cudaError_t failed = entry("cudaMemsetAsync")) return failed;
-  if (!stream_exists(stream)) return status(cudaErrorInvalidResourceHandle);
-  if (bytes == 0) return cudaSuccess;
-  if (to == nullptr) return status(cudaErrorInvalidValue);
-  check_range("cudaMemsetAsync", to, bytes, stream_device(stream), true);
-  enqueue(
-      stream, "fill of " + std::to_string(bytes) + " bytes", [=] { std::memset(to, value, bytes); },
-      static_cast<double>(bytes) / world().options.memory_bytes_per_us);
-  return cudaSuccess;
+  return set("cudaMemsetAsync", to, value, bytes, stream);
 }
 
 SHARDWISE_EMULATED cudaError_t cudaMemset(void* to, int value, std::size_t bytes) {
-  if (const cudaError_t failed = cudaMemsetAsync(to, value, bytes, nullptr)) return failed;
-  return cudaStreamSynchronize(nullptr);
+  if (const cudaError_t failed = set("cudaMemset", to, value, bytes, nullptr)) return failed;
+  return wait_for_legacy("cudaMemset");
 }

@@ -48,11 +48,7 @@ SHARDWISE_EMULATED cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaS
   if (target == nullptr || resolve_event("cudaEventRecord", event) == nullptr) {
     return status(cudaErrorInvalidResourceHandle);
   }
-  if (target->device != event->device) {
-    report("cudaEventRecord: event of device %d, stream of device %d", event->device,
-           target->device);
-    return status(cudaErrorInvalidResourceHandle);
-  }
+  if (target->device != event->device) return status(cudaErrorInvalidResourceHandle);
   event->record = record_operation(target);
   return cudaSuccess;
 }

@@ -33,8 +33,14 @@ const Allocation* owner_of(std::uintptr_t address) {
 }
 
 void describe(std::uintptr_t address) {
-  // a fault inside the emulation itself may hold the lock: then there is no name
-  if (!big_lock().try_lock()) return;
+  // others hold the lock for a moment; a fault inside the emulation may hold it itself, and then
+  // there is no name
+  bool is_locked = big_lock().try_lock();
+  for (int tries = 0; !is_locked && tries < 200; ++tries) {
+    usleep(1000);
+    is_locked = big_lock().try_lock();
+  }
+  if (!is_locked) return;
   char text[512] = "";
   if (const Allocation* const a = owner_of(address)) {
     const long offset = static_cast<long>(address) - static_cast<long>(a->base);

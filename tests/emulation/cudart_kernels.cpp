@@ -29,9 +29,10 @@ bool is_mapped_host_memory(std::uintptr_t address) {
 
 /// Looks at each aligned word of a kernel's argument that could be a pointer. A sum of two halves
 /// may look like one by chance: host addresses of a 64-bit program start well above 2^32, and the
-/// page must be in use. With the big lock held.
+/// page must be in use. Half of a word that is padding may be anything, so that only devices'
+/// memory counts there. With the big lock held.
 void audit(const char* kernel, int device, const void* argument, std::size_t bytes,
-           std::size_t index) {
+           std::size_t index, bool padding_is_clear) {
   constexpr std::uintptr_t lowest = 0x1000'0000'0000, end = std::uintptr_t{1} << 47;
   for (std::size_t offset = 0; offset + sizeof(std::uintptr_t) <= bytes;
        offset += sizeof(std::uintptr_t)) {
@@ -40,7 +41,7 @@ void audit(const char* kernel, int device, const void* argument, std::size_t byt
     if (word < lowest || word >= end) continue;
     const Allocation* const a = find_allocation(reinterpret_cast<const void*>(word));
     if (a == nullptr) {
-      if (!is_mapped_host_memory(word)) continue;
+      if (!padding_is_clear || !is_mapped_host_memory(word)) continue;
       fatal("kernel %s: argument %zu, byte %zu: %p is pageable host memory", kernel, index, offset,
             reinterpret_cast<void*>(word));
     }
@@ -58,20 +59,10 @@ void audit(const char* kernel, int device, const void* argument, std::size_t byt
   }
 }
 
-double kernel_time(double elements) {
+/// With the big lock held.
+double kernel_time(double threads) {
   const Options& o = world().options;
-  return o.kernel_us + elements / o.elements_per_us;
-}
-
-/// How many elements the launch is about: by the launchers' convention the first argument says it;
-/// else one a thread. With the big lock held.
-double elements_of(const Kernel& kernel, void** arguments, dim3 grid, dim3 block) {
-  if (!kernel.sizes.empty() && kernel.sizes.front() == sizeof(std::uint64_t)) {
-    std::uint64_t count = 0;
-    std::memcpy(&count, arguments[0], sizeof count);
-    if (count < std::uint64_t{1} << 40) return static_cast<double>(count);
-  }
-  return static_cast<double>(grid.x) * grid.y * grid.z * block.x * block.y * block.z;
+  return o.kernel_us + threads / o.threads_per_us;
 }
 
 /// A launch's arguments, copied at the call.
@@ -115,20 +106,21 @@ SHARDWISE_EMULATED void shardwise_emulation_register_kernel(
 
 SHARDWISE_EMULATED cudaError_t shardwise_emulation_launch(
     cudaStream_t stream, const char* name, void (*body)(const void* functor, std::size_t count),
-    const void* functor, std::size_t functor_bytes, std::size_t count) {
+    const void* functor, std::size_t functor_bytes, std::size_t count, int padding_is_clear) {
   if (const cudaError_t failed = entry("cudaLaunchKernel")) return failed;
   const Guard guard(big_lock());
   Stream* const target = resolve(name, stream);
   if (target == nullptr || target->device != this_thread().device) {
     return status(cudaErrorInvalidResourceHandle);
   }
-  audit(name, target->device, functor, functor_bytes, 0);
+  audit(name, target->device, functor, functor_bytes, 0, padding_is_clear != 0);
   void* from = const_cast<void*>(functor);
   auto arguments = std::make_shared<Arguments>(&from, std::vector{functor_bytes});
+  constexpr std::size_t block = 256;
   push(
       target, std::string("kernel ") + name,
       [arguments = std::move(arguments), body, count] { body(arguments->values[0].get(), count); },
-      kernel_time(static_cast<double>(count)));
+      kernel_time(static_cast<double>((count + block - 1) / block * block)));
   return cudaSuccess;
 }
 
@@ -152,9 +144,10 @@ SHARDWISE_EMULATED cudaError_t cudaLaunchKernel(const void* stub, dim3 grid, dim
     return status(cudaErrorInvalidResourceHandle);
   }
   for (std::size_t i = 0; i < kernel.sizes.size(); ++i) {
-    audit(kernel.name.c_str(), target->device, arguments[i], kernel.sizes[i], i);
+    audit(kernel.name.c_str(), target->device, arguments[i], kernel.sizes[i], i, true);
   }
-  const double time = kernel_time(elements_of(kernel, arguments, grid, block));
+  const double time =
+      kernel_time(static_cast<double>(grid.x) * grid.y * grid.z * block.x * block.y * block.z);
   auto copies = std::make_shared<Arguments>(arguments, kernel.sizes);
   push(
       target, "kernel " + kernel.name,

@@ -99,13 +99,13 @@ Allocation* begin_free(const char* api, void* pointer, Memory kind) {
   return &a;
 }
 
-/// Takes the pages away; the address never comes back, so whoever still uses it faults. The fill is
-/// an access that ThreadSanitizer compares with all others. Without the big lock.
+/// Takes the pages away; the address never comes back, so whoever still uses it faults. For
+/// ThreadSanitizer the fill and the mapping are accesses that it compares with all others. Without
+/// the big lock.
 void end_free(const Allocation& a) {
   access_open(a);
   std::memset(reinterpret_cast<void*>(a.base), 0xff, a.bytes);
   check_slack(a);
-  const Guard guard(big_lock());
   asan_poison(a.pages(), a.page_bytes());
   if (mmap(reinterpret_cast<void*>(a.map), a.map_bytes, PROT_NONE,
            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED) {

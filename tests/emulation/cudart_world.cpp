@@ -128,7 +128,7 @@ void World::read_options() {
   options.unrecorded_wait_is_error = word("unrecorded_wait", {"note", "error"}) == "error";
   options.leaks = word("leaks", {"note", "off", "error"});
   options.kernel_us = number("kernel_us", 5);
-  options.elements_per_us = number("elements_per_us", 100e3);
+  options.threads_per_us = number("threads_per_us", 100e3);
   options.copy_bytes_per_us = number("copy_bytes_per_us", 25e3);
   options.memory_bytes_per_us = number("memory_bytes_per_us", 1e6);
   const auto faults = [&](const char* name, std::vector<Fault>& into) {

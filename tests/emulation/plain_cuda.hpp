@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdio>
 #include <cstdlib>
-#include <vector>
+#include <utility>
 
 /// Owners for the tests of the emulation: nothing of the library, so that what they show is what
 /// the runtime does.
@@ -55,9 +55,9 @@ struct Array {
     }
     data = static_cast<T*>(memory);
   }
+  Array(Array&& from) noexcept : data(std::exchange(from.data, nullptr)), count(from.count) {}
   ~Array() { PLAIN_CUDA(Host ? cudaFreeHost(data) : cudaFree(data)); }
-  Array(const Array&) = delete;
-  Array& operator=(const Array&) = delete;
+  Array& operator=(Array&&) = delete;
   [[nodiscard]] std::size_t bytes() const { return count * sizeof(T); }
   T& operator[](std::size_t i) const { return data[i]; }
 };

@@ -109,7 +109,8 @@ ToyResult train_toy(Communicator& communicator, const ToyRun& run) {
   std::vector<ShardedParameter<float, Device>> parameters;
   std::vector<ShardedGradient<Stored, Device>> gradients;
   std::vector<ShardedOptimizerState<Optimizer, Device>> states;
-  if constexpr (std::is_same_v<Device, HostDevice>) {
+  constexpr bool may_be_in_place = std::is_same_v<Device, HostDevice>;
+  if constexpr (may_be_in_place) {
     if (in_place) arenas.emplace(context, layers, run.arena);
   }
   parameters.reserve(layers.size());
@@ -117,18 +118,22 @@ ToyResult train_toy(Communicator& communicator, const ToyRun& run) {
   for (std::size_t i = 0; i < layers.size(); ++i) {
     ParameterOptions options;
     options.tied = run.tied && i == 0;
-    if (in_place) {
-      parameters.emplace_back(context, arenas->tensors[i], options);
-    } else {
-      parameters.emplace_back(context, layers[i], options);
+    if constexpr (may_be_in_place) {
+      if (in_place) {
+        parameters.emplace_back(context, arenas->tensors[i], options);
+        continue;
+      }
     }
+    parameters.emplace_back(context, layers[i], options);
   }
   for (auto& parameter : parameters) {
-    if (in_place) {
-      gradients.emplace_back(parameter, *arenas->gradients);
-    } else {
-      gradients.emplace_back(parameter);
+    if constexpr (may_be_in_place) {
+      if (in_place) {
+        gradients.emplace_back(parameter, *arenas->gradients);
+        continue;
+      }
     }
+    gradients.emplace_back(parameter);
   }
   for (auto& parameter : parameters) states.emplace_back(parameter);
   for (std::size_t i = 0; i < layers.size(); ++i) {

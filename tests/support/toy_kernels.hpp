@@ -66,4 +66,32 @@ struct ToyBackward {
   }
 };
 
+/// elements[i] += value.
+template <class T>
+struct AddValue {
+  T* elements;
+  float value;
+
+  template <std::size_t Width>
+  SHARDWISE_HOST_DEVICE void run(std::size_t first) const {
+    for (std::size_t i = first; i < first + Width; ++i) {
+      elements[i] = static_cast<T>(static_cast<float>(elements[i]) + value);
+    }
+  }
+};
+
+/// elements[i] += other[i].
+template <class T, class Other = T>
+struct AddElements {
+  T* elements;
+  const Other* other;
+
+  template <std::size_t Width>
+  SHARDWISE_HOST_DEVICE void run(std::size_t first) const {
+    for (std::size_t i = first; i < first + Width; ++i) {
+      elements[i] = static_cast<T>(static_cast<float>(elements[i]) + static_cast<float>(other[i]));
+    }
+  }
+};
+
 }  // namespace shardwise::test

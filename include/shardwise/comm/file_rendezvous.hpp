@@ -1,6 +1,5 @@
 #pragma once
 
-#include <fmt/core.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -20,6 +19,7 @@
 #include <vector>
 
 #include "../core/error.hpp"
+#include "../core/format.hpp"
 #include "launch.hpp"
 #include "private_directory.hpp"
 #include "rendezvous.hpp"
@@ -82,9 +82,11 @@ class FileRendezvous final : public Rendezvous {
 
   void fail(const RankFailure& failure) noexcept override {
     try {
-      const std::string text =
-          fmt::format("{} {}\n{}", failure.rank, failure.provisional ? "provisional" : "final",
-                      failure.message);
+      const std::string text = detail::format("{} {}\n{}", failure.rank,
+                                              failure.provisional ? "provisional"
+                                              : failure.mismatch  ? "mismatch"
+                                                                  : "final",
+                                              failure.message);
       if (session_.write(failed_file, text, scratch(), Existing::keep)) return;
       const std::optional<RankFailure> first = read_failure();
       if (!first || first->rank != failure.rank || !first->provisional || failure.provisional) {
@@ -101,10 +103,10 @@ class FileRendezvous final : public Rendezvous {
       if (auto found = read_failure()) return found;
       const int dead = dead_neighbour();
       if (dead < 0) return std::nullopt;
-      fail({dead, "its process has ended without leaving the group", false});
+      fail({dead, "its process has ended without leaving the group"});
       return read_failure();
     } catch (...) {
-      return RankFailure{rank_, "the directory of the rendezvous cannot be read any more", false};
+      return RankFailure{rank_, "the directory of the rendezvous cannot be read any more"};
     }
   }
 
@@ -112,23 +114,23 @@ class FileRendezvous final : public Rendezvous {
   /// that is named after the launcher's job, or else after the process that started this one.
   [[nodiscard]] static std::string default_path(const Launch& launch) {
     if (auto path = detail::environment_variable("SHARDWISE_RENDEZVOUS")) return *path;
-    std::string job = launch.job.empty() ? fmt::format("parent{}", getppid()) : launch.job;
+    std::string job = launch.job.empty() ? detail::format("parent{}", getppid()) : launch.job;
     for (char& c : job) {
       const bool plain = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
       if (!plain && c != '-') c = '_';
     }
     const auto base = detail::environment_variable("XDG_RUNTIME_DIR");
-    return fmt::format("{}/shardwise-{}-{:.100}", base ? *base : "/tmp", geteuid(), job);
+    return detail::format("{}/shardwise-{}-{:.100}", base ? *base : "/tmp", geteuid(), job);
   }
 
  private:
   using Existing = detail::PrivateDirectory::Existing;
 
-  [[nodiscard]] static std::string alive_file(int rank) { return fmt::format("alive.{}", rank); }
-  [[nodiscard]] static std::string left_file(int rank) { return fmt::format("left.{}", rank); }
+  [[nodiscard]] static std::string alive_file(int rank) { return detail::format("alive.{}", rank); }
+  [[nodiscard]] static std::string left_file(int rank) { return detail::format("left.{}", rank); }
 
   [[nodiscard]] std::string scratch() {
-    return fmt::format("scratch.{}.{}", rank_, scratches_.fetch_add(1));
+    return detail::format("scratch.{}.{}", rank_, scratches_.fetch_add(1));
   }
 
   static void pause() { std::this_thread::sleep_for(std::chrono::milliseconds(2)); }
@@ -146,11 +148,11 @@ class FileRendezvous final : public Rendezvous {
     }
     directory_.clear(owner_file);
     std::random_device random;
-    name_ = fmt::format("session-{:08x}{:08x}", random(), random());
+    name_ = detail::format("session-{:08x}{:08x}", random(), random());
     session_ = directory_.make_child(name_);
     if (!come_alive()) detail::PrivateDirectory::refuse("cannot write in", session_.path());
-    static_cast<void>(directory_.write(current_file, fmt::format("{} {}", name_, size_), scratch(),
-                                       Existing::replace));
+    static_cast<void>(directory_.write(current_file, detail::format("{} {}", name_, size_),
+                                       scratch(), Existing::replace));
   }
 
   void join_session(const std::string& path, Clock::time_point deadline) {
@@ -179,7 +181,7 @@ class FileRendezvous final : public Rendezvous {
     if (!session) return false;
     const detail::FileHandle opener = session->open_file(alive_file(0));
     if (!opener || !opener.locked()) return false;
-    if (*current != fmt::format("{} {}", name_, size_)) {
+    if (*current != detail::format("{} {}", name_, size_)) {
       raise<ConfigError>("rank {} expects {} ranks, but the session in {} has {}", rank_, size_,
                          path, current->substr(current->find(' ') + 1));
     }
@@ -227,7 +229,9 @@ class FileRendezvous final : public Rendezvous {
     RankFailure result;
     const std::size_t line = text->find('\n');
     std::from_chars(text->data(), text->data() + text->size(), result.rank);
-    result.provisional = text->substr(0, line).ends_with("provisional");
+    const std::string_view kind = std::string_view(*text).substr(0, line);
+    result.provisional = kind.ends_with("provisional");
+    result.mismatch = kind.ends_with("mismatch");
     if (line != std::string::npos) result.message = text->substr(line + 1);
     return result;
   }

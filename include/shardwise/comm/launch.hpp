@@ -1,10 +1,10 @@
 #pragma once
 
-#include <fmt/core.h>
 #include <unistd.h>
 
 #include <array>
 #include <charconv>
+#include <cstdio>
 #include <cstdlib>
 #include <functional>
 #include <optional>

@@ -1,7 +1,5 @@
 #pragma once
 
-#include <fmt/core.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -17,14 +15,16 @@
 #include <vector>
 
 #include "../core/error.hpp"
+#include "../core/format.hpp"
 
 namespace shardwise::inline v0_1 {
 
 /// Why a run cannot go on.
 struct RankFailure {
   int rank = -1;
-  std::string message;
+  std::string message = {};
   bool provisional = false;  ///< the real message follows
+  bool mismatch = false;     ///< ranks called different collectives: every rank is told so
 };
 
 /// Where the ranks of a run meet before they have a communicator, and where one tells the others
@@ -65,7 +65,7 @@ class Rendezvous {
   /// PeerFailed, or TimedOut that names the ranks that are missing.
   [[nodiscard]] std::vector<std::string> exchange(std::string_view name, std::string_view value,
                                                   std::chrono::nanoseconds timeout) {
-    const auto key = [&](int r) { return fmt::format("{}.{}", name, r); };
+    const auto key = [&](int r) { return detail::format("{}.{}", name, r); };
     put(key(rank()), value);
     std::vector<std::optional<std::string>> values(static_cast<std::size_t>(size()));
     int next = 0;  // all below are there
@@ -80,12 +80,12 @@ class Rendezvous {
       std::string missing;
       for (int r = next; r < size(); ++r) {
         if (r != next && try_get(key(r))) continue;
-        missing += fmt::format("{}{}", missing.empty() ? "" : ", ", r);
+        missing += detail::format("{}{}", missing.empty() ? "" : ", ", r);
       }
       const std::string message =
-          fmt::format("rank {} of {} waited in vain in \"{}\"; missing ranks: {}", rank(), size(),
-                      name, missing);
-      fail({rank(), message, false});
+          detail::format("rank {} of {} waited in vain in \"{}\"; missing ranks: {}", rank(),
+                         size(), name, missing);
+      fail({rank(), message});
       throw TimedOut(message);
     }
     std::vector<std::string> result;
@@ -132,8 +132,8 @@ class Rendezvous {
     while (!ready()) {
       if (const auto failed = failure()) {
         const RankFailure why = settled_failure(std::chrono::milliseconds(50));
-        throw PeerFailed(fmt::format("rank {} failed: {}\nwhile rank {} waited in \"{}\"", why.rank,
-                                     why.message, rank(), what),
+        throw PeerFailed(detail::format("rank {} failed: {}\nwhile rank {} waited in \"{}\"",
+                                        why.rank, why.message, rank(), what),
                          why.rank, why.message);
       }
       if (Clock::now() - begin >= timeout) return ready();
@@ -184,6 +184,7 @@ class LocalRendezvous final : public Rendezvous {
     if (shared_->failed.load() && !final) return;
     first.rank = failure.rank;
     first.provisional = failure.provisional;
+    first.mismatch = failure.mismatch;
     try {
       first.message = failure.message;
     } catch (...) {
@@ -198,7 +199,7 @@ class LocalRendezvous final : public Rendezvous {
     try {
       return shared_->failure;
     } catch (...) {
-      return RankFailure{shared_->failure.rank, {}, false};
+      return RankFailure{shared_->failure.rank};
     }
   }
 

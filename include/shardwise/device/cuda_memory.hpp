@@ -20,9 +20,9 @@ struct CudaMemory {
     std::size_t available = 0;
     std::size_t total = 0;
     if (cudaMemGetInfo(&available, &total) != cudaSuccess) available = total = 0;
-    detail::cuda::raise_status(
-        status, "cudaMalloc",
-        fmt::format("of {} bytes on a device with {} of {} bytes free", bytes, available, total));
+    detail::cuda::raise_status(status, "cudaMalloc",
+                               detail::format("of {} bytes on a device with {} of {} bytes free",
+                                              bytes, available, total));
   }
   /// The device may be another one than the current; work that uses the memory has run.
   static void deallocate(void* pointer, std::size_t /*bytes*/) noexcept {
@@ -39,7 +39,7 @@ struct CudaPinnedMemory {
     const cudaError_t status = cudaHostAlloc(&pointer, bytes, cudaHostAllocPortable);
     if (status == cudaSuccess) return pointer;
     detail::cuda::raise_status(status, "cudaHostAlloc",
-                               fmt::format("of {} bytes of page-locked memory", bytes));
+                               detail::format("of {} bytes of page-locked memory", bytes));
   }
   /// Work that uses the memory has run.
   static void deallocate(void* pointer, std::size_t /*bytes*/) noexcept {

@@ -12,6 +12,7 @@
 #include "../kernels/convert_tile.hpp"
 #include "../kernels/find.hpp"
 #include "../kernels/norm_tiles.hpp"
+#include "../kernels/quantize.hpp"
 #include "cuda_error.hpp"
 #include "cuda_seam.hpp"
 
@@ -69,7 +70,7 @@ void reduce_as(cudaStream_t stream, const Reduction& r) {
       stream, r.count,
       Functor{static_cast<const In*>(r.inputs), r.stride, static_cast<const In*>(r.own), r.weights,
               static_cast<Out*>(r.out), r.scale, static_cast<unsigned>(r.ranks),
-              static_cast<unsigned>(r.own_rank), r.accumulate});
+              static_cast<unsigned>(r.own_rank), r.accumulate ? 1u : 0u});
 }
 
 }  // namespace operation
@@ -164,6 +165,27 @@ void reduce_as(cudaStream_t stream, const Reduction& r) {
                                           std::size_t bytes, std::uint32_t* found) {
   launch_elements(stream, bytes,
                   Find<std::uint8_t, IsNotPoison>{static_cast<const std::uint8_t*>(values), found});
+}
+
+[[gnu::weak]] void quantize(cudaStream_t stream, const void* values, DType type, std::size_t count,
+                            Quantized to, void* out, float* factors) {
+  dispatch_floating(type, [&]<class In>() {
+    dispatch_quantized(to, [&]<Quantized Type>() {
+      launch_tiles(stream, quantized_factors(count),
+                   Quantize<In, Type>::of(static_cast<const In*>(values),
+                                          static_cast<std::uint8_t*>(out), factors, count));
+    });
+  });
+}
+[[gnu::weak]] void dequantize(cudaStream_t stream, const void* quantized, Quantized from,
+                              const float* factors, std::size_t count, void* out, DType to) {
+  dispatch_floating(to, [&]<class Out>() {
+    dispatch_quantized(from, [&]<Quantized Type>() {
+      launch_elements(stream, count,
+                      Dequantize<Type, Out>{static_cast<const std::uint8_t*>(quantized), factors,
+                                            static_cast<Out*>(out)});
+    });
+  });
 }
 
 }  // namespace shardwise::inline v0_1::detail::cuda

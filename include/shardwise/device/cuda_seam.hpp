@@ -8,6 +8,7 @@
 
 #include "../core/dtype.hpp"
 #include "../kernels/norm.hpp"
+#include "../kernels/quantize.hpp"
 
 /// @file
 /// What only device code can do, as plain C++ sees it: declared here, defined in
@@ -83,5 +84,11 @@ void find_special(cudaStream_t stream, const void* values, DType type, std::size
 /// *found = 1 where a byte is not 0xff.
 void find_other_than_poison(cudaStream_t stream, const void* values, std::size_t bytes,
                             std::uint32_t* found);
+
+/// shardwise::quantize and shardwise::dequantize, bit by bit.
+void quantize(cudaStream_t stream, const void* values, DType type, std::size_t count, Quantized to,
+              void* out, float* factors);
+void dequantize(cudaStream_t stream, const void* quantized, Quantized from, const float* factors,
+                std::size_t count, void* out, DType to);
 
 }  // namespace shardwise::inline v0_1::detail::cuda

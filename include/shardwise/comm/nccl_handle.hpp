@@ -1,0 +1,200 @@
+#pragma once
+
+#include <nccl.h>
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "nccl_api.hpp"
+#include "nccl_options.hpp"
+
+namespace shardwise::inline v0_1::detail::nccl {
+
+/// How a rank waits for others: looks, lets other threads run, then sleeps.
+class Backoff {
+ public:
+  void operator()() {
+    if (++looks_ < 64) return std::this_thread::yield();
+    std::this_thread::sleep_for(pause_);
+    pause_ = std::min(2 * pause_, std::chrono::microseconds(500));
+  }
+
+ private:
+  int looks_ = 0;
+  std::chrono::microseconds pause_{10};
+};
+
+/// One ncclComm_t, non-blocking, and the lock without which nobody calls NCCL on it. Whoever waits
+/// for NCCL gives up the lock meanwhile, and calls its `patience`, which throws where waiting has
+/// lost its sense.
+class Handle {
+ public:
+  /// Takes part in making a communicator.
+  template <class Patience>
+  [[nodiscard]] static std::shared_ptr<Handle> make(int size, int rank, const ncclUniqueId& id,
+                                                    const NcclOptions& options,
+                                                    const Patience& patience) {
+    std::shared_ptr<Handle> result(new Handle(rank, false));
+    ncclConfig_t config = config_of(options, options.name);
+    result->start("ncclCommInitRankConfig", patience, [&](ncclComm_t* made) {
+      return ncclCommInitRankConfig(made, size, id, rank, &config);
+    });
+    return result;
+  }
+
+  /// One that belongs to the host and is not destroyed.
+  [[nodiscard]] static std::shared_ptr<Handle> adopt(ncclComm_t adopted, int rank) {
+    std::shared_ptr<Handle> result(new Handle(rank, true));
+    result->comm_ = adopted;
+    return result;
+  }
+
+  Handle(const Handle&) = delete;
+  Handle& operator=(const Handle&) = delete;
+  ~Handle() {
+    if (!adopted_) abort(true);
+  }
+
+  /// Takes part in splitting this one; `color` is not negative.
+  template <class Patience>
+  [[nodiscard]] std::shared_ptr<Handle> split(int color, int rank, const NcclOptions& options,
+                                              const std::string& name, const Patience& patience) {
+    std::shared_ptr<Handle> result(new Handle(rank, false));
+    ncclConfig_t config = config_of(options, name);
+    call("ncclCommSplit", patience, [&](ncclComm_t whole) {
+      return ncclCommSplit(whole, color, rank, &result->comm_, &config);
+    });
+    result->settle("ncclCommSplit", patience, ncclInProgress);
+    return result;
+  }
+
+  /// Runs f(comm), which gives a result, and waits until NCCL has done what it asked for: enqueued
+  /// work, for a collective. BackendError where NCCL refuses, or the communicator is gone.
+  template <class Patience, class F>
+  void call(std::string_view name, const Patience& patience, const F& f) {
+    ncclResult_t result = ncclSuccess;
+    {
+      const std::lock_guard lock(mutex_);
+      result = comm_ == nullptr ? ncclInvalidUsage : f(comm_);
+    }
+    settle(name, patience, result);
+  }
+
+  /// What NCCL found out meanwhile; ncclInvalidUsage where the communicator is gone.
+  [[nodiscard]] ncclResult_t poll() noexcept {
+    const std::lock_guard lock(mutex_);
+    ncclResult_t result = ncclInvalidUsage;
+    const ncclResult_t status =
+        comm_ == nullptr ? ncclSuccess : ncclCommGetAsyncError(comm_, &result);
+    return status == ncclSuccess ? result : status;
+  }
+
+  /// Ends whatever is under way, on this rank; later calls are refused. A host's communicator is
+  /// aborted only where that is allowed, else revoked, where NCCL can.
+  void abort(bool adopted_too) noexcept {
+    // A call that never gives the lock back hangs in NCCL: nothing else ends it.
+    const auto begin = std::chrono::steady_clock::now();
+    bool locked = mutex_.try_lock();
+    for (Backoff pause;
+         !locked && std::chrono::steady_clock::now() - begin < std::chrono::seconds(2);
+         locked = mutex_.try_lock()) {
+      pause();
+    }
+    const ncclComm_t comm = std::exchange(comm_, nullptr);
+    if (locked) mutex_.unlock();
+    if (comm == nullptr) return;
+    if (!adopted_ || adopted_too) {
+      static_cast<void>(ncclCommAbort(comm));
+      return;
+    }
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 7)
+    static_cast<void>(ncclCommRevoke(comm, NCCL_REVOKE_DEFAULT));
+#endif
+  }
+
+  /// The end in peace: waits until NCCL has flushed what this rank did, and aborts where that takes
+  /// longer than `timeout`.
+  void close(std::chrono::nanoseconds timeout) noexcept {
+    const ncclComm_t comm = [&] {
+      const std::lock_guard lock(mutex_);
+      return std::exchange(comm_, nullptr);
+    }();
+    if (comm == nullptr || adopted_) return;
+    const auto begin = std::chrono::steady_clock::now();
+    ncclResult_t result = ncclCommFinalize(comm);
+    Backoff pause;
+    while (result == ncclInProgress && std::chrono::steady_clock::now() - begin < timeout) {
+      pause();
+      if (ncclCommGetAsyncError(comm, &result) != ncclSuccess) result = ncclInternalError;
+    }
+    static_cast<void>(result == ncclSuccess ? ncclCommDestroy(comm) : ncclCommAbort(comm));
+  }
+
+  [[nodiscard]] int rank() const noexcept { return rank_; }
+
+ private:
+  Handle(int rank, bool adopted) noexcept : rank_(rank), adopted_(adopted) {}
+
+  [[nodiscard]] static ncclConfig_t config_of([[maybe_unused]] const NcclOptions& options,
+                                              [[maybe_unused]] const std::string& name) {
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.blocking = 0;
+    config.splitShare = 0;  // parts run beside the whole, and outlive its failure
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 27, 0)
+    config.commName = name.c_str();  // copied
+#endif
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 3)
+    if (options.copy_engine) config.CTAPolicy = NCCL_CTA_POLICY_ZERO;
+#endif
+    return config;
+  }
+
+  // Whether a peer's failure can be the reason.
+  [[nodiscard]] static bool is_of_peers(ncclResult_t result) noexcept {
+    return result == ncclRemoteError || result == ncclSystemError || result == ncclInternalError ||
+           result == ncclInvalidUsage;
+  }
+
+  template <class Patience, class F>
+  void start(std::string_view name, const Patience& patience, const F& f) {
+    ncclResult_t result = ncclSuccess;
+    {
+      const std::lock_guard lock(mutex_);
+      result = f(&comm_);
+    }
+    settle(name, patience, result);
+  }
+
+  template <class Patience>
+  void settle(std::string_view name, const Patience& patience, ncclResult_t result) {
+    Backoff pause;
+    while (result == ncclInProgress) {
+      patience();
+      result = poll();
+      if (result == ncclInProgress) pause();
+    }
+    if (result == ncclSuccess) return;
+    // Where a peer failed, or this communicator was aborted, that is the reason, and known soon.
+    const auto begin = std::chrono::steady_clock::now();
+    do {
+      patience();
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    } while (is_of_peers(result) &&
+             std::chrono::steady_clock::now() - begin < std::chrono::milliseconds(60));
+    raise_result(result, name, rank_);
+  }
+
+  std::mutex mutex_;
+  ncclComm_t comm_ = nullptr;  // null: aborted or closed
+  int rank_;
+  bool adopted_;
+};
+
+}  // namespace shardwise::inline v0_1::detail::nccl

@@ -1,0 +1,415 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+#include <nccl.h>
+
+#include <cstddef>
+#include <span>
+#include <string_view>
+
+#include "../core/dtype.hpp"
+#include "../core/piece.hpp"
+#include "../device/cuda_error.hpp"
+#include "../device/cuda_seam.hpp"
+#include "communicator.hpp"
+#include "nccl_handle.hpp"
+#include "nccl_options.hpp"
+#include "nccl_tracker.hpp"
+
+namespace shardwise::inline v0_1::detail::nccl {
+
+/// How an all_reduce in the canonical order is shared out: each rank sums a part, which all gather;
+/// what is left over, a few elements, every rank sums itself.
+struct Shares {
+  static constexpr std::size_t grain = 64;  // elements: parts stay aligned
+
+  Shares(std::size_t count, std::size_t size) noexcept
+      : part(count / size / grain * grain), rest(count - part * size) {}
+
+  std::size_t part;
+  std::size_t rest;
+};
+
+/// Whether NCCL itself takes the sum. Weights differ between ranks, so that it cannot.
+[[nodiscard]] inline bool by_nccl(const ReduceItem& item, NcclOrder order) noexcept {
+  return order == NcclOrder::fast && !item.spec.weighted;
+}
+
+/// Whether NCCL's sum lands elsewhere first: NCCL does not add to what is there, nor convert.
+[[nodiscard]] inline bool lands(const ReduceItem& item) noexcept {
+  return item.spec.accumulate || item.spec.output != item.dtype;
+}
+
+[[nodiscard]] inline std::size_t landing_bytes(const ReduceItem& item, bool scatter,
+                                               std::size_t size, NcclOrder order) noexcept {
+  const std::size_t element = size_of(item.dtype);
+  if (size == 1 && !by_nccl(item, order)) return 0;
+  if (by_nccl(item, order)) return lands(item) ? item.count * element : 0;
+  if (scatter) return size * item.count * element;
+  const Shares shares(item.count, size);
+  return size * (shares.part + shares.rest) * element;
+}
+
+/// What a call does on a CUDA stream: NCCL's calls in one group, kernels before and after.
+template <class Patience>
+class Transfer {
+ public:
+  Transfer(Handle& handle, int size, NcclOrder order, cudaStream_t stream, CallMemory& memory,
+           const Patience& patience) noexcept
+      : handle_(handle),
+        size_(static_cast<std::size_t>(size)),
+        rank_(static_cast<std::size_t>(handle.rank())),
+        order_(order),
+        stream_(stream),
+        memory_(memory),
+        patience_(patience) {}
+
+  void all_gather(std::span<const GatherItem> items) {
+    group([&](ncclComm_t comm) {
+      for (const GatherItem& item : items) {
+        if (item.count == 0) continue;
+        if (!item.pieces.empty()) {
+          gather_pieces(comm, item);
+        } else {
+          take(ncclAllGather(item.send, item.recv, item.count, type_of(item.dtype), comm, stream_),
+               "ncclAllGather");
+        }
+      }
+    });
+  }
+
+  void broadcast(std::span<const BroadcastItem> items, int root) {
+    group([&](ncclComm_t comm) {
+      for (const BroadcastItem& item : items) {
+        if (item.count == 0) continue;
+        take(ncclBroadcast(item.buffer, item.buffer, item.count, type_of(item.dtype), root, comm,
+                           stream_),
+             "ncclBroadcast");
+      }
+    });
+  }
+
+  void all_to_all(std::span<const ExchangeItem> items) {
+    group([&](ncclComm_t comm) {
+      for (const ExchangeItem& item : items) {
+        const std::size_t part = item.count * size_of(item.dtype);
+        for (std::size_t r = 0; r < size_; ++r) {
+          send(comm, static_cast<const std::byte*>(item.send) + r * part, item.count, item.dtype,
+               r);
+          receive(comm, static_cast<std::byte*>(item.recv) + r * part, item.count, item.dtype, r);
+        }
+      }
+    });
+  }
+
+  void reduce_scatter(std::span<const ReduceItem> items) {
+    const double* const weights = put_weights(items);
+    group([&](ncclComm_t comm) {
+      gather_weights(comm, items);
+      for (const ReduceItem& item : items) {
+        if (item.count == 0) continue;
+        if (by_nccl(item, order_)) {
+          reduce_scatter_by_nccl(comm, item);
+        } else {
+          exchange(comm, item, item.count, item.landing);
+        }
+      }
+    });
+    std::size_t index = 0;
+    for (const ReduceItem& item : items) {
+      const double* const own_weights = weights_of(weights, index++, item);
+      if (by_nccl(item, order_)) {
+        finish(item, rank_ * item.count);
+      } else {
+        sum_part(item, rank_ * item.count, item.count, item.landing, item.recv, own_weights);
+      }
+    }
+  }
+
+  void all_reduce(std::span<const ReduceItem> items) {
+    const double* const weights = put_weights(items);
+    group([&](ncclComm_t comm) {
+      gather_weights(comm, items);
+      for (const ReduceItem& item : items) {
+        if (item.count == 0) continue;
+        if (by_nccl(item, order_)) {
+          all_reduce_by_nccl(comm, item);
+          continue;
+        }
+        const Shares shares(item.count, size_);
+        exchange(comm, item, shares.part, item.landing);
+        collect_rest(comm, item, shares);
+      }
+    });
+    std::size_t index = 0;
+    for (const ReduceItem& item : items) {
+      const double* const own_weights = weights_of(weights, index++, item);
+      if (by_nccl(item, order_)) {
+        finish(item, 0);
+        continue;
+      }
+      const Shares shares(item.count, size_);
+      const std::size_t rest = shares.part * size_;
+      sum_part(item, rank_ * shares.part, shares.part, item.landing,
+               result_at(item, rank_ * shares.part), own_weights);
+      sum_part(item, rest, shares.rest, rest_landing(item, shares), result_at(item, rest),
+               own_weights);
+    }
+    group([&](ncclComm_t comm) {
+      for (const ReduceItem& item : items) {
+        const Shares shares(item.count, size_);
+        if (by_nccl(item, order_) || shares.part == 0) continue;
+        take(ncclAllGather(result_at(item, rank_ * shares.part), item.recv, shares.part,
+                           type_of(item.spec.output), comm, stream_),
+             "ncclAllGather");
+      }
+    });
+  }
+
+  /// Comes to its end on no rank before all ranks' streams have come so far.
+  void barrier() {
+    void* const word = memory_.device.reserve(16);
+    group([&](ncclComm_t comm) {
+      take(ncclAllReduce(word, word, 1, ncclInt32, ncclSum, comm, stream_), "ncclAllReduce");
+    });
+  }
+
+  /// Runs f(comm) as one group.
+  template <class F>
+  void group(const F& f) {
+    handle_.call("ncclGroupEnd", patience_, [&](ncclComm_t comm) {
+      take(ncclGroupStart(), "ncclGroupStart");
+      try {
+        f(comm);
+      } catch (...) {
+        static_cast<void>(ncclGroupEnd());
+        throw;
+      }
+      return ncclGroupEnd();
+    });
+  }
+
+  void take(ncclResult_t result, std::string_view call) const {
+    if (result != ncclSuccess && result != ncclInProgress) {
+      raise_result(result, call, handle_.rank());
+    }
+  }
+
+ private:
+  void send(ncclComm_t comm, const void* from, std::size_t count, DType dtype, std::size_t peer) {
+    if (count == 0) return;
+    take(ncclSend(from, count, type_of(dtype), static_cast<int>(peer), comm, stream_), "ncclSend");
+  }
+  void receive(ncclComm_t comm, void* to, std::size_t count, DType dtype, std::size_t peer) {
+    if (count == 0) return;
+    take(ncclRecv(to, count, type_of(dtype), static_cast<int>(peer), comm, stream_), "ncclRecv");
+  }
+
+  // Every stretch of every rank's part is broadcast by that rank, from and to where it lies.
+  void gather_pieces(ncclComm_t comm, const GatherItem& item) {
+    const std::size_t size = size_of(item.dtype);
+    for (std::size_t r = 0; r < size_; ++r) {
+      const std::size_t begin = r * item.count;
+      for_each_piece(item.pieces, begin, begin + item.count,
+                     [&](std::size_t index, std::size_t first, std::size_t count) {
+                       const Piece& piece = item.pieces[index];
+                       std::byte* const here = piece.data + (first - piece.offset) * size;
+                       const void* from = here;
+                       if (item.send != nullptr && r == rank_) {
+                         from = static_cast<const std::byte*>(item.send) + (first - begin) * size;
+                       }
+                       take(ncclBroadcast(from, here, count, type_of(item.dtype),
+                                          static_cast<int>(r), comm, stream_),
+                            "ncclBroadcast");
+                     });
+    }
+  }
+
+  // Calls f(address, first, count) for the stretches of the send buffer's elements [begin, end).
+  template <class F>
+  void for_each_sent(const ReduceItem& item, std::size_t begin, std::size_t end, const F& f) const {
+    const std::size_t size = size_of(item.dtype);
+    if (item.pieces.empty()) {
+      if (begin < end)
+        f(static_cast<const std::byte*>(item.send) + begin * size, begin, end - begin);
+      return;
+    }
+    for_each_piece(item.pieces, begin, end,
+                   [&](std::size_t index, std::size_t first, std::size_t count) {
+                     const Piece& piece = item.pieces[index];
+                     f(piece.data + (first - piece.offset) * size, first, count);
+                   });
+  }
+
+  // Part q of this rank's contribution goes to rank q, which keeps rank r's at landing[r * part];
+  // its own part stays where it is.
+  void exchange(ncclComm_t comm, const ReduceItem& item, std::size_t part, void* landing) {
+    for (std::size_t r = 0; r < size_; ++r) {
+      if (r == rank_) continue;
+      for_each_sent(item, r * part, (r + 1) * part,
+                    [&](const void* from, std::size_t, std::size_t count) {
+                      send(comm, from, count, item.dtype, r);
+                    });
+      receive_stretches(comm, item, rank_ * part, part, at(landing, r * part, item.dtype), r);
+    }
+  }
+
+  void collect_rest(ncclComm_t comm, const ReduceItem& item, const Shares& shares) {
+    const std::size_t begin = shares.part * size_;
+    for (std::size_t r = 0; r < size_; ++r) {
+      if (r == rank_) continue;
+      for_each_sent(item, begin, begin + shares.rest,
+                    [&](const void* from, std::size_t, std::size_t count) {
+                      send(comm, from, count, item.dtype, r);
+                    });
+      receive_stretches(comm, item, begin, shares.rest,
+                        at(rest_landing(item, shares), r * shares.rest, item.dtype), r);
+    }
+  }
+
+  void receive_stretches(ncclComm_t comm, const ReduceItem& item, std::size_t begin,
+                         std::size_t part, void* landing, std::size_t peer) {
+    for_each_sent(item, begin, begin + part,
+                  [&](const void*, std::size_t first, std::size_t count) {
+                    receive(comm, at(landing, first - begin, item.dtype), count, item.dtype, peer);
+                  });
+  }
+
+  // out = round(old + scale * sum) of elements [begin, begin + part), whose contributions lie
+  // `part` elements apart in `landing`.
+  void sum_part(const ReduceItem& item, std::size_t begin, std::size_t part, void* landing,
+                void* out, const double* weights) {
+    cuda::Reduction reduction;
+    reduction.stride = part;
+    reduction.own_rank = static_cast<int>(rank_);
+    reduction.ranks = static_cast<int>(size_);
+    reduction.weights = weights;
+    reduction.dtype = item.dtype;
+    reduction.output = item.spec.output;
+    reduction.scale = item.spec.scale;
+    reduction.accumulate = item.spec.accumulate;
+    std::size_t done = begin;
+    const auto clear_to = [&](std::size_t end) { clear(item, out, done - begin, end - done); };
+    for_each_sent(item, begin, begin + part,
+                  [&](const void* own, std::size_t first, std::size_t count) {
+                    clear_to(first);
+                    reduction.inputs = at(landing, first - begin, item.dtype);
+                    reduction.own = own;
+                    reduction.count = count;
+                    reduction.out = at(out, first - begin, item.spec.output);
+                    cuda::canonical_reduce(stream_, reduction);
+                    done = first + count;
+                  });
+    clear_to(begin + part);
+  }
+
+  // Results that no rank contributes to.
+  void clear(const ReduceItem& item, void* out, std::size_t first, std::size_t count) {
+    if (count == 0 || item.spec.accumulate) return;
+    cuda_check(cudaMemsetAsync(at(out, first, item.spec.output), 0,
+                               count * size_of(item.spec.output), stream_),
+               "cudaMemsetAsync");
+  }
+
+  void reduce_scatter_by_nccl(ncclComm_t comm, const ReduceItem& item) {
+    void* const to = lands(item) ? item.landing : item.recv;
+    if (item.pieces.empty()) {
+      take(
+          ncclReduceScatter(item.send, to, item.count, type_of(item.dtype), ncclSum, comm, stream_),
+          "ncclReduceScatter");
+      return;
+    }
+    for (std::size_t r = 0; r < size_; ++r) {
+      const std::size_t begin = r * item.count;
+      for_each_sent(
+          item, begin, begin + item.count,
+          [&](const void* from, std::size_t first, std::size_t count) {
+            take(ncclReduce(from, at(to, first - begin, item.dtype), count, type_of(item.dtype),
+                            ncclSum, static_cast<int>(r), comm, stream_),
+                 "ncclReduce");
+          });
+    }
+  }
+
+  void all_reduce_by_nccl(ncclComm_t comm, const ReduceItem& item) {
+    void* const to = lands(item) ? item.landing : item.recv;
+    for_each_sent(item, 0, item.count, [&](const void* from, std::size_t first, std::size_t count) {
+      take(ncclAllReduce(from, at(to, first, item.dtype), count, type_of(item.dtype), ncclSum, comm,
+                         stream_),
+           "ncclAllReduce");
+    });
+  }
+
+  // NCCL's sum of elements from `begin` on becomes the result: scaled, added, converted.
+  void finish(const ReduceItem& item, std::size_t begin) {
+    const void* const sums = lands(item) ? item.landing : item.recv;
+    std::size_t done = begin;
+    const auto clear_to = [&](std::size_t end) {
+      clear(item, item.recv, done - begin, end - done);
+    };
+    for_each_sent(item, begin, begin + item.count,
+                  [&](const void*, std::size_t first, std::size_t count) {
+                    clear_to(first);
+                    done = first + count;
+                    if (!lands(item) && item.spec.scale == 1) return;
+                    cuda::scale_add(stream_, at(item.recv, first - begin, item.spec.output),
+                                    item.spec.output, at(sums, first - begin, item.dtype),
+                                    item.dtype, count, item.spec.scale, item.spec.accumulate);
+                  });
+    clear_to(begin + item.count);
+  }
+
+  // Weights: for each item that is weighted one number per rank, gathered beside the items.
+  [[nodiscard]] const double* put_weights(std::span<const ReduceItem> items) {
+    std::size_t weighted = 0;
+    for (const ReduceItem& item : items) weighted += item.spec.weighted ? 1 : 0;
+    if (weighted == 0) return nullptr;
+    auto* const device =
+        static_cast<double*>(memory_.device.reserve((items.size() * (size_ + 1)) * sizeof(double)));
+    auto* const pinned =
+        static_cast<double*>(memory_.pinned.reserve(items.size() * sizeof(double)));
+    for (std::size_t i = 0; i < items.size(); ++i) pinned[i] = items[i].spec.weight;
+    cuda_check(cudaMemcpyAsync(device + items.size() * size_, pinned, items.size() * sizeof(double),
+                               cudaMemcpyHostToDevice, stream_),
+               "cudaMemcpyAsync");
+    return device;
+  }
+
+  void gather_weights(ncclComm_t comm, std::span<const ReduceItem> items) {
+    for (std::size_t i = 0; i < items.size(); ++i) {
+      if (!items[i].spec.weighted) continue;
+      auto* const device = static_cast<double*>(memory_.device.data());
+      take(ncclAllGather(device + items.size() * size_ + i, device + i * size_, 1, ncclFloat64,
+                         comm, stream_),
+           "ncclAllGather");
+    }
+  }
+
+  [[nodiscard]] const double* weights_of(const double* weights, std::size_t index,
+                                         const ReduceItem& item) const noexcept {
+    return item.spec.weighted ? weights + index * size_ : nullptr;
+  }
+
+  [[nodiscard]] static void* at(void* base, std::size_t element, DType dtype) noexcept {
+    return base == nullptr ? nullptr : static_cast<std::byte*>(base) + element * size_of(dtype);
+  }
+  [[nodiscard]] static const void* at(const void* base, std::size_t element, DType dtype) noexcept {
+    return static_cast<const std::byte*>(base) + element * size_of(dtype);
+  }
+  [[nodiscard]] static void* result_at(const ReduceItem& item, std::size_t element) noexcept {
+    return at(item.recv, element, item.spec.output);
+  }
+  [[nodiscard]] void* rest_landing(const ReduceItem& item, const Shares& shares) const noexcept {
+    return at(item.landing, size_ * shares.part, item.dtype);
+  }
+
+  Handle& handle_;
+  std::size_t size_;
+  std::size_t rank_;
+  NcclOrder order_;
+  cudaStream_t stream_;
+  CallMemory& memory_;
+  const Patience& patience_;
+};
+
+}  // namespace shardwise::inline v0_1::detail::nccl

@@ -1,0 +1,305 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <atomic>
+#include <charconv>
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "../core/error.hpp"
+#include "../core/format.hpp"
+#include "fingerprint.hpp"
+#include "nccl_handle.hpp"
+#include "nccl_tracker.hpp"
+#include "rendezvous.hpp"
+
+namespace shardwise::inline v0_1::detail::nccl {
+
+/// One ncclComm_t and its calls.
+struct Channel {
+  explicit Channel(std::shared_ptr<Handle> made, int device)
+      : handle(std::move(made)), tracker(device) {}
+
+  std::shared_ptr<Handle> handle;
+  Tracker tracker;
+};
+
+/// What the watchdog knows of a communicator, and the communicator of its failure.
+struct Member {
+  std::string id;                // equal on its ranks, different from others' of the rendezvous
+  std::vector<int> world_ranks;  // of its members
+  int rank = 0;                  // this one's
+  bool abort_adopted = false;
+  std::vector<std::unique_ptr<Channel>> channels;
+
+  /// Peaceful, or how it failed; what follows does not change once it is `settled`.
+  enum class State : std::uint8_t { peaceful, failing, settled };
+  std::atomic<State> state{State::peaceful};
+  std::atomic<bool> wants_time_out{false};  // the host thread's time was up inside NCCL
+  RankFailure failure;
+  bool left = false;       // the rank destroyed its communicator
+  bool timed_out = false;  // this rank gave up
+  std::string call;        // what this rank was in, and its sequence number
+  std::uint64_t sequence = 0;
+
+  std::vector<std::uint64_t> left_at;  // the watchdog's: last call of each rank that left, + 1
+
+  [[nodiscard]] int world_rank() const { return world_ranks[static_cast<std::size_t>(rank)]; }
+  [[nodiscard]] std::string left_key(std::size_t r) const { return format("{}.left.{}", id, r); }
+  [[nodiscard]] std::string state_key(std::size_t r) const { return format("{}.state.{}", id, r); }
+};
+
+/// The thread of one rank that looks after its communicators: ends their calls where the run has
+/// failed, a peer has left, or the time is up.
+class Watchdog {
+ public:
+  Watchdog(std::shared_ptr<Rendezvous> rendezvous, int device)
+      : shared_(std::make_shared<Shared>(std::move(rendezvous), device)),
+        thread_([shared = shared_] { shared->run(); }) {}
+  Watchdog(const Watchdog&) = delete;
+  Watchdog& operator=(const Watchdog&) = delete;
+  /// Bounded: a thread that hangs in NCCL is left behind, with what it uses.
+  ~Watchdog() {
+    std::unique_lock lock(shared_->mutex);
+    shared_->stop = true;
+    shared_->changed.notify_all();
+    const bool ended = shared_->changed.wait_for(lock, patience, [&] { return shared_->ended; });
+    lock.unlock();
+    if (ended) {
+      thread_.join();
+    } else {
+      thread_.detach();
+    }
+  }
+
+  [[nodiscard]] Rendezvous& rendezvous() const noexcept { return *shared_->rendezvous; }
+
+  void add(std::shared_ptr<Member> member) {
+    const std::lock_guard lock(shared_->mutex);
+    shared_->members.push_back(std::move(member));
+  }
+  void remove(const std::shared_ptr<Member>& member) noexcept {
+    std::unique_lock lock(shared_->mutex);
+    std::erase(shared_->members, member);
+  }
+
+  /// The watchdog has something to look at now.
+  void wake() noexcept {
+    shared_->woken.store(true);
+    shared_->changed.notify_all();
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  static constexpr auto patience = std::chrono::seconds(10);
+  static constexpr auto period = std::chrono::milliseconds(4);
+  // Calls that wait longer are looked at more closely.
+  static constexpr auto short_wait = std::chrono::milliseconds(20);
+  static constexpr auto for_message = std::chrono::milliseconds(50);
+  // Who waits in vain asks all peers for their last calls first; they answer at once, as a rule.
+  static constexpr auto for_answers = std::chrono::milliseconds(300);
+  static constexpr const char* time_is_up = "its time is up";
+
+  struct Shared {
+    Shared(std::shared_ptr<Rendezvous> meeting, int its_device)
+        : rendezvous(std::move(meeting)), device(its_device) {}
+
+    std::shared_ptr<Rendezvous> rendezvous;
+    int device;
+    std::mutex mutex;
+    std::condition_variable changed;
+    std::atomic<bool> woken{false};
+    bool stop = false;
+    bool ended = false;
+    std::vector<std::shared_ptr<Member>> members;
+
+    void run() noexcept {
+      cuda::forget(cudaSetDevice(device));
+      std::unique_lock lock(mutex);
+      while (!stop) {
+        changed.wait_for(lock, period, [&] { return stop || woken.load(); });
+        woken.store(false);
+        try {
+          look();
+        } catch (const std::exception& error) {
+          rendezvous->fail({rendezvous->rank(), error.what()});
+        }
+      }
+      ended = true;
+      changed.notify_all();
+    }
+
+    void look() {
+      if (rendezvous->failure()) return run_failed(nullptr);
+      const auto now = Clock::now();
+      for (std::size_t i = 0; i < members.size(); ++i) {
+        Member& member = *members[i];
+        if (member.state.load() != Member::State::peaceful) continue;
+        if (member.wants_time_out.load()) return time_out(member);
+        for (const auto& channel : member.channels) {
+          const auto oldest = channel->tracker.oldest(now);
+          if (!oldest || oldest->waiting == Clock::duration{}) continue;
+          if (oldest->waiting >= oldest->timeout) return time_out(member);
+          if (const int r = who_left(member, oldest->sequence); r >= 0) {
+            peer_left(member, r);
+            break;
+          }
+          if (oldest->waiting >= short_wait) look_for_error(member, *channel);
+        }
+      }
+    }
+
+    void look_for_error(const Member& member, Channel& channel) {
+      const ncclResult_t result = channel.handle->poll();
+      if (result == ncclSuccess || result == ncclInProgress) return;
+      // A peer that died or aborted is seen here first, and says why a moment later.
+      if (rendezvous->settled_failure(for_message).rank >= 0) return run_failed(nullptr);
+      try {
+        raise_result(result, "a collective", member.rank);
+      } catch (const BackendError& error) {
+        rendezvous->fail({member.world_rank(), error.what()});
+      }
+      run_failed(nullptr);
+    }
+
+    // A rank of `member` that left before call `sequence`; -1: none.
+    [[nodiscard]] int who_left(Member& member, std::uint64_t sequence) {
+      const std::size_t size = member.world_ranks.size();
+      member.left_at.resize(size, 0);
+      for (std::size_t r = 0; r < size; ++r) {
+        std::uint64_t& last = member.left_at[r];
+        if (last == 0) {
+          const auto text = rendezvous->try_get(member.left_key(r));
+          if (!text) continue;
+          std::from_chars(text->data(), text->data() + text->size(), last);
+          ++last;
+        }
+        if (last <= sequence) return static_cast<int>(r);
+      }
+      return -1;
+    }
+
+    void peer_left(Member& member, int r) {
+      begin_failing(member);
+      end_calls(member);
+      member.failure.rank = member.world_ranks[static_cast<std::size_t>(r)];
+      member.failure.message =
+          "left the group (its communicator was destroyed; it returned early?)";
+      member.left = true;
+      member.state.store(Member::State::settled);
+    }
+
+    // The run has failed: for the reason of the rendezvous, or because `late` waited in vain.
+    void run_failed(Member* late) {
+      std::vector<Member*> failing;
+      for (const auto& member : members) {
+        if (member->state.load() == Member::State::peaceful) failing.push_back(member.get());
+      }
+      for (Member* const member : failing) begin_failing(*member);
+      for (Member* const member : failing) publish(*member);
+      for (Member* const member : failing) end_calls(*member);
+      if (late != nullptr) {
+        rendezvous->fail({late->world_rank(), describe_wait(*late)});
+      }
+      RankFailure failure = rendezvous->settled_failure(for_message);
+      if (failure.provisional && failure.message == time_is_up) {
+        failure = rendezvous->settled_failure(for_answers);
+      }
+      for (Member* const member : failing) {
+        member->failure = failure;
+        member->timed_out = member == late;
+        member->state.store(Member::State::settled);
+      }
+    }
+
+    void time_out(Member& member) {
+      const int own = member.world_rank();
+      rendezvous->fail({own, time_is_up, true});
+      const auto first = rendezvous->failure();
+      run_failed(first && first->rank == own && first->provisional ? &member : nullptr);
+    }
+
+    static void begin_failing(Member& member) {
+      for (const auto& channel : member.channels) {
+        const auto current = channel->tracker.current();
+        if (!current || (member.sequence != 0 && member.sequence < current->sequence)) continue;
+        member.call = describe(*current);
+        member.sequence = current->sequence;
+      }
+      member.state.store(Member::State::failing);
+    }
+
+    static void end_calls(const Member& member) {
+      for (const auto& channel : member.channels) channel->handle->abort(member.abort_adopted);
+    }
+
+    // For whoever says which ranks are missing: the last call that this rank made.
+    void publish(const Member& member) noexcept {
+      try {
+        std::optional<Fingerprint> last;
+        for (const auto& channel : member.channels) {
+          const auto call = channel->tracker.last();
+          if (call && (!last || call->sequence > last->sequence)) last = call;
+        }
+        rendezvous->put(
+            member.state_key(static_cast<std::size_t>(member.rank)),
+            format("{} {}", last ? last->sequence : 0, last ? describe(*last) : "no call so far"));
+      } catch (...) {
+        return;  // the message is poorer
+      }
+    }
+
+    // Which ranks made the call in which `member` waits and which are missing, each with its last
+    // call.
+    [[nodiscard]] std::string describe_wait(const Member& member) {
+      std::string missing;
+      std::string silent;
+      std::string calls;
+      const auto deadline = Clock::now() + for_answers * 3 / 4;
+      for (std::size_t r = 0; r < member.world_ranks.size(); ++r) {
+        std::optional<std::string> state;
+        while (!(state = rendezvous->try_get(member.state_key(r))) && Clock::now() < deadline) {
+          std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        }
+        std::uint64_t last = 0;
+        if (state) std::from_chars(state->data(), state->data() + state->size(), last);
+        const int name = member.world_ranks[r];
+        const char* what = "called";
+        if (!state) {
+          silent += format("{}{}", silent.empty() ? "" : ", ", name);
+          what = "silent";
+        } else if (last < member.sequence) {
+          missing += format("{}{}", missing.empty() ? "" : ", ", name);
+          what = "missing";
+        }
+        calls += format("\n  rank {} ({}): {}", name, what,
+                        state ? state->substr(state->find(' ') + 1) : "does not answer");
+      }
+      if (missing.empty()) {
+        missing = silent.empty() ? "none (all made the call: a stream or a link is stuck?)"
+                                 : format("of those that do not answer ({})", silent);
+      }
+      return format("rank {} waited in vain in {}; missing ranks: {}; last calls:{}",
+                    member.world_rank(), member.call.empty() ? "nothing" : member.call, missing,
+                    calls);
+    }
+  };
+
+  std::shared_ptr<Shared> shared_;
+  std::thread thread_;
+};
+
+}  // namespace shardwise::inline v0_1::detail::nccl

@@ -1,0 +1,147 @@
+#include <cuda_runtime_api.h>
+
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+#include <chrono>
+#include <cstddef>
+#include <shardwise/device/cuda.hpp>
+#include <shardwise/shardwise.hpp>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../support/device.hpp"
+#include "../support/ranks.hpp"
+
+// A host that has a stream of its own and works on it by CUDA's calls.
+
+using namespace shardwise;
+using namespace shardwise::test;
+using Catch::Matchers::ContainsSubstring;
+
+namespace {
+
+/// A host's stream.
+struct OwnStream {
+  cudaStream_t native = nullptr;
+
+  OwnStream() { cuda_check(cudaStreamCreateWithFlags(&native, cudaStreamNonBlocking), "create"); }
+  OwnStream(const OwnStream&) = delete;
+  OwnStream& operator=(const OwnStream&) = delete;
+  ~OwnStream() { cudaStreamDestroy(native); }
+};
+
+/// Three steps in which each parameter's gradient is the parameter: at a learning rate of 1/2 a
+/// value halves. The host copies on its own stream and never waits. What is wrong, in words.
+std::string halve(Communicator& communicator, Strategy strategy, bool overlap) {
+  constexpr std::size_t layers = 4, count = 5000;
+  strategy.overlap = overlap;
+  const OwnStream stream;
+  std::vector<float> values(count);
+  {
+    Context<CudaDevice> context(communicator, strategy,
+                                {.stream = {MemoryKind::cuda, stream.native}});
+    if (context.stream().native() != stream.native) return "another stream";
+    std::vector<Parameter<float>> parameters;
+    std::vector<Gradient<float>> gradients;
+    std::vector<State<Sgd>> states;
+    for (std::size_t i = 0; i < layers; ++i) {
+      parameters.emplace_back(context, std::vector<TensorSpec>{{fmt::format("p{}", i), {count}}});
+      parameters.back().initialize([](const auto&, std::size_t k) { return 8 * (k % 999); });
+    }
+    for (auto& parameter : parameters) gradients.emplace_back(parameter);
+    for (auto& parameter : parameters) states.emplace_back(parameter, Sgd{.learning_rate = 0.5});
+    for (int step = 0; step < 3; ++step) {
+      for (std::size_t i = 0; i < layers; ++i) {
+        if (i + 1 < layers) parameters[i + 1].prefetch();
+        const auto weights = parameters[i].gather();
+        auto gradient = gradients[i].lease();
+        cuda_check(cudaMemcpyAsync(gradient[0].data(), weights[0].data(), count * sizeof(float),
+                                   cudaMemcpyDeviceToDevice, stream.native),
+                   "cudaMemcpyAsync");
+        std::move(gradient).reduce();
+      }
+      for (std::size_t i = 0; i < layers; ++i) states[i].step(parameters[i], gradients[i]);
+    }
+    for (auto& parameter : parameters) {
+      const auto weights = parameter.gather();
+      cuda_check(cudaMemcpyAsync(values.data(), weights[0].data(), count * sizeof(float),
+                                 cudaMemcpyDeviceToHost, stream.native),
+                 "cudaMemcpyAsync");
+      cuda_check(cudaStreamSynchronize(stream.native), "cudaStreamSynchronize");
+      for (std::size_t k = 0; k < count; ++k) {
+        if (values[k] != static_cast<float>(k % 999)) return "wrong values";
+      }
+    }
+  }
+  // The stream is the host's still.
+  return cudaStreamSynchronize(stream.native) == cudaSuccess ? "" : "the stream is gone";
+}
+
+}  // namespace
+
+TEST_CASE("a host's own stream is the compute stream, and outlives the context") {
+  for (const int world : worlds) {
+    for (const Strategy& strategy : {Strategy::ddp(), Strategy::zero1(), Strategy::zero3()}) {
+      for (const bool overlap : {false, true}) {
+        INFO(strategy.name() << " world " << world << " overlap " << overlap);
+        const auto wrong = on_ranks(world, [&](Communicator& communicator) {
+          return halve(communicator, strategy, overlap);
+        });
+        for (const std::string& what : wrong) CHECK(what == "");
+      }
+    }
+  }
+}
+
+TEST_CASE("a stream of the CPU is refused") {
+  const auto wrong = on_ranks(1, [](Communicator& communicator) {
+    HostStream stream;
+    try {
+      Context<CudaDevice> context(communicator, Strategy::zero3(), {.stream = stream.ref()});
+    } catch (const UsageError& error) {
+      return std::string(error.what());
+    }
+    return std::string();
+  });
+  CHECK_THAT(wrong[0], ContainsSubstring("ContextOptions::stream"));
+}
+
+TEST_CASE("a rank that throws ends its peers' waits for the device, and the devices work again") {
+  for (const int world : {2, 3, 4, largest_world}) {
+    for (const bool overlap : {false, true}) {
+      need_devices(world);
+      INFO("world " << world << " overlap " << overlap);
+      std::vector<std::string> ends(static_cast<std::size_t>(world));
+      const auto begin = std::chrono::steady_clock::now();
+      const auto run = [&] {
+        run_on_ranks(world, [&](Communicator& communicator) {
+          Strategy strategy = Strategy::zero3();
+          strategy.overlap = overlap;
+          Context<CudaDevice> context(communicator, strategy);
+          Parameter<float> parameter(context, {{"w", {3000}}});
+          parameter.initialize([](const auto&, std::size_t) { return 1.0f; });
+          if (communicator.rank() == 0) throw std::runtime_error("the host's data is bad");
+          try {
+            const auto weights = parameter.gather();
+            (void)at(context, weights[0], 0);  // waits for a peer that does not come
+            context.barrier();
+          } catch (const PeerFailed& error) {
+            ends[static_cast<std::size_t>(communicator.rank())] =
+                fmt::format("{}: {}", error.rank(), error.what());
+            throw;
+          }
+        });
+      };
+      CHECK_THROWS_WITH(run(), "the host's data is bad");
+      CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(5));
+      for (std::size_t rank = 1; rank < ends.size(); ++rank) {
+        CHECK_THAT(ends[rank], ContainsSubstring("0: rank 0 failed: the host's data is bad"));
+      }
+      const auto wrong = on_ranks(world, [&](Communicator& communicator) {
+        return halve(communicator, Strategy::zero3(), overlap);
+      });
+      for (const std::string& what : wrong) CHECK(what == "");
+    }
+  }
+}

@@ -1,0 +1,425 @@
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+#include <chrono>
+#include <cstddef>
+#include <memory>
+#include <optional>
+#include <shardwise/comm/collectives.hpp>
+#include <shardwise/comm/nccl.hpp>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "../comm/failures.hpp"
+#include "nccl_ranks.hpp"
+
+namespace shardwise::test {
+namespace {
+
+using Catch::Matchers::ContainsSubstring;
+using Clock = std::chrono::steady_clock;
+using Kind = RankEnd::Kind;
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+struct HostError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// Seconds within which peers learn of a failure, or of their next call after it.
+constexpr double soon = sanitized ? 1.0 : 0.1;
+
+/// How a rank meets its peers.
+enum class Way { stream, host };
+
+void note(RankEnd& end) {
+  try {
+    throw;
+  } catch (const HostError& error) {
+    end.kind = Kind::own;
+    end.what = error.what();
+  } catch (const PeerFailed& error) {
+    end.kind = Kind::peer_failed;
+    end.what = error.what();
+    end.peer = error.rank();
+    end.peer_message = error.peer_message();
+  } catch (const TimedOut& error) {
+    end.kind = Kind::timed_out;
+    end.what = error.what();
+  } catch (const CollectiveMismatch& error) {
+    end.kind = Kind::mismatch;
+    end.what = error.what();
+  } catch (const std::exception& error) {
+    end.kind = Kind::other;
+    end.what = error.what();
+  }
+}
+
+/// Runs body(communicator) on every rank and says how each ended; `rethrown` is what run_cuda_ranks
+/// threw.
+template <class Body>
+std::vector<RankEnd> ends_of(int world, const Body& body, RankEnd& rethrown,
+                             const NcclOptions& options = {}) {
+  std::vector<RankEnd> ends(static_cast<std::size_t>(world));
+  try {
+    run_cuda_ranks(
+        world,
+        [&](Communicator& comm) {
+          try {
+            body(comm);
+          } catch (...) {
+            note(ends[static_cast<std::size_t>(comm.rank())]);
+            throw;
+          }
+        },
+        options);
+  } catch (...) {
+    note(rethrown);
+  }
+  return ends;
+}
+
+/// One collective with peers, by a stream or by numbers of the host; returns when it has ended.
+void meet(Communicator& comm, Way way, const CallInfo& info, std::size_t count = 40) {
+  if (way == Way::host) {
+    std::vector<float> numbers(count, 1.0f);
+    all_reduce(comm, numbers, Reduce::sum, info);
+    return;
+  }
+  CudaStream stream;
+  const CollectiveCase collective{Operation::reduce_scatter, {{.count = count}}, 0};
+  CudaCall call(collective, comm, stream);
+  call.issue(info);
+  stream.synchronize();  // ends where the collective was aborted
+  comm.check();
+}
+
+std::vector<int> failure_worlds() {
+  std::vector<int> worlds = present_worlds();
+  std::erase_if(worlds, [](int world) { return world != 2 && world != 4 && world != 8; });
+  return worlds;
+}
+
+/// Every way to fail, of the first and the last rank.
+template <class F>
+void for_each_failure(const F& f) {
+  Watchdog watchdog;
+  for (const int world : failure_worlds()) {
+    for (const int rank : {0, world - 1}) {
+      for (const Way way : {Way::stream, Way::host}) {
+        watchdog.start("rank " + std::to_string(rank) + " of " + std::to_string(world));
+        f(world, rank, way);
+      }
+    }
+  }
+}
+
+TEST_CASE("an exception in one rank ends its peers' calls with its message") {
+  for_each_failure([](int world, int failing, Way way) {
+    std::atomic<Clock::rep> failed_at{0};
+    std::vector<double> latencies(static_cast<std::size_t>(world));
+    RankEnd rethrown;
+    const auto ends = ends_of(
+        world,
+        [&](Communicator& comm) {
+          meet(comm, way, {"good"});
+          if (comm.rank() == failing) {
+            std::this_thread::sleep_for(milliseconds(30));  // its peers are waiting
+            failed_at.store(Clock::now().time_since_epoch().count());
+            throw HostError("the disk is full");
+          }
+          try {
+            meet(comm, way, {"bad", seconds(20)});
+          } catch (...) {
+            const auto late = Clock::now().time_since_epoch().count() - failed_at.load();
+            latencies[static_cast<std::size_t>(comm.rank())] =
+                std::chrono::duration<double>(Clock::duration(late)).count();
+            throw;
+          }
+        },
+        rethrown);
+    CHECK(rethrown.kind == Kind::own);
+    for (int r = 0; r < world; ++r) {
+      const RankEnd& end = ends[static_cast<std::size_t>(r)];
+      if (r == failing) {
+        CHECK(end.kind == Kind::own);
+        continue;
+      }
+      CHECK(end.kind == Kind::peer_failed);
+      CHECK(end.peer == failing);
+      CHECK_THAT(end.what, ContainsSubstring("rank " + std::to_string(failing) + " failed") &&
+                               ContainsSubstring("the disk is full") &&
+                               ContainsSubstring("while rank " + std::to_string(r) + " was in") &&
+                               ContainsSubstring("#2 \"bad\""));
+      CHECK(latencies[static_cast<std::size_t>(r)] < soon);
+    }
+  });
+}
+
+TEST_CASE("a rank that leaves early is named; what it took part in is not disturbed") {
+  for_each_failure([](int world, int leaving, Way way) {
+    RankEnd rethrown;
+    const auto ends = ends_of(
+        world,
+        [&](Communicator& comm) {
+          meet(comm, way, {"good"});
+          if (comm.rank() == leaving) return;
+          meet(comm, way, {"bad", seconds(20)});
+        },
+        rethrown);
+    for (int r = 0; r < world; ++r) {
+      const RankEnd& end = ends[static_cast<std::size_t>(r)];
+      if (r == leaving) {
+        CHECK(end.kind == Kind::returned);
+        continue;
+      }
+      CHECK(end.kind == Kind::peer_failed);
+      CHECK_THAT(end.what, ContainsSubstring("left the group") && ContainsSubstring("\"bad\""));
+    }
+    CHECK(rethrown.kind == Kind::peer_failed);
+  });
+}
+
+TEST_CASE("ranks that leave one after the other after their last call do not fail") {
+  const int world = present_worlds().back();
+  for (int round = 0; round < 10; ++round) {
+    const auto sums = on_cuda_ranks(
+        world,
+        [&](Communicator& comm) {
+          CudaStream stream;
+          const CollectiveCase last{Operation::broadcast, {{.count = 2000}}, round % world};
+          CudaCall call(last, comm, stream);
+          if (comm.rank() == (round + 1) % world) std::this_thread::sleep_for(milliseconds(20));
+          call.issue({"last"});
+          stream.synchronize();
+          comm.check();
+          return call.results()[0] == RankCall::expected(last, comm.rank(), world)[0] ? 1 : 0;
+        },
+        {});
+    CHECK(std::count(sums.begin(), sums.end(), 1) == world);
+  }
+}
+
+TEST_CASE("abort ends everything, and later calls are refused") {
+  for_each_failure([](int world, int failing, Way way) {
+    RankEnd rethrown;
+    const auto ends = ends_of(
+        world,
+        [&](Communicator& comm) {
+          meet(comm, way, {"good"});
+          if (comm.rank() == failing) {
+            comm.abort("loss is not a number");
+            comm.abort("never seen");
+          }
+          RankEnd first;
+          try {
+            meet(comm, way, {"bad", seconds(20)});
+          } catch (...) {
+            note(first);
+          }
+          if (first.kind != Kind::peer_failed) throw std::runtime_error("did not fail");
+          const auto refused = [](const auto& later) {
+            try {
+              later();
+            } catch (const PeerFailed&) {
+              return;
+            }
+            throw std::runtime_error("a later call was accepted");
+          };
+          refused([&] { barrier(comm); });
+          refused([&] { static_cast<void>(comm.split(0, 0, {"split"})); });
+          comm.check();
+        },
+        rethrown);
+    for (int r = 0; r < world; ++r) {
+      const RankEnd& end = ends[static_cast<std::size_t>(r)];
+      CHECK(end.kind == Kind::peer_failed);
+      CHECK(end.peer == failing);
+      CHECK(end.peer_message == "loss is not a number");
+      CHECK_THAT(end.what, ContainsSubstring(r == failing ? "this rank" : "rank"));
+    }
+  });
+}
+
+TEST_CASE("a time-out names who is missing, on all ranks") {
+  for_each_failure([](int world, int late, Way way) {
+    RankEnd rethrown;
+    const auto ends = ends_of(
+        world,
+        [&](Communicator& comm) {
+          meet(comm, way, {"good"});
+          if (comm.rank() == late) {
+            // It lives, and does not come: until its peers have given up.
+            const auto end = Clock::now() + seconds(20);
+            while (Clock::now() < end) {
+              comm.check();
+              std::this_thread::sleep_for(milliseconds(1));
+            }
+            return;
+          }
+          meet(comm, way, {"bad", milliseconds(150)});
+        },
+        rethrown);
+    int timed_out = 0;
+    for (int r = 0; r < world; ++r) {
+      const RankEnd& end = ends[static_cast<std::size_t>(r)];
+      timed_out += end.kind == Kind::timed_out ? 1 : 0;
+      CHECK((end.kind == Kind::timed_out || end.kind == Kind::peer_failed));
+      CHECK_THAT(end.what, ContainsSubstring("waited in vain in") &&
+                               ContainsSubstring("#2 \"bad\"") &&
+                               ContainsSubstring("missing ranks: " + std::to_string(late) + ";") &&
+                               ContainsSubstring("#1 \"good\""));
+    }
+    CHECK(timed_out == 1);
+    CHECK(rethrown.kind == Kind::timed_out);
+  });
+}
+
+TEST_CASE("the time does not run before a call's turn in its stream") {
+  const auto ends = on_cuda_ranks(
+      std::min(2, present_worlds().back()),
+      [](Communicator& comm) {
+        CudaStream stream;
+        cuda_check(cudaLaunchHostFunc(
+                       stream.native(),
+                       [](void*) { std::this_thread::sleep_for(milliseconds(400)); }, nullptr),
+                   "cudaLaunchHostFunc");
+        const CollectiveCase gather{Operation::all_gather, {{.count = 9}}, 0};
+        CudaCall call(gather, comm, stream);
+        call.issue({"patient", milliseconds(200)});
+        stream.synchronize();
+        comm.check();
+        return call.results()[0] == RankCall::expected(gather, comm.rank(), comm.size())[0] ? 1 : 0;
+      },
+      {});
+  for (const int good : ends) CHECK(good == 1);
+}
+
+TEST_CASE("different calls are a mismatch on all ranks where calls are compared") {
+  for_each_failure([](int world, int odd, Way way) {
+    RankEnd rethrown;
+    const auto ends = ends_of(
+        world,
+        [&](Communicator& comm) {
+          meet(comm, way, {"good"});
+          meet(comm, way, {"bad"}, comm.rank() == odd ? 41 : 40);
+        },
+        rethrown, checked_options());
+    for (int r = 0; r < world; ++r) {
+      const RankEnd& end = ends[static_cast<std::size_t>(r)];
+      CHECK(end.kind == Kind::mismatch);
+      CHECK_THAT(end.what, ContainsSubstring("x 40") && ContainsSubstring("x 41") &&
+                               ContainsSubstring("#2 \"bad\"") &&
+                               ContainsSubstring("no byte was moved"));
+    }
+    CHECK(rethrown.kind == Kind::mismatch);
+  });
+}
+
+TEST_CASE("parts fail with the whole, and can be left without it") {
+  for_each_failure([](int world, int failing, Way way) {
+    RankEnd rethrown;
+    const auto ends = ends_of(
+        world,
+        [&](Communicator& comm) {
+          {
+            const auto gone = comm.split(0, 0, {"gone"});
+            meet(*gone, way, {"in a part"});
+          }
+          meet(comm, way, {"in the whole"});
+          const auto part = comm.split(comm.rank() == failing ? 1 : 0, 0, {"part"});
+          if (comm.rank() == failing) throw HostError("alone in its part");
+          meet(comm, way, {"bad", seconds(20)});
+        },
+        rethrown);
+    for (int r = 0; r < world; ++r) {
+      if (r == failing) continue;
+      const RankEnd& end = ends[static_cast<std::size_t>(r)];
+      CHECK(end.kind == Kind::peer_failed);
+      CHECK(end.peer == failing);
+      CHECK_THAT(end.what, ContainsSubstring("alone in its part"));
+    }
+  });
+}
+
+TEST_CASE("a rank that never comes is named before NCCL waits for it") {
+  const int world = std::min(3, present_worlds().back());
+  if (world < 3) SKIP("needs three devices");
+  auto meeting = LocalRendezvous::make(world);
+  std::vector<RankEnd> ends(3);
+  std::vector<std::thread> threads;
+  for (const std::size_t r : {std::size_t{0}, std::size_t{2}}) {
+    threads.emplace_back([&, r] {
+      try {
+        cuda_check(cudaSetDevice(static_cast<int>(r)), "cudaSetDevice");
+        const NcclCommunicator comm(meeting[r], {.startup_timeout = milliseconds(200)});
+      } catch (...) {
+        note(ends[r]);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const std::size_t r : {std::size_t{0}, std::size_t{2}}) {
+    CHECK((ends[r].kind == Kind::timed_out || ends[r].kind == Kind::peer_failed));
+    CHECK_THAT(ends[r].what, ContainsSubstring("missing ranks: 1"));
+  }
+}
+
+TEST_CASE("a rank that fails before it has a communicator ends its peers' start") {
+  const int world = std::min(3, present_worlds().back());
+  auto meeting = LocalRendezvous::make(world);
+  std::vector<RankEnd> ends(static_cast<std::size_t>(world));
+  std::vector<std::thread> threads;
+  for (std::size_t r = 0; r < ends.size(); ++r) {
+    threads.emplace_back([&, r] {
+      try {
+        cuda_check(cudaSetDevice(static_cast<int>(r)), "cudaSetDevice");
+        if (r == 0) {
+          std::this_thread::sleep_for(milliseconds(50));
+          meeting[r]->fail({0, "no memory for the model"});
+          return;
+        }
+        const NcclCommunicator comm(meeting[r], {.startup_timeout = seconds(20)});
+      } catch (...) {
+        note(ends[r]);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (std::size_t r = 1; r < ends.size(); ++r) {
+    CHECK(ends[r].kind == Kind::peer_failed);
+    CHECK_THAT(ends[r].what, ContainsSubstring("no memory for the model"));
+  }
+}
+
+TEST_CASE("the destructor does not wait for calls that never end") {
+  const int world = std::min(2, present_worlds().back());
+  std::vector<double> waited(static_cast<std::size_t>(world));
+  auto meeting = LocalRendezvous::make(world);
+  std::vector<std::thread> threads;
+  for (std::size_t r = 0; r < meeting.size(); ++r) {
+    threads.emplace_back([&, r] {
+      cuda_check(cudaSetDevice(static_cast<int>(r)), "cudaSetDevice");
+      auto comm = std::make_unique<NcclCommunicator>(
+          meeting[r], NcclOptions{.shutdown_timeout = milliseconds(100)});
+      CudaStream stream;
+      const CollectiveCase gather{Operation::all_gather, {{.count = 9}}, 0};
+      CudaCall call(gather, *comm, stream);
+      if (r == 1) call.issue({"alone", seconds(60)});
+      if (r == 0) std::this_thread::sleep_for(milliseconds(600));
+      const auto begin = Clock::now();
+      comm.reset();
+      waited[r] = std::chrono::duration<double>(Clock::now() - begin).count();
+      stream.synchronize();
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const double seconds_waited : waited) CHECK(seconds_waited < 0.2 + 4 * soon);
+}
+
+}  // namespace
+}  // namespace shardwise::test
