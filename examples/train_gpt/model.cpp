@@ -13,29 +13,7 @@
 namespace train_gpt {
 namespace {
 
-// The tensors of each unit, in the order of units().
-namespace embedding_unit {
-enum { token, position };
-}
-namespace norm_unit {
-enum { weight, bias };
-}
-namespace block_unit {
-enum {
-  norm1_weight,
-  norm1_bias,
-  qkv_weight,
-  qkv_bias,
-  out_weight,
-  out_bias,
-  norm2_weight,
-  norm2_bias,
-  up_weight,
-  up_bias,
-  down_weight,
-  down_bias
-};
-}
+using namespace unit_tensors;
 
 const float* in_float(const float* weights, std::size_t, std::vector<float>&) { return weights; }
 

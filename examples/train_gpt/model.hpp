@@ -30,6 +30,32 @@ struct Unit {
   [[nodiscard]] auto end() const { return tensors.end(); }
 };
 
+/// The tensors of each unit, in the order of GptShape::units().
+namespace unit_tensors {
+namespace embedding_unit {
+enum { token, position };
+}
+namespace norm_unit {
+enum { weight, bias };
+}
+namespace block_unit {
+enum {
+  norm1_weight,
+  norm1_bias,
+  qkv_weight,
+  qkv_bias,
+  out_weight,
+  out_bias,
+  norm2_weight,
+  norm2_bias,
+  up_weight,
+  up_bias,
+  down_weight,
+  down_bias
+};
+}
+}  // namespace unit_tensors
+
 /// The sizes of a byte-level GPT.
 struct GptShape {
   static constexpr std::size_t vocabulary = 256;

@@ -48,6 +48,7 @@ struct Options {
   std::string json;        ///< file for the report; empty: none
   bool world_of_one_reference = false;
   bool quiet = false;  ///< no progress line; for programs that train several times
+  bool keep_parameters = false;  ///< Report::values; for programs that compare trainers
 
   /// `clip` as a number: infinity where nothing is clipped.
   [[nodiscard]] double max_norm() const {

@@ -258,7 +258,7 @@ Report run(const Options& options, const Text& text) {
     model.head_forward(token, norm, activations);
     return std::span<const float>(activations.logits);
   });
-  ParametersHash hash;
+  ParametersHash hash(options.keep_parameters ? &report.values : nullptr);
   for (auto& parameter : parameters) {
     for (const auto& tensor : parameter.values.tensors()) hash.add(tensor);
   }

@@ -129,6 +129,7 @@ void ParametersHash::add(std::span<const float> elements) {
   for (const std::byte byte : std::as_bytes(elements)) {
     state_ = (state_ ^ std::to_integer<std::uint64_t>(byte)) * 0x100000001b3u;
   }
+  if (kept_ != nullptr) kept_->insert(kept_->end(), elements.begin(), elements.end());
 }
 
 std::string ParametersHash::hex() const { return fmt::format("{:016x}", state_); }

@@ -50,7 +50,8 @@ struct Report {
   Traffic traffic_per_step;
   std::size_t scalars_per_step = 0;
   std::string parameters_hash;
-  std::string sample;  ///< generated text; not in the JSON
+  std::vector<float> values;  ///< of all parameters, if the options say so; not in the JSON
+  std::string sample;         ///< generated text; not in the JSON
 };
 
 /// The report as JSON, indented, with the names of its members.
@@ -95,6 +96,9 @@ class Recorder {
 /// FNV-1a 64 over the bytes of elements in storage, as they lie in memory (little-endian).
 class ParametersHash {
  public:
+  /// Appends the elements to `kept`, too, if that is not null.
+  explicit ParametersHash(std::vector<float>* kept = nullptr) : kept_(kept) {}
+
   /// Adds the next elements: parameters in order of registration, tensors in order, no padding.
   void add(std::span<const float> elements);
   [[nodiscard]] std::string hex() const;  ///< 16 digits
@@ -102,6 +106,7 @@ class ParametersHash {
  private:
   static_assert(std::endian::native == std::endian::little);
   std::uint64_t state_ = 0xcbf29ce484222325u;
+  std::vector<float>* kept_;
 };
 
 /// Text by the model, `options.sample` bytes drawn one by one. `logits` is given the bytes so far,

@@ -104,7 +104,7 @@ Report run(const Options& options, const Text& text, shardwise::Context<>& conte
     model.head_forward(token, norm, activations);
     return std::span<const float>(activations.logits);
   });
-  ParametersHash hash;
+  ParametersHash hash(options.keep_parameters ? &report.values : nullptr);
   for (auto& parameter : parameters) {
     parameter.read([&](const auto&, std::size_t, auto values) { hash.add(values); });
   }

@@ -14,16 +14,16 @@ shardwise::DType type_of(const std::string& name) {
   return shardwise::DType::f32;
 }
 
-Bytes to_bytes(const shardwise::Bytes& bytes, std::size_t peak) {
-  return {bytes.parameters, bytes.gradients, bytes.optimizer_state, bytes.slots, peak};
-}
-
 void take_largest(Bytes& bytes, const Bytes& other) {
   bytes.parameters = std::max(bytes.parameters, other.parameters);
   bytes.gradients = std::max(bytes.gradients, other.gradients);
   bytes.optimizer_state = std::max(bytes.optimizer_state, other.optimizer_state);
   bytes.slots = std::max(bytes.slots, other.slots);
   bytes.peak = std::max(bytes.peak, other.peak);
+}
+
+Bytes to_bytes(const shardwise::Bytes& bytes, std::size_t peak) {
+  return {bytes.parameters, bytes.gradients, bytes.optimizer_state, bytes.slots, peak};
 }
 
 }  // namespace
@@ -57,16 +57,25 @@ shardwise::AdamW adamw_of(const Options& options) {
           .weight_decay = options.weight_decay};
 }
 
-void account(const shardwise::Context<>& context, Report& report) {
-  const shardwise::Traffic& traffic = context.statistics().traffic;
+void account(const shardwise::Statistics& statistics, const shardwise::Strategy& strategy,
+             Report& report) {
+  const shardwise::Traffic& traffic = statistics.traffic;
   report.traffic_per_step = {{traffic.all_gather, traffic.all_gather_calls},
                              {traffic.reduce_scatter, traffic.reduce_scatter_calls},
                              {traffic.all_reduce, traffic.all_reduce_calls}};
-  report.strategy = context.strategy().name();
+  report.strategy = strategy.name();
   report.scalars_per_step = traffic.scalar_calls;
-  const shardwise::MemoryPlan plan = context.plan();
-  report.bytes_per_rank = to_bytes(context.held(), context.peak_held());
+}
+
+void account(const shardwise::Bytes& held, std::size_t peak_held,
+             const shardwise::MemoryPlan& plan, Report& report) {
+  report.bytes_per_rank = to_bytes(held, peak_held);
   report.planned_bytes_per_rank = to_bytes(plan.bytes, plan.peak());
+}
+
+void take_largest(Report& report, const Report& other) {
+  take_largest(report.bytes_per_rank, other.bytes_per_rank);
+  take_largest(report.planned_bytes_per_rank, other.planned_bytes_per_rank);
 }
 
 Report on_ranks(const Options& options, const std::function<Report(shardwise::Context<>&)>& train) {
@@ -85,10 +94,7 @@ Report on_ranks(const Options& options, const std::function<Report(shardwise::Co
   shardwise::run_ranks(static_cast<int>(options.ranks), [&](shardwise::Communicator& comm) {
     reports[static_cast<std::size_t>(comm.rank())] = on_rank(comm);
   });
-  for (const Report& other : reports) {
-    take_largest(reports[0].bytes_per_rank, other.bytes_per_rank);
-    take_largest(reports[0].planned_bytes_per_rank, other.planned_bytes_per_rank);
-  }
+  for (const Report& other : reports) take_largest(reports[0], other);
   return reports[0];
 }
 

@@ -21,8 +21,21 @@ namespace train_gpt {
 
 [[nodiscard]] shardwise::AdamW adamw_of(const Options& options);
 
-/// What a context counted in its last step, and what it holds and planned.
-void account(const shardwise::Context<>& context, Report& report);
+/// What a context counted in its last step.
+void account(const shardwise::Statistics& statistics, const shardwise::Strategy& strategy,
+             Report& report);
+/// What it holds and planned.
+void account(const shardwise::Bytes& held, std::size_t peak_held, const shardwise::MemoryPlan& plan,
+             Report& report);
+/// All of that, for a context of any device.
+template <class Device>
+void account(const shardwise::Context<Device>& context, Report& report) {
+  account(context.statistics(), context.strategy(), report);
+  account(context.held(), context.peak_held(), context.plan(), report);
+}
+
+/// The larger bytes of both reports.
+void take_largest(Report& report, const Report& other);
 
 /// Runs `train` on every rank that the options name, with a context of its own; rank 0's report,
 /// with the bytes of the largest rank.

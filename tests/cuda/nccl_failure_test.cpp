@@ -197,10 +197,10 @@ TEST_CASE("ranks that leave one after the other after their last call do not fai
           call.issue({"last"});
           stream.synchronize();
           comm.check();
-          return call.results()[0] == RankCall::expected(last, comm.rank(), world)[0];
+          return call.results()[0] == RankCall::expected(last, comm.rank(), world)[0] ? 1 : 0;
         },
         {});
-    CHECK(std::count(sums.begin(), sums.end(), true) == world);
+    CHECK(std::count(sums.begin(), sums.end(), 1) == world);
   }
 }
 
@@ -222,8 +222,16 @@ TEST_CASE("abort ends everything, and later calls are refused") {
             note(first);
           }
           if (first.kind != Kind::peer_failed) throw std::runtime_error("did not fail");
-          CHECK_THROWS_AS(barrier(comm), PeerFailed);
-          CHECK_THROWS_AS(comm.split(0, 0, {"split"}), PeerFailed);
+          const auto refused = [](const auto& later) {
+            try {
+              later();
+            } catch (const PeerFailed&) {
+              return;
+            }
+            throw std::runtime_error("a later call was accepted");
+          };
+          refused([&] { barrier(comm); });
+          refused([&] { static_cast<void>(comm.split(0, 0, {"split"})); });
           comm.check();
         },
         rethrown);
@@ -285,10 +293,10 @@ TEST_CASE("the time does not run before a call's turn in its stream") {
         call.issue({"patient", milliseconds(200)});
         stream.synchronize();
         comm.check();
-        return call.results()[0] == RankCall::expected(gather, comm.rank(), comm.size())[0];
+        return call.results()[0] == RankCall::expected(gather, comm.rank(), comm.size())[0] ? 1 : 0;
       },
       {});
-  for (const bool good : ends) CHECK(good);
+  for (const int good : ends) CHECK(good == 1);
 }
 
 TEST_CASE("different calls are a mismatch on all ranks where calls are compared") {

@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <concepts>
 #include <cstddef>
 #include <memory>
 #include <shardwise/comm/nccl.hpp>
@@ -35,6 +36,7 @@ inline std::vector<int> present_worlds() {
 template <class F>
 auto on_cuda_ranks(int world, F&& f, const NcclOptions& options = checked_options()) {
   using Result = decltype(f(std::declval<Communicator&>()));
+  static_assert(!std::same_as<Result, bool>, "ranks would write into one word");
   std::vector<Result> results(static_cast<std::size_t>(world));
   run_cuda_ranks(
       world,

@@ -127,6 +127,15 @@ class DeviceScope {
 void read_device(std::byte* to, const void* from, std::size_t bytes);
 void write_device(void* to, const std::byte* from, std::size_t bytes);
 
+/// Puts the library's function on ThreadSanitizer's stack, so that its reports name the operation.
+class NamedFrame {
+ public:
+  explicit NamedFrame(Operation operation);
+  ~NamedFrame();
+  NamedFrame(const NamedFrame&) = delete;
+  NamedFrame& operator=(const NamedFrame&) = delete;
+};
+
 /// ThreadSanitizer takes it for an access of the calling thread.
 void note_access(char& byte, bool write);
 

@@ -120,6 +120,7 @@ void Launch::fail(ncclResult_t result) {
 
 bool Launch::run_collective(const Numbered& collective, double& time) {
   Call call = collective.call;
+  const NamedFrame frame(call.operation);
   const Link& link = *communicator->link;
   switch (fault_of(link.rank(), collective.number, communicator->name)) {
     case Fault::die:
@@ -160,6 +161,7 @@ bool Launch::run_messages(double& time) {
   std::vector<Staging> contributions;
   for (const Call& call : messages) {
     if (call.operation == Operation::send) {
+      const NamedFrame frame(Operation::send);
       contributions.emplace_back(call.count * size_of(call.type));
       read_device(contributions.back().data(), call.send, contributions.back().bytes());
     }
@@ -167,6 +169,7 @@ bool Launch::run_messages(double& time) {
   const Outcome outcome = communicator->link->messages(
       messages, std::move(contributions),
       [this](std::size_t index, const std::byte* data, std::size_t bytes) {
+        const NamedFrame frame(Operation::receive);
         write_device(messages[index].receive, data, bytes);
       },
       time);

@@ -7,6 +7,8 @@
 extern "C" {
 __attribute__((weak)) void __tsan_read_range(void* begin, std::size_t bytes);
 __attribute__((weak)) void __tsan_write_range(void* begin, std::size_t bytes);
+__attribute__((weak)) void __tsan_func_entry(void* caller);
+__attribute__((weak)) void __tsan_func_exit();
 }
 
 namespace emulation {
@@ -85,6 +87,30 @@ void write_device(void* to, const std::byte* from, std::size_t bytes) {
   }
   const Quiet quiet;
   std::memcpy(to, from, bytes);
+}
+
+NamedFrame::NamedFrame(Operation operation) {
+  if (__tsan_func_entry == nullptr) {
+    return;
+  }
+  const std::array functions{reinterpret_cast<std::uintptr_t>(&ncclAllGather),
+                             reinterpret_cast<std::uintptr_t>(&ncclReduceScatter),
+                             reinterpret_cast<std::uintptr_t>(&ncclAllReduce),
+                             reinterpret_cast<std::uintptr_t>(&ncclBroadcast),
+                             reinterpret_cast<std::uintptr_t>(&ncclReduce),
+                             reinterpret_cast<std::uintptr_t>(&ncclAlltoAll),
+                             reinterpret_cast<std::uintptr_t>(&ncclGather),
+                             reinterpret_cast<std::uintptr_t>(&ncclScatter),
+                             reinterpret_cast<std::uintptr_t>(&ncclSend),
+                             reinterpret_cast<std::uintptr_t>(&ncclRecv)};
+  // As if called from the function's first bytes: a stack holds return addresses.
+  __tsan_func_entry(reinterpret_cast<void*>(functions.at(static_cast<std::size_t>(operation)) + 1));
+}
+
+NamedFrame::~NamedFrame() {
+  if (__tsan_func_exit != nullptr) {
+    __tsan_func_exit();
+  }
 }
 
 void note_access(char& byte, bool write) {

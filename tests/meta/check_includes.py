@@ -19,7 +19,7 @@ ROOMS = [
     ("cuda", r"device/cuda(_\w+)?\.(hpp|cuh|cu|inc)"),  # only the host's own sources, and comm/nccl
     ("device", r"device/.*"),
     # Backends: only the host's own sources include these.
-    ("backend", r"comm/(self|run_ranks|thread|thread_\w+|nccl|nccl_\w+)\.hpp"),
+    ("backend", r"comm/(self|run_ranks|thread|thread_\w+|nccl|nccl_\w+|run_cuda_ranks)\.hpp"),
     ("comm", r"comm/.*"),
     ("context", r"(context|memory_plan)\.hpp|detail/.*"),
     ("lease", r"(lease|arena)\.hpp"),
@@ -62,6 +62,9 @@ FOREIGN = {
     "comm/private_directory.hpp": {"dirent.h", "fcntl.h", "sys/stat.h", "unistd.h"},
     "comm/rendezvous.hpp": {"fmt/core.h"},
     "comm/thread_group.hpp": {"unistd.h"},
+    **{f"comm/{header}.hpp": {"cuda_runtime_api.h", "nccl.h"}
+       for header in ("nccl_api", "nccl_arena", "nccl_communicator", "nccl_handle", "nccl_staging", "nccl_tracker",
+                      "nccl_transfer", "nccl_watchdog", "run_cuda_ranks")},
     **{f"device/cuda_{part}.hpp": {"cuda_runtime_api.h"}
        for part in ("device", "error", "event", "guard", "memory", "seam", "stream")},
     "detail/pages.hpp": {"sys/mman.h", "unistd.h"},

@@ -64,7 +64,7 @@ class NcclCommunicator final : public Communicator {
   /// rank's own calls, within NcclOptions::shutdown_timeout.
   ~NcclCommunicator() override {
     const bool unwinding = std::uncaught_exceptions() > exceptions_;
-    if (unwinding) abort("an exception is unwinding its stack", true);
+    if (unwinding) pass_on_failure();
     if (!unwinding && wait_for_own_calls()) {
       try {
         rendezvous().put(member_->left_key(static_cast<std::size_t>(member_->rank)),
@@ -73,10 +73,13 @@ class NcclCommunicator final : public Communicator {
         abort("its communicator was destroyed");
       }
     }
-    if (member_->state.load() != detail::nccl::Member::State::peaceful || aborting_.load()) {
-      static_cast<void>(wait_until_settled());
-    }
+    if (!is_peaceful()) static_cast<void>(wait_until_settled());
     watchdog_->remove(member_);
+    if (!wait_for_all_calls()) {
+      // Work that does not even end by an abort still uses this memory.
+      static_cast<void>(staging_.release());
+      static_cast<void>(new std::shared_ptr<detail::nccl::Member>(member_));
+    }
     for (const auto& channel : member_->channels) channel->handle->close(options_.shutdown_timeout);
   }
 
@@ -165,6 +168,35 @@ class NcclCommunicator final : public Communicator {
     }
     aborting_.store(true);
     watchdog_->wake();
+  }
+
+  /// Tells NCCL of memory from ncclMemAlloc; all ranks call it, in the same order. The same answer
+  /// on all. For NcclArena.
+  [[nodiscard]] NcclRegistration enroll(void* data, std::size_t bytes, const CallInfo& info) {
+    NcclRegistration least = NcclRegistration::window;
+    issue(
+        Operation::barrier, std::span<const BroadcastItem>(), info, {}, -1, [](auto&) {},
+        [&](const Fingerprint& print, std::chrono::nanoseconds timeout, const auto& patience) {
+          // Calls beside a registration may hang in NCCL: nobody is in one once all are here.
+          std::uint64_t mine[2] = {bytes, 0};
+          static_cast<void>(staging_->gather(print, timeout, mine, sizeof mine, patience));
+          for (const auto& channel : member_->channels) {
+            least = std::min(least, channel->handle->enroll(data, bytes, patience));
+          }
+          mine[0] = static_cast<std::uint64_t>(least);
+          const std::byte* all = staging_->gather(print, timeout, mine, sizeof mine, patience);
+          for (int r = 0; r < size(); ++r, all += sizeof mine) {
+            std::uint64_t theirs = 0;
+            std::memcpy(&theirs, all, sizeof theirs);
+            least = std::min(least, static_cast<NcclRegistration>(theirs));
+          }
+        });
+    if (least == NcclRegistration::none) withdraw(data);  // on some ranks alone it is undefined
+    return least;
+  }
+  /// NCCL forgets memory that it was told of.
+  void withdraw(const void* data) noexcept {
+    for (const auto& channel : member_->channels) channel->handle->withdraw(data);
   }
 
   void check() override {
@@ -268,7 +300,7 @@ class NcclCommunicator final : public Communicator {
 
   void begin() {
     member_->abort_adopted = options_.abort_adopted;
-    staging_.emplace(*member_->channels.front(), size());
+    staging_ = std::make_unique<detail::nccl::Staging>(*member_->channels.front(), size());
     watchdog_->add(member_);
   }
 
@@ -349,7 +381,12 @@ class NcclCommunicator final : public Communicator {
       auto& memory = channel.tracker.open(print, info.timeout, native, patience);
       detail::nccl::Transfer transfer(*channel.handle, size(), options_.order, native, memory,
                                       patience);
-      on_device(transfer);
+      try {
+        on_device(transfer);
+      } catch (...) {
+        channel.tracker.close(native);
+        throw;
+      }
       channel.tracker.close(native);
     } catch (const PeerFailed&) {
       throw;
@@ -423,6 +460,16 @@ class NcclCommunicator final : public Communicator {
     return member_->state.load() == State::peaceful && !aborting_.load();
   }
 
+  // An exception is unwinding this rank's stack: the communicator's own failure, as a rule, which
+  // the others may not know yet.
+  void pass_on_failure() noexcept {
+    if (!is_peaceful() && wait_until_settled()) {
+      rendezvous().fail(member_->failure);
+    } else {
+      abort("an exception is unwinding its stack", true);
+    }
+  }
+
   // The watchdog settles within moments; where it hangs in NCCL, what the rendezvous knows must do.
   [[nodiscard]] bool wait_until_settled() const noexcept {
     const auto begin = std::chrono::steady_clock::now();
@@ -456,6 +503,24 @@ class NcclCommunicator final : public Communicator {
                      failure.rank, failure.message);
   }
 
+  // False where they did not end, not even by the abort of a failure.
+  [[nodiscard]] bool wait_for_all_calls() noexcept {
+    const auto begin = std::chrono::steady_clock::now();
+    try {
+      for (const auto& channel : member_->channels) {
+        channel->tracker.wait_for_all([&] {
+          if (std::chrono::steady_clock::now() - begin < options_.shutdown_timeout) return;
+          raise<TimedOut>("calls that were aborted did not end");
+        });
+      }
+      return true;
+    } catch (const TimedOut&) {
+      return false;
+    } catch (const std::exception&) {
+      return true;  // a device that failed runs nothing any more
+    }
+  }
+
   // False where they did not end by themselves.
   [[nodiscard]] bool wait_for_own_calls() noexcept {
     const auto begin = std::chrono::steady_clock::now();
@@ -481,8 +546,8 @@ class NcclCommunicator final : public Communicator {
   int exceptions_;
   std::shared_ptr<detail::nccl::Member> member_;
   std::shared_ptr<detail::nccl::Watchdog> watchdog_;
-  std::optional<detail::nccl::Staging> staging_;  // goes before the channels
-  std::uint64_t sequence_ = 0;                    // of the last call
+  std::unique_ptr<detail::nccl::Staging> staging_;  // goes before the channels
+  std::uint64_t sequence_ = 0;                      // of the last call
   std::atomic<bool> aborting_{false};
 };
 

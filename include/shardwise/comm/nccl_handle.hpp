@@ -87,6 +87,42 @@ class Handle {
     settle(name, patience, result);
   }
 
+  /// Tells NCCL of memory from ncclMemAlloc; all ranks do, in the same order. What it can make of
+  /// it may differ between ranks, but for windows.
+  template <class Patience>
+  [[nodiscard]] NcclRegistration enroll(void* data, std::size_t bytes, const Patience& patience) {
+    Enrolled enrolled;
+    enrolled.data = data;
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 27, 0)
+    // Where there is no symmetric memory the call succeeds and leaves the window as it was.
+    call("ncclCommWindowRegister", patience, [&](ncclComm_t comm) {
+      return ncclCommWindowRegister(comm, data, bytes, &enrolled.window, NCCL_WIN_COLL_SYMMETRIC);
+    });
+    if (enrolled.window != nullptr) {
+      const std::lock_guard lock(mutex_);
+      enrolled_.push_back(enrolled);
+      return NcclRegistration::window;
+    }
+#endif
+    const std::lock_guard lock(mutex_);
+    if (comm_ == nullptr || ncclCommRegister(comm_, data, bytes, &enrolled.buffer) != ncclSuccess ||
+        enrolled.buffer == nullptr) {
+      return NcclRegistration::none;
+    }
+    enrolled_.push_back(enrolled);
+    return NcclRegistration::buffer;
+  }
+
+  /// Before the memory goes: NCCL forgets it. Nobody uses it any more.
+  void withdraw(const void* data) noexcept {
+    const std::lock_guard lock(mutex_);
+    std::erase_if(enrolled_, [&](const Enrolled& enrolled) {
+      if (enrolled.data != data) return false;
+      if (comm_ != nullptr) forget(comm_, enrolled);
+      return true;
+    });
+  }
+
   /// What NCCL found out meanwhile; ncclInvalidUsage where the communicator is gone.
   [[nodiscard]] ncclResult_t poll() noexcept {
     const std::lock_guard lock(mutex_);
@@ -100,7 +136,13 @@ class Handle {
   /// aborted only where that is allowed, else revoked, where NCCL can.
   void abort(bool adopted_too) noexcept {
     // A call that never gives the lock back hangs in NCCL: nothing else ends it.
-    const bool locked = mutex_.try_lock_for(std::chrono::seconds(2));
+    const auto begin = std::chrono::steady_clock::now();
+    bool locked = mutex_.try_lock();
+    for (Backoff pause;
+         !locked && std::chrono::steady_clock::now() - begin < std::chrono::seconds(2);
+         locked = mutex_.try_lock()) {
+      pause();
+    }
     const ncclComm_t comm = std::exchange(comm_, nullptr);
     if (locked) mutex_.unlock();
     if (comm == nullptr) return;
@@ -118,6 +160,10 @@ class Handle {
   void close(std::chrono::nanoseconds timeout) noexcept {
     const ncclComm_t comm = [&] {
       const std::lock_guard lock(mutex_);
+      if (comm_ != nullptr) {
+        for (const Enrolled& enrolled : enrolled_) forget(comm_, enrolled);
+      }
+      enrolled_.clear();
       return std::exchange(comm_, nullptr);
     }();
     if (comm == nullptr || adopted_) return;
@@ -134,6 +180,23 @@ class Handle {
   [[nodiscard]] int rank() const noexcept { return rank_; }
 
  private:
+  struct Enrolled {
+    const void* data = nullptr;
+    void* buffer = nullptr;
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 27, 0)
+    ncclWindow_t window = nullptr;
+#endif
+  };
+
+  static void forget(ncclComm_t comm, const Enrolled& enrolled) noexcept {
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 27, 0)
+    if (enrolled.window != nullptr) {
+      static_cast<void>(ncclCommWindowDeregister(comm, enrolled.window));
+    }
+#endif
+    if (enrolled.buffer != nullptr) static_cast<void>(ncclCommDeregister(comm, enrolled.buffer));
+  }
+
   Handle(int rank, bool adopted) noexcept : rank_(rank), adopted_(adopted) {}
 
   [[nodiscard]] static ncclConfig_t config_of([[maybe_unused]] const NcclOptions& options,
@@ -148,6 +211,12 @@ class Handle {
     if (options.copy_engine) config.CTAPolicy = NCCL_CTA_POLICY_ZERO;
 #endif
     return config;
+  }
+
+  // Whether a peer's failure can be the reason.
+  [[nodiscard]] static bool is_of_peers(ncclResult_t result) noexcept {
+    return result == ncclRemoteError || result == ncclSystemError || result == ncclInternalError ||
+           result == ncclInvalidUsage;
   }
 
   template <class Patience, class F>
@@ -169,14 +238,21 @@ class Handle {
       if (result == ncclInProgress) pause();
     }
     if (result == ncclSuccess) return;
-    patience();  // where the communicator was aborted, that is the reason
+    // Where a peer failed, or this communicator was aborted, that is the reason, and known soon.
+    const auto begin = std::chrono::steady_clock::now();
+    do {
+      patience();
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    } while (is_of_peers(result) &&
+             std::chrono::steady_clock::now() - begin < std::chrono::milliseconds(60));
     raise_result(result, name, rank_);
   }
 
-  std::timed_mutex mutex_;
+  std::mutex mutex_;
   ncclComm_t comm_ = nullptr;  // null: aborted or closed
   int rank_;
   bool adopted_;
+  std::vector<Enrolled> enrolled_;
 };
 
 }  // namespace shardwise::inline v0_1::detail::nccl

@@ -33,7 +33,12 @@ class Staging {
   void run(const Fingerprint& print, std::chrono::nanoseconds timeout, const Patience& patience,
            const F& f) {
     static_cast<void>(channel_.tracker.open(print, timeout, stream(), patience));
-    f();
+    try {
+      f();
+    } catch (...) {
+      channel_.tracker.close(stream());
+      throw;
+    }
     channel_.tracker.close(stream());
     channel_.tracker.wait_for_last(patience);
     patience();  // a call that was aborted ends, too

@@ -72,9 +72,10 @@ class Tracker {
     return slot.memory;
   }
 
-  /// All that the call does has been enqueued.
+  /// All that the call does has been enqueued, or will ever be.
   void close(cudaStream_t stream) {
     Slot& slot = slots_[(opened_ - 1) % most];
+    if (slot.number.load(std::memory_order_relaxed) == opened_) return;
     cuda_check(cudaEventRecord(slot.end, stream), "cudaEventRecord");
     slot.number.store(opened_);
     closed_.store(opened_);
@@ -85,6 +86,14 @@ class Tracker {
   void wait_for_last(const Patience& patience) {
     const std::uint64_t last = closed_.load(std::memory_order_relaxed);
     if (last > 0) wait(slots_[(last - 1) % most], patience);
+  }
+  /// The same for all calls: after a failure they end in no order.
+  template <class Patience>
+  void wait_for_all(const Patience& patience) {
+    const std::uint64_t last = closed_.load(std::memory_order_relaxed);
+    for (std::uint64_t i = last < most ? 0 : last - most; i < last; ++i) {
+      wait(slots_[i % most], patience);
+    }
   }
 
   /// The watchdog's: the oldest call that was closed and has not ended.

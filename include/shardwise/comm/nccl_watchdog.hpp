@@ -109,6 +109,9 @@ class Watchdog {
   // Calls that wait longer are looked at more closely.
   static constexpr auto short_wait = std::chrono::milliseconds(20);
   static constexpr auto for_message = std::chrono::milliseconds(50);
+  // Who waits in vain asks all peers for their last calls first; they answer at once, as a rule.
+  static constexpr auto for_answers = std::chrono::milliseconds(300);
+  static constexpr const char* time_is_up = "its time is up";
 
   struct Shared {
     Shared(std::shared_ptr<Rendezvous> meeting, int its_device)
@@ -211,7 +214,10 @@ class Watchdog {
       if (late != nullptr) {
         rendezvous->fail({late->world_rank(), describe_wait(*late)});
       }
-      const RankFailure failure = rendezvous->settled_failure(for_message);
+      RankFailure failure = rendezvous->settled_failure(for_message);
+      if (failure.provisional && failure.message == time_is_up) {
+        failure = rendezvous->settled_failure(for_answers);
+      }
       for (Member* const member : failing) {
         member->failure = failure;
         member->timed_out = member == late;
@@ -221,7 +227,7 @@ class Watchdog {
 
     void time_out(Member& member) {
       const int own = member.world_rank();
-      rendezvous->fail({own, "its time is up", true});
+      rendezvous->fail({own, time_is_up, true});
       const auto first = rendezvous->failure();
       run_failed(first && first->rank == own && first->provisional ? &member : nullptr);
     }
@@ -260,8 +266,9 @@ class Watchdog {
     // call.
     [[nodiscard]] std::string describe_wait(const Member& member) {
       std::string missing;
+      std::string silent;
       std::string calls;
-      const auto deadline = Clock::now() + for_message;
+      const auto deadline = Clock::now() + for_answers * 3 / 4;
       for (std::size_t r = 0; r < member.world_ranks.size(); ++r) {
         std::optional<std::string> state;
         while (!(state = rendezvous->try_get(member.state_key(r))) && Clock::now() < deadline) {
@@ -269,13 +276,22 @@ class Watchdog {
         }
         std::uint64_t last = 0;
         if (state) std::from_chars(state->data(), state->data() + state->size(), last);
-        const bool came = state && last >= member.sequence;
         const int name = member.world_ranks[r];
-        if (!came) missing += format("{}{}", missing.empty() ? "" : ", ", name);
-        calls += format("\n  rank {} ({}): {}", name, came ? "called" : "missing",
+        const char* what = "called";
+        if (!state) {
+          silent += format("{}{}", silent.empty() ? "" : ", ", name);
+          what = "silent";
+        } else if (last < member.sequence) {
+          missing += format("{}{}", missing.empty() ? "" : ", ", name);
+          what = "missing";
+        }
+        calls += format("\n  rank {} ({}): {}", name, what,
                         state ? state->substr(state->find(' ') + 1) : "does not answer");
       }
-      if (missing.empty()) missing = "none (all made the call: a stream or a link is stuck?)";
+      if (missing.empty()) {
+        missing = silent.empty() ? "none (all made the call: a stream or a link is stuck?)"
+                                 : format("of those that do not answer ({})", silent);
+      }
       return format("rank {} waited in vain in {}; missing ranks: {}; last calls:{}",
                     member.world_rank(), member.call.empty() ? "nothing" : member.call, missing,
                     calls);

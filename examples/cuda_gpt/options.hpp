@@ -1,0 +1,17 @@
+#pragma once
+
+#include "../train_gpt/options.hpp"
+
+namespace cuda_gpt {
+
+/// What `cuda_gpt` can be told: what train_gpt can (leases are fp32 or bf16), and more.
+struct Options : train_gpt::Options {
+  bool fast_reductions = false;  ///< sums over ranks as NCCL takes them: no longer the same bits
+};
+
+/// Reads a command line and validates it; throws train_gpt::OptionsExit. `processes`: how many of
+/// this program a launcher has started, which is how many ranks there are; 0: none did, and ranks
+/// are threads.
+[[nodiscard]] Options parse_options(int count, const char* const* arguments, std::size_t processes);
+
+}  // namespace cuda_gpt
