@@ -62,31 +62,44 @@ void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { g
 
 namespace {
 
-/// From here on no rank may allocate from the heap; and, on an emulated device, making device
-/// memory, page-locked memory, an event or a stream fails.
-void begin_steady_state(Context<Device>& context) {
-  context.barrier();
-  if (context.rank() == 0) {
-#ifdef SHARDWISE_TEST_CUDA
-    emulation_control::set_option("fail",
-                                  "cudaMalloc:1:2,cudaHostAlloc:1:2,cudaMallocHost:1:2,"
-                                  "cudaEventCreateWithFlags:1:2,cudaStreamCreateWithPriority:1:2");
-#endif
-    allocations = 0;
+/// Of a test: what its ranks may allocate in their steady state, which is nothing; everything again
+/// afterwards, also where one of them throws.
+class SteadyState {
+ public:
+  SteadyState() = default;
+  SteadyState(const SteadyState&) = delete;
+  SteadyState& operator=(const SteadyState&) = delete;
+  ~SteadyState() { forbid_on_device(nullptr); }
+
+  /// From here on the heap's allocations are counted, and, on an emulated device, making device
+  /// memory, page-locked memory, an event or a stream fails.
+  void begin(Context<Device>& context) {
+    context.barrier();
+    if (context.rank() == 0) {
+      forbid_on_device(
+          "cudaMalloc:1:2,cudaHostAlloc:1:2,cudaMallocHost:1:2,cudaEventCreateWithFlags:1:2,"
+          "cudaStreamCreateWithPriority:1:2");
+      allocations = 0;
+    }
+    context.barrier();
   }
-  context.barrier();
-}
-/// Allocations of all ranks since then.
-std::uint64_t end_steady_state(Context<Device>& context) {
-  context.barrier();
-  const std::uint64_t count = allocations;
-  context.barrier();
+  /// Allocations of all ranks since then.
+  std::uint64_t end(Context<Device>& context) {
+    context.barrier();
+    const std::uint64_t count = allocations;
+    context.barrier();
+    if (context.rank() == 0) forbid_on_device(nullptr);
+    context.barrier();
+    return count;
+  }
+
+ private:
+  static void forbid_on_device([[maybe_unused]] const char* calls) {
 #ifdef SHARDWISE_TEST_CUDA
-  if (context.rank() == 0) emulation_control::set_option("fail", nullptr);
-  context.barrier();
+    emulation_control::set_option("fail", calls);
 #endif
-  return count;
-}
+  }
+};
 
 std::vector<Strategy> strategies() {
   std::vector<Strategy> result = {Strategy::ddp(), Strategy::zero1(), Strategy::zero2(),
@@ -112,7 +125,8 @@ struct Held {
 
 /// Everything that a training step may contain.
 template <FloatingElement L, FloatingElement G>
-Held train(Communicator& communicator, Strategy strategy, std::int64_t before, std::size_t size) {
+Held train(Communicator& communicator, Strategy strategy, std::int64_t before, std::size_t size,
+           SteadyState& steady) {
   strategy.lease = dtype_of<L>;
   Held held;
   {
@@ -137,7 +151,7 @@ Held train(Communicator& communicator, Strategy strategy, std::int64_t before, s
     LossScaler scaler({.initial_scale = 4, .growth_interval = 2});
 
     for (int step = 0; step < 6; ++step) {
-      if (step == 2) begin_steady_state(context);
+      if (step == 2) steady.begin(context);
       for (int micro = 0; micro < 2; ++micro) {
         for (std::size_t i = 0; i < sequence.size(); ++i) sequence.forward(i).finish();
         const ReductionWeight weight = context.weigh(context.rank() + 1);
@@ -167,8 +181,7 @@ Held train(Communicator& communicator, Strategy strategy, std::int64_t before, s
       (void)context.any(false);
       (void)context.weighted_mean(1, 2);
     }
-    held.steady = end_steady_state(context);
-    context.barrier();
+    held.steady = steady.end(context);
     held.allocator = live - before;
     context.barrier();
 #ifdef SHARDWISE_TEST_CUDA
@@ -205,8 +218,9 @@ void check_steady_state(const std::vector<int>& sizes) {
           INFO(strategy.name() << " world " << world << " overlap " << overlap << " hold "
                                << (accumulation == Accumulation::hold) << " bucket "
                                << strategy.bucket_bytes);
+          SteadyState steady;
           const auto ranks = on_ranks(world, [&](Communicator& communicator) {
-            return train<L, G>(communicator, strategy, 0, 1000);
+            return train<L, G>(communicator, strategy, 0, 1000, steady);
           });
           for (const Held& held : ranks) {
             CHECK(held.steady == 0);
@@ -232,7 +246,8 @@ TEST_CASE("steady state makes no heap allocation: in buffers of the host") {
         Strategy strategy = given;
         strategy.overlap = overlap;
         INFO(strategy.name() << " world " << world << " overlap " << overlap);
-        const auto steady = on_ranks(world, [&](Communicator& communicator) {
+        SteadyState steady;
+        const auto counted = on_ranks(world, [&](Communicator& communicator) {
           Context<Device> context(communicator, strategy);
           Parameter<float> own(context, {{"own", {1000}}, {"none", {0}}},
                                {.residency = Residency::host_buffer});
@@ -240,7 +255,7 @@ TEST_CASE("steady state makes no heap allocation: in buffers of the host") {
           const DeviceArray<float> buffer(1000);
           float* const buffers[] = {buffer.data(), nullptr};
           for (int step = 0; step < 6; ++step) {
-            if (step == 2) begin_steady_state(context);
+            if (step == 2) steady.begin(context);
             own.ensure_gathered_into<float>(buffers);
             own.release();
             own_gradient.reduce_from<float>(buffers);
@@ -249,9 +264,9 @@ TEST_CASE("steady state makes no heap allocation: in buffers of the host") {
             own_gradient.consume();
             own.update_segments([](std::span<const ShardSegment<float>>) {});
           }
-          return end_steady_state(context);
+          return steady.end(context);
         });
-        for (const std::uint64_t count : steady) CHECK(count == 0);
+        for (const std::uint64_t count : counted) CHECK(count == 0);
       }
     }
   }
@@ -273,8 +288,9 @@ TEST_CASE("what a device holds is the ledger's sum, and all of it goes back") {
         };
         std::vector<std::int64_t> before;
         for (int rank = 0; rank < world; ++rank) before.push_back(used(rank));
+        SteadyState steady;
         const auto ranks = on_ranks(world, [&](Communicator& communicator) {
-          return train<float, float>(communicator, strategy, 0, size);
+          return train<float, float>(communicator, strategy, 0, size, steady);
         });
         for (int rank = 0; rank < world; ++rank) {
           const Held& held = ranks[static_cast<std::size_t>(rank)];
@@ -300,7 +316,8 @@ TEST_CASE("steady state makes no heap allocation: in arenas") {
         Strategy strategy = given;
         strategy.overlap = overlap;
         INFO(strategy.name() << " world " << world << " overlap " << overlap);
-        const auto steady = on_ranks(world, [&](Communicator& communicator) {
+        SteadyState steady;
+        const auto counted = on_ranks(world, [&](Communicator& communicator) {
           constexpr std::size_t wide = 50001, layers = 4;
           Context<Device> context(communicator, strategy);
           Arena weights(context, layers * wide * sizeof(float));
@@ -314,7 +331,7 @@ TEST_CASE("steady state makes no heap allocation: in arenas") {
             states.emplace_back(parameters.back());
           }
           for (int step = 0; step < 6; ++step) {
-            if (step == 2) begin_steady_state(context);
+            if (step == 2) steady.begin(context);
             for (auto& parameter : parameters) {
               parameter.ensure_gathered();
               parameter.release();
@@ -327,9 +344,9 @@ TEST_CASE("steady state makes no heap allocation: in arenas") {
             clip_gradient_norm(context, 1);
             for (std::size_t i = 0; i < layers; ++i) states[i].step(parameters[i], gradients[i]);
           }
-          return end_steady_state(context);
+          return steady.end(context);
         });
-        for (const std::uint64_t count : steady) CHECK(count == 0);
+        for (const std::uint64_t count : counted) CHECK(count == 0);
       }
     }
   }
@@ -345,8 +362,9 @@ TEST_CASE("what the allocator holds is the ledger's sum, on memory of each rank'
       for (const int world : worlds) {
         INFO(strategy.name() << " world " << world << " overlap " << overlap);
         const std::int64_t before = live;
+        SteadyState steady;
         const auto ranks = on_ranks(world, [&](Communicator& communicator) {
-          return train<float, float>(communicator, strategy, before, size);
+          return train<float, float>(communicator, strategy, before, size, steady);
         });
         std::int64_t ledger = 0;
         for (const Held& held : ranks) ledger += static_cast<std::int64_t>(held.ledger.total());
