@@ -90,7 +90,8 @@ class Handle {
   /// Tells NCCL of memory from ncclMemAlloc; all ranks do, in the same order. What it can make of
   /// it may differ between ranks, but for windows.
   template <class Patience>
-  [[nodiscard]] NcclRegistration enroll(void* data, std::size_t bytes, const Patience& patience) {
+  [[nodiscard]] NcclRegistration enroll(void* data, std::size_t bytes,
+                                        [[maybe_unused]] const Patience& patience) {
     Enrolled enrolled;
     enrolled.data = data;
 #if NCCL_VERSION_CODE >= NCCL_VERSION(2, 27, 0)
