@@ -39,6 +39,9 @@ EDGES = [
          """    Slot<Device>& slot = *unit.slot;
     if (engine_.options.debug) {
       hide(unit);"""),
+    Edge("a gather into the host's buffer does not wait for the host's stream", PARAMETERS,
+         "    engine_.communication.wait(engine_.compute.record());\n    Parameter* const wanted", 
+         "    Parameter* const wanted"),
     Edge("a gather does not wait for the step", PARAMETERS, "    stream.wait(parameter.written);\n", ""),
     Edge("a step records nothing", PARAMETERS, "    parameter.written = engine_.compute.record();\n", ""),
     Edge("a step does not wait for the gather that reads the shard", PARAMETERS,
