@@ -41,7 +41,7 @@ ALLOWED = {
     "device": {"core", "kernels"},
     "cuda": {"core", "kernels", "optim"},
     "comm": {"core", "kernels", "device"},
-    "backend": {"core", "kernels", "device", "cuda", "comm"},
+    "backend": {"core", "memory", "kernels", "device", "cuda", "comm"},
     "context": BELOW_CONTEXT,
     "lease": BELOW_CONTEXT | {"context"},
     "sharded": BELOW_CONTEXT | {"context", "lease", "optim"},
