@@ -63,7 +63,7 @@ FOREIGN = {
     "comm/rendezvous.hpp": {"fmt/core.h"},
     "comm/thread_group.hpp": {"unistd.h"},
     **{f"comm/{header}.hpp": {"cuda_runtime_api.h", "nccl.h"}
-       for header in ("nccl_api", "nccl_communicator", "nccl_handle", "nccl_staging", "nccl_tracker",
+       for header in ("nccl_api", "nccl_arena", "nccl_communicator", "nccl_handle", "nccl_staging", "nccl_tracker",
                       "nccl_transfer", "nccl_watchdog", "run_cuda_ranks")},
     **{f"device/cuda_{part}.hpp": {"cuda_runtime_api.h"}
        for part in ("device", "error", "event", "guard", "memory", "seam", "stream")},

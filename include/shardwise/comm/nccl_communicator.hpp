@@ -170,6 +170,35 @@ class NcclCommunicator final : public Communicator {
     watchdog_->wake();
   }
 
+  /// Tells NCCL of memory from ncclMemAlloc; all ranks call it, in the same order. The same answer
+  /// on all. For NcclArena.
+  [[nodiscard]] NcclRegistration enroll(void* data, std::size_t bytes, const CallInfo& info) {
+    NcclRegistration least = NcclRegistration::window;
+    issue(
+        Operation::barrier, std::span<const BroadcastItem>(), info, {}, -1, [](auto&) {},
+        [&](const Fingerprint& print, std::chrono::nanoseconds timeout, const auto& patience) {
+          // Calls beside a registration may hang in NCCL: nobody is in one once all are here.
+          std::uint64_t mine[2] = {bytes, 0};
+          static_cast<void>(staging_->gather(print, timeout, mine, sizeof mine, patience));
+          for (const auto& channel : member_->channels) {
+            least = std::min(least, channel->handle->enroll(data, bytes, patience));
+          }
+          mine[0] = static_cast<std::uint64_t>(least);
+          const std::byte* all = staging_->gather(print, timeout, mine, sizeof mine, patience);
+          for (int r = 0; r < size(); ++r, all += sizeof mine) {
+            std::uint64_t theirs = 0;
+            std::memcpy(&theirs, all, sizeof theirs);
+            least = std::min(least, static_cast<NcclRegistration>(theirs));
+          }
+        });
+    if (least == NcclRegistration::none) withdraw(data);  // on some ranks alone it is undefined
+    return least;
+  }
+  /// NCCL forgets memory that it was told of.
+  void withdraw(const void* data) noexcept {
+    for (const auto& channel : member_->channels) channel->handle->withdraw(data);
+  }
+
   void check() override {
     if (is_peaceful()) return;
     throw_failure({});

@@ -87,6 +87,43 @@ class Handle {
     settle(name, patience, result);
   }
 
+  /// Tells NCCL of memory from ncclMemAlloc; all ranks do, in the same order. What it can make of
+  /// it may differ between ranks, but for windows.
+  template <class Patience>
+  [[nodiscard]] NcclRegistration enroll(void* data, std::size_t bytes,
+                                        [[maybe_unused]] const Patience& patience) {
+    Enrolled enrolled;
+    enrolled.data = data;
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 27, 0)
+    // Where there is no symmetric memory the call succeeds and leaves the window as it was.
+    call("ncclCommWindowRegister", patience, [&](ncclComm_t comm) {
+      return ncclCommWindowRegister(comm, data, bytes, &enrolled.window, NCCL_WIN_COLL_SYMMETRIC);
+    });
+    if (enrolled.window != nullptr) {
+      const std::lock_guard lock(mutex_);
+      enrolled_.push_back(enrolled);
+      return NcclRegistration::window;
+    }
+#endif
+    const std::lock_guard lock(mutex_);
+    if (comm_ == nullptr || ncclCommRegister(comm_, data, bytes, &enrolled.buffer) != ncclSuccess ||
+        enrolled.buffer == nullptr) {
+      return NcclRegistration::none;
+    }
+    enrolled_.push_back(enrolled);
+    return NcclRegistration::buffer;
+  }
+
+  /// Before the memory goes: NCCL forgets it. Nobody uses it any more.
+  void withdraw(const void* data) noexcept {
+    const std::lock_guard lock(mutex_);
+    std::erase_if(enrolled_, [&](const Enrolled& enrolled) {
+      if (enrolled.data != data) return false;
+      if (comm_ != nullptr) forget(comm_, enrolled);
+      return true;
+    });
+  }
+
   /// What NCCL found out meanwhile; ncclInvalidUsage where the communicator is gone.
   [[nodiscard]] ncclResult_t poll() noexcept {
     const std::lock_guard lock(mutex_);
@@ -124,6 +161,10 @@ class Handle {
   void close(std::chrono::nanoseconds timeout) noexcept {
     const ncclComm_t comm = [&] {
       const std::lock_guard lock(mutex_);
+      if (comm_ != nullptr) {
+        for (const Enrolled& enrolled : enrolled_) forget(comm_, enrolled);
+      }
+      enrolled_.clear();
       return std::exchange(comm_, nullptr);
     }();
     if (comm == nullptr || adopted_) return;
@@ -140,6 +181,23 @@ class Handle {
   [[nodiscard]] int rank() const noexcept { return rank_; }
 
  private:
+  struct Enrolled {
+    const void* data = nullptr;
+    void* buffer = nullptr;
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 27, 0)
+    ncclWindow_t window = nullptr;
+#endif
+  };
+
+  static void forget(ncclComm_t comm, const Enrolled& enrolled) noexcept {
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 27, 0)
+    if (enrolled.window != nullptr) {
+      static_cast<void>(ncclCommWindowDeregister(comm, enrolled.window));
+    }
+#endif
+    if (enrolled.buffer != nullptr) static_cast<void>(ncclCommDeregister(comm, enrolled.buffer));
+  }
+
   Handle(int rank, bool adopted) noexcept : rank_(rank), adopted_(adopted) {}
 
   [[nodiscard]] static ncclConfig_t config_of([[maybe_unused]] const NcclOptions& options,
@@ -195,6 +253,7 @@ class Handle {
   ncclComm_t comm_ = nullptr;  // null: aborted or closed
   int rank_;
   bool adopted_;
+  std::vector<Enrolled> enrolled_;
 };
 
 }  // namespace shardwise::inline v0_1::detail::nccl

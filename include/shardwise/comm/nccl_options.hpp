@@ -13,6 +13,13 @@ enum class NcclOrder : std::uint8_t {
   fast        ///< NCCL's own: bits depend on its algorithm, and bf16 and f16 round at each hop
 };
 
+/// How NCCL knows memory that it was told of before its use.
+enum class NcclRegistration : std::uint8_t {
+  none,    ///< not: it works all the same
+  buffer,  ///< this rank's alone: peers copy from and to it without staging, where NCCL can
+  window   ///< symmetric, on all ranks: also by fewer SMs, or by the copy engines
+};
+
 /// How an NCCL communicator behaves. The same on all ranks.
 struct NcclOptions {
   /// Of the communicator, in messages and tools; one rendezvous makes one of each name. Letters,

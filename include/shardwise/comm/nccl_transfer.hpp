@@ -4,6 +4,7 @@
 #include <nccl.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <string_view>
 
@@ -103,9 +104,9 @@ class Transfer {
   }
 
   void reduce_scatter(std::span<const ReduceItem> items) {
-    const double* const weights = put_weights(items);
+    double* const weights = put_weights(items);
     group([&](ncclComm_t comm) {
-      gather_weights(comm, items);
+      gather_weights(comm, items, weights);
       for (const ReduceItem& item : items) {
         if (item.count == 0) continue;
         if (by_nccl(item, order_)) {
@@ -127,9 +128,9 @@ class Transfer {
   }
 
   void all_reduce(std::span<const ReduceItem> items) {
-    const double* const weights = put_weights(items);
+    double* const weights = put_weights(items);
     group([&](ncclComm_t comm) {
-      gather_weights(comm, items);
+      gather_weights(comm, items, weights);
       for (const ReduceItem& item : items) {
         if (item.count == 0) continue;
         if (by_nccl(item, order_)) {
@@ -168,7 +169,7 @@ class Transfer {
 
   /// Comes to its end on no rank before all ranks' streams have come so far.
   void barrier() {
-    void* const word = memory_.device.reserve(16);
+    void* const word = memory_.device(sizeof(std::int32_t));
     group([&](ncclComm_t comm) {
       take(ncclAllReduce(word, word, 1, ncclInt32, ncclSum, comm, stream_), "ncclAllReduce");
     });
@@ -360,14 +361,13 @@ class Transfer {
   }
 
   // Weights: for each item that is weighted one number per rank, gathered beside the items.
-  [[nodiscard]] const double* put_weights(std::span<const ReduceItem> items) {
+  [[nodiscard]] double* put_weights(std::span<const ReduceItem> items) {
     std::size_t weighted = 0;
     for (const ReduceItem& item : items) weighted += item.spec.weighted ? 1 : 0;
     if (weighted == 0) return nullptr;
     auto* const device =
-        static_cast<double*>(memory_.device.reserve((items.size() * (size_ + 1)) * sizeof(double)));
-    auto* const pinned =
-        static_cast<double*>(memory_.pinned.reserve(items.size() * sizeof(double)));
+        static_cast<double*>(memory_.device(items.size() * (size_ + 1) * sizeof(double)));
+    auto* const pinned = static_cast<double*>(memory_.pinned(items.size() * sizeof(double)));
     for (std::size_t i = 0; i < items.size(); ++i) pinned[i] = items[i].spec.weight;
     cuda_check(cudaMemcpyAsync(device + items.size() * size_, pinned, items.size() * sizeof(double),
                                cudaMemcpyHostToDevice, stream_),
@@ -375,10 +375,9 @@ class Transfer {
     return device;
   }
 
-  void gather_weights(ncclComm_t comm, std::span<const ReduceItem> items) {
+  void gather_weights(ncclComm_t comm, std::span<const ReduceItem> items, double* device) {
     for (std::size_t i = 0; i < items.size(); ++i) {
       if (!items[i].spec.weighted) continue;
-      auto* const device = static_cast<double*>(memory_.device.data());
       take(ncclAllGather(device + items.size() * size_ + i, device + i * size_, 1, ncclFloat64,
                          comm, stream_),
            "ncclAllGather");
