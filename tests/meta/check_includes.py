@@ -57,10 +57,9 @@ FOREIGN = {
     "adapters/torch/model.hpp": {"torch/nn/module.h", "torch/types.h"},
     "adapters/torch/pass.hpp": {"torch/csrc/autograd/engine.h", "torch/types.h"},
     "core/format.hpp": {"fmt/core.h"},
-    "comm/file_rendezvous.hpp": {"unistd.h", "fmt/core.h"},
-    "comm/launch.hpp": {"unistd.h", "fmt/core.h"},
+    "comm/file_rendezvous.hpp": {"unistd.h"},
+    "comm/launch.hpp": {"unistd.h"},
     "comm/private_directory.hpp": {"dirent.h", "fcntl.h", "sys/stat.h", "unistd.h"},
-    "comm/rendezvous.hpp": {"fmt/core.h"},
     "comm/thread_group.hpp": {"unistd.h"},
     **{f"comm/{header}.hpp": {"cuda_runtime_api.h", "nccl.h"}
        for header in ("nccl_api", "nccl_arena", "nccl_communicator", "nccl_handle", "nccl_staging", "nccl_tracker",
