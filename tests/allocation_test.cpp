@@ -11,6 +11,9 @@
 #include <string>
 #include <vector>
 
+#ifdef SHARDWISE_TEST_CUDA
+#include "emulation/control.hpp"
+#endif
 #include "support/device.hpp"
 #include "support/ranks.hpp"
 
@@ -59,6 +62,45 @@ void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { g
 
 namespace {
 
+/// Of a test: what its ranks may allocate in their steady state, which is nothing; everything again
+/// afterwards, also where one of them throws.
+class SteadyState {
+ public:
+  SteadyState() = default;
+  SteadyState(const SteadyState&) = delete;
+  SteadyState& operator=(const SteadyState&) = delete;
+  ~SteadyState() { forbid_on_device(nullptr); }
+
+  /// From here on the heap's allocations are counted, and, on an emulated device, making device
+  /// memory, page-locked memory, an event or a stream fails.
+  void begin(Context<Device>& context) {
+    context.barrier();
+    if (context.rank() == 0) {
+      forbid_on_device(
+          "cudaMalloc:1:2,cudaHostAlloc:1:2,cudaMallocHost:1:2,cudaEventCreateWithFlags:1:2,"
+          "cudaStreamCreateWithPriority:1:2");
+      allocations = 0;
+    }
+    context.barrier();
+  }
+  /// Allocations of all ranks since then.
+  std::uint64_t end(Context<Device>& context) {
+    context.barrier();
+    const std::uint64_t count = allocations;
+    context.barrier();
+    if (context.rank() == 0) forbid_on_device(nullptr);
+    context.barrier();
+    return count;
+  }
+
+ private:
+  static void forbid_on_device([[maybe_unused]] const char* calls) {
+#ifdef SHARDWISE_TEST_CUDA
+    emulation_control::set_option("fail", calls);
+#endif
+  }
+};
+
 std::vector<Strategy> strategies() {
   std::vector<Strategy> result = {Strategy::ddp(), Strategy::zero1(), Strategy::zero2(),
                                   Strategy::zero3(), Strategy::zero3_no_reshard()};
@@ -76,15 +118,21 @@ std::vector<Strategy> strategies() {
 struct Held {
   std::uint64_t steady = 0;    // allocations of all ranks in steps 3 to 6
   std::int64_t allocator = 0;  // bytes of all ranks that the allocator holds
+  std::size_t device = 0;      // bytes of this rank's emulated device, the communicator's apart
   shardwise::Bytes ledger, plan;
+  std::size_t scalars = 0;
   std::vector<std::pair<const void*, std::size_t>> memory;  // what this rank stores
 };
 
 /// Everything that a training step may contain.
 template <FloatingElement L, FloatingElement G>
-Held train(Communicator& communicator, Strategy strategy, std::int64_t before, std::size_t size) {
+Held train(Communicator& communicator, Strategy strategy, std::int64_t before, std::size_t size,
+           SteadyState& steady) {
   strategy.lease = dtype_of<L>;
   Held held;
+#ifdef SHARDWISE_TEST_CUDA
+  const std::size_t communicator_bytes = emulation_control::used_bytes(communicator.rank());
+#endif
   {
     Context<Device> context(communicator, strategy, {.open_parameters = 2});
     std::vector<Parameter<float>> parameters;
@@ -107,11 +155,7 @@ Held train(Communicator& communicator, Strategy strategy, std::int64_t before, s
     LossScaler scaler({.initial_scale = 4, .growth_interval = 2});
 
     for (int step = 0; step < 6; ++step) {
-      if (step == 2) {
-        context.barrier();
-        if (context.rank() == 0) allocations = 0;
-        context.barrier();
-      }
+      if (step == 2) steady.begin(context);
       for (int micro = 0; micro < 2; ++micro) {
         for (std::size_t i = 0; i < sequence.size(); ++i) sequence.forward(i).finish();
         const ReductionWeight weight = context.weigh(context.rank() + 1);
@@ -141,12 +185,15 @@ Held train(Communicator& communicator, Strategy strategy, std::int64_t before, s
       (void)context.any(false);
       (void)context.weighted_mean(1, 2);
     }
-    context.barrier();
-    held.steady = allocations;
+    held.steady = steady.end(context);
     held.allocator = live - before;
     context.barrier();
+#ifdef SHARDWISE_TEST_CUDA
+    held.device = emulation_control::used_bytes(context.rank()) - communicator_bytes;
+#endif
     held.ledger = context.held();
     held.plan = context.plan().bytes;
+    held.scalars = context.plan().scalars;
     for (const auto& parameter : parameters) {
       held.memory.emplace_back(parameter.shard().data(), parameter.shard().size_bytes());
     }
@@ -176,8 +223,9 @@ void check_steady_state(const std::vector<int>& sizes) {
           INFO(strategy.name() << " world " << world << " overlap " << overlap << " hold "
                                << (accumulation == Accumulation::hold) << " bucket "
                                << strategy.bucket_bytes);
+          SteadyState steady;
           const auto ranks = on_ranks(world, [&](Communicator& communicator) {
-            return train<L, G>(communicator, strategy, 0, 1000);
+            return train<L, G>(communicator, strategy, 0, 1000, steady);
           });
           for (const Held& held : ranks) {
             CHECK(held.steady == 0);
@@ -196,14 +244,80 @@ TEST_CASE("steady state makes no heap allocation: fp32") {
 }
 TEST_CASE("steady state makes no heap allocation: bf16") { check_steady_state<bf16, float>({3}); }
 
-TEST_CASE("steady state makes no heap allocation: in the host's memory") {
+TEST_CASE("steady state makes no heap allocation: in buffers of the host") {
   for (const int world : {1, 3}) {
     for (const Strategy& given : strategies()) {
       for (const bool overlap : {false, true}) {
         Strategy strategy = given;
         strategy.overlap = overlap;
         INFO(strategy.name() << " world " << world << " overlap " << overlap);
-        const auto steady = on_ranks(world, [&](Communicator& communicator) {
+        SteadyState steady;
+        const auto counted = on_ranks(world, [&](Communicator& communicator) {
+          Context<Device> context(communicator, strategy);
+          Parameter<float> own(context, {{"own", {1000}}, {"none", {0}}},
+                               {.residency = Residency::host_buffer});
+          ShardedGradient own_gradient(own, Residency::host_buffer);
+          const DeviceArray<float> buffer(1000);
+          float* const buffers[] = {buffer.data(), nullptr};
+          for (int step = 0; step < 6; ++step) {
+            if (step == 2) steady.begin(context);
+            own.ensure_gathered_into<float>(buffers);
+            own.release();
+            own_gradient.reduce_from<float>(buffers);
+            clip_gradient_norm(context, 1);
+            (void)own_gradient.shard();
+            own_gradient.consume();
+            own.update_segments([](std::span<const ShardSegment<float>>) {});
+          }
+          return steady.end(context);
+        });
+        for (const std::uint64_t count : counted) CHECK(count == 0);
+      }
+    }
+  }
+}
+
+#ifdef SHARDWISE_TEST_CUDA
+
+TEST_CASE("what a device holds is the ledger's sum, and all of it goes back") {
+  if (!shardwise_emulation_present()) SKIP("others may use a real device's memory");
+  constexpr std::size_t size = 100003;
+  for (const bool overlap : {false, true}) {
+    for (Strategy strategy :
+         {Strategy::ddp(), Strategy::zero1(), Strategy::zero2(), Strategy::zero3()}) {
+      strategy.overlap = overlap;
+      for (const int world : worlds) {
+        INFO(strategy.name() << " world " << world << " overlap " << overlap);
+        SteadyState steady;
+        std::vector<std::size_t> before;
+        for (int r = 0; r < world; ++r) before.push_back(emulation_control::used_bytes(r));
+        const auto ranks = on_ranks(world, [&](Communicator& communicator) {
+          return train<float, float>(communicator, strategy, 0, size, steady);
+        });
+        for (int r = 0; r < world; ++r) {
+          const Held& held = ranks[static_cast<std::size_t>(r)];
+          // The scalars are on the host. Beside the ledger there are a stream's scratch, what the
+          // communicator stages, and rounding to 256 bytes.
+          CHECK(held.device >= held.ledger.total() - held.scalars);
+          CHECK(held.device <= held.ledger.total() + (16 << 10));
+          CHECK(emulation_control::used_bytes(r) == before[static_cast<std::size_t>(r)]);
+        }
+      }
+    }
+  }
+}
+
+#else  // arenas, and the host's allocator
+
+TEST_CASE("steady state makes no heap allocation: in arenas") {
+  for (const int world : {1, 3}) {
+    for (const Strategy& given : strategies()) {
+      for (const bool overlap : {false, true}) {
+        Strategy strategy = given;
+        strategy.overlap = overlap;
+        INFO(strategy.name() << " world " << world << " overlap " << overlap);
+        SteadyState steady;
+        const auto counted = on_ranks(world, [&](Communicator& communicator) {
           constexpr std::size_t wide = 50001, layers = 4;
           Context<Device> context(communicator, strategy);
           Arena weights(context, layers * wide * sizeof(float));
@@ -216,25 +330,12 @@ TEST_CASE("steady state makes no heap allocation: in the host's memory") {
             gradients.emplace_back(parameters.back(), gradient_arena);
             states.emplace_back(parameters.back());
           }
-          Parameter<float> own(context, {{"own", {1000}}, {"none", {0}}},
-                               {.residency = Residency::host_buffer});
-          ShardedGradient own_gradient(own, Residency::host_buffer);
-          std::vector<float> buffer(1000);
-          float* const buffers[] = {buffer.data(), nullptr};
-          std::uint64_t counted = 0;
           for (int step = 0; step < 6; ++step) {
-            if (step == 2) {
-              context.barrier();
-              if (context.rank() == 0) allocations = 0;
-              context.barrier();
-            }
+            if (step == 2) steady.begin(context);
             for (auto& parameter : parameters) {
               parameter.ensure_gathered();
               parameter.release();
             }
-            own.ensure_gathered_into<float>(buffers);
-            own.release();
-            own_gradient.reduce_from<float>(buffers);
             for (std::size_t i = layers; i-- > 0;) {
               parameters[i].prefetch();
               gradients[i].ensure_open();
@@ -242,16 +343,10 @@ TEST_CASE("steady state makes no heap allocation: in the host's memory") {
             }
             clip_gradient_norm(context, 1);
             for (std::size_t i = 0; i < layers; ++i) states[i].step(parameters[i], gradients[i]);
-            (void)own_gradient.shard();
-            own_gradient.consume();
-            own.update_segments([](std::span<const ShardSegment<float>>) {});
           }
-          context.barrier();
-          counted = allocations;
-          context.barrier();
-          return counted;
+          return steady.end(context);
         });
-        for (const std::uint64_t count : steady) CHECK(count == 0);
+        for (const std::uint64_t count : counted) CHECK(count == 0);
       }
     }
   }
@@ -267,8 +362,9 @@ TEST_CASE("what the allocator holds is the ledger's sum, on memory of each rank'
       for (const int world : worlds) {
         INFO(strategy.name() << " world " << world << " overlap " << overlap);
         const std::int64_t before = live;
+        SteadyState steady;
         const auto ranks = on_ranks(world, [&](Communicator& communicator) {
-          return train<float, float>(communicator, strategy, before, size);
+          return train<float, float>(communicator, strategy, before, size, steady);
         });
         std::int64_t ledger = 0;
         for (const Held& held : ranks) ledger += static_cast<std::int64_t>(held.ledger.total());
@@ -307,6 +403,8 @@ TEST_CASE("what the allocator holds is the ledger's sum, on memory of each rank'
     }
   }
 }
+
+#endif
 
 TEST_CASE("everything is freed at the end") {
   for (const Strategy& strategy : strategies()) {

@@ -67,21 +67,25 @@ TEMPLATE_LIST_TEST_CASE(
     for (const char* name : {"ddp", "zero3"}) {
       INFO(name);
       const Strategy strategy = Strategy::parse(name);
-      check_all_end(world, {"CollectiveMismatch", "\"layer.1\"", "\"layer.0\""},
-                    [&](Communicator& communicator) {
-                      TestType host(communicator, strategy);
-                      host.step();
-                      if (communicator.rank() == 0) (void)host.parameter[1].gather();
-                      host.step();
-                    });
-      check_all_end(world, {"CollectiveMismatch", "\"layer.1\"", "\"layer.0\""},
-                    [&](Communicator& communicator) {
-                      TestType host(communicator, strategy);
-                      host.step();
-                      const std::size_t first = communicator.rank() == 0 ? 1 : 0;
-                      (void)host.parameter[first].gather();
-                      (void)host.parameter[1 - first].gather();
-                    });
+      check_all_end(
+          world, {"CollectiveMismatch", "\"layer.1\"", "\"layer.0\""},
+          [&](Communicator& communicator) {
+            TestType host(communicator, strategy);
+            host.step();
+            if (communicator.rank() == 0) (void)host.parameter[1].gather();
+            host.step();
+          },
+          checked());
+      check_all_end(
+          world, {"CollectiveMismatch", "\"layer.1\"", "\"layer.0\""},
+          [&](Communicator& communicator) {
+            TestType host(communicator, strategy);
+            host.step();
+            const std::size_t first = communicator.rank() == 0 ? 1 : 0;
+            (void)host.parameter[first].gather();
+            (void)host.parameter[1 - first].gather();
+          },
+          checked());
     }
   }
 }
@@ -96,7 +100,9 @@ TEMPLATE_LIST_TEST_CASE(
         std::this_thread::sleep_for(std::chrono::milliseconds(600));
         host.context.barrier("too late");
       } else {
-        (void)host.parameter[1].gather();
+        const auto lease = host.parameter[1].gather();
+        host.context.stream().synchronize();
+        host.context.barrier();  // a device's collective fails here at the latest
       }
     });
     for (const auto& end : ends) {

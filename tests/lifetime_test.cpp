@@ -201,12 +201,14 @@ TEST_CASE("what does not belong together is refused") {
 }
 
 TEST_CASE("context options that differ between ranks are a mismatch by the parameter's name") {
-  CHECK_THROWS_AS(run_on_ranks(2,
-                               [](Communicator& comm) {
-                                 const auto open = static_cast<std::size_t>(comm.rank() + 1);
-                                 Context<Device> context(comm, Strategy::zero3(),
-                                                         {.open_parameters = open});
-                                 const Parameter<float> a(context, tensor("a", 4));
-                               }),
+  need_devices(2);
+  CHECK_THROWS_AS(run_on_ranks(
+                      2,
+                      [](Communicator& comm) {
+                        const auto open = static_cast<std::size_t>(comm.rank() + 1);
+                        Context<Device> context(comm, Strategy::zero3(), {.open_parameters = open});
+                        const Parameter<float> a(context, tensor("a", 4));
+                      },
+                      checked()),
                   CollectiveMismatch);
 }

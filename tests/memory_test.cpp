@@ -246,8 +246,27 @@ struct Expected {
       }
     }
     count = std::min(count, setting.options.open_gradients + (strategy.overlap ? 1u : 0u));
-    bytes.slots += own + count * largest;
+    bytes.slots += own + count * largest + landing();
     return bytes;
+  }
+
+  /// Where ranks that cannot read each other's memory put all parts of a sum, for the largest
+  /// reduction. In an all-reduce each rank sums whole blocks of 64 elements, and all of them what
+  /// is left over.
+  [[nodiscard]] std::size_t landing() const {
+    std::size_t largest = 0;
+    if (on_host || world == 1) return largest;
+    const bool scatter = setting.strategy.optimizer_state == Placement::sharded;
+    for (const auto& unit : gradient_units()) {
+      std::size_t elements = 0;
+      for (const std::size_t i : unit) {
+        const std::size_t blocks = all[i].padded / world / 64 * 64;
+        const std::size_t rest = all[i].padded - blocks * world;
+        elements += scatter ? all[i].padded : world * (blocks + rest);
+      }
+      largest = std::max(largest, types.gradient_lease * elements);
+    }
+    return largest;
   }
 };
 

@@ -225,11 +225,11 @@ TEST_CASE("values written by function, file and broadcast are read back: bf16 le
 TEST_CASE("other leases of other storage types, empty parameters, more ranks than elements") {
   everywhere([](Communicator& communicator, const Strategy& strategy, Faults& faults) {
     Context<Device> context(communicator, strategy, {.open_parameters = 6});
-    Strategy half = strategy;
-    half.lease = DType::f16;
+    Strategy as_f16 = strategy;
+    as_f16.lease = DType::f16;
     Parameter<double> wide(context, {{"wide", {33}}});
     Parameter<bf16> narrow(context, {{"narrow", {2}}});
-    Parameter<double> cast(context, {{"cast", {65}}}, {.strategy = half});
+    Parameter<double> cast(context, {{"cast", {65}}}, {.strategy = as_f16});
     Parameter<float> nothing(context, {{"nothing", {0}}, {"either", {5, 0}}});
     Parameter<float> bare(context, {});
     Parameter<float> scalar(context, {{"scalar", {}}});
@@ -854,7 +854,7 @@ TEST_CASE("prefetch is a hint: early, late, twice, without room, of what is open
         },
         [&](Strategy& strategy) {
           strategy.prefetch = prefetch;
-          if (prefetch == 2) strategy.max_live_bytes = 5 * 4 * 224;
+          if (prefetch == 2) strategy.max_live_bytes = std::size_t{5 * 4 * 32} * largest_world;
         });
   }
 }

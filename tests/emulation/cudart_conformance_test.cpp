@@ -412,6 +412,42 @@ TEST_CASE("the legacy stream and blocking streams wait for each other") {
   CHECK(holds(out, 2));
 }
 
+TEST_CASE("a blocking stream waits for the legacy stream, another does not") {
+  const Stream blocking(cudaStreamDefault);
+  const Stream free_running(cudaStreamNonBlocking);
+  std::atomic<int> runs{0};
+  const auto count = [](void* counter) { ++*static_cast<std::atomic<int>*>(counter); };
+  Gate gate;
+  gate.close_in(cudaStreamLegacy);
+  REQUIRE(cudaLaunchHostFunc(blocking, count, &runs) == cudaSuccess);
+  REQUIRE(cudaLaunchHostFunc(free_running, count, &runs) == cudaSuccess);
+  free_running.synchronize();
+  std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  CHECK(runs == 1);
+  gate.is_open = true;
+  blocking.synchronize();
+  CHECK(runs == 2);
+}
+
+TEST_CASE("what is polled for has happened") {
+  const Stream stream;
+  const Event event;
+  const PinnedArray<int> in = numbers(2000, 5);
+  const PinnedArray<int> out(in.count);
+  const DeviceArray<int> memory(in.count);
+  REQUIRE(cudaMemcpyAsync(memory.data, in.data, in.bytes(), to_device, stream) == cudaSuccess);
+  REQUIRE(cudaMemcpyAsync(out.data, memory.data, in.bytes(), to_host, stream) == cudaSuccess);
+  REQUIRE(cudaEventRecord(event, stream) == cudaSuccess);
+  SECTION("a stream") {
+    while (cudaStreamQuery(stream) == cudaErrorNotReady) std::this_thread::yield();
+    CHECK(holds(out, 5));
+  }
+  SECTION("an event") {
+    while (cudaEventQuery(event) == cudaErrorNotReady) std::this_thread::yield();
+    CHECK(holds(out, 5));
+  }
+}
+
 TEST_CASE("streams of two devices are ordered by events") {
   if (plain::device_count() < 2) SKIP("one device");
   const PinnedArray<int> in = numbers(4096, 9);

@@ -26,7 +26,7 @@ void run(Stream* stream, Task& task) {
     if (sticky != cudaSuccess && !task.bookkeeping) failure = sticky;
   }
   if (task.bookkeeping) {
-    task.run();  // touches no memory of the program
+    if (task.run) task.run();  // touches no memory of the program
   } else if (failure == 0) {
     access_begin_task(stream->device);
     task.run();
@@ -59,15 +59,21 @@ void work(Stream* stream) {
     run(stream, *task);
     task->run = nullptr;  // what it owns goes before anybody learns that it ended
     hb_release(&stream->finished_edge);
+    if (task->record != nullptr) hb_release(task->record.get());
 
     w.lock.lock();
-    task.reset();
     stream->running = false;
     stream->blocked.clear();
     stream->published = stream->time;
     ++stream->finished;
     ++w.progress;
-    stream->idle.notify();
+    // whoever sees the record also sees the task finished
+    if (task->record != nullptr) {
+      task->record->done = true;
+      task->record->time = stream->time;
+      task->record->reached.notify();
+    }
+    task.reset();
   }
   w.lock.unlock();
 }
@@ -148,16 +154,8 @@ void push(Stream* stream, std::string label, std::function<void()> run, double m
 std::shared_ptr<Record> record(Stream* stream, std::string where) {
   auto target = std::make_shared<Record>();
   target->where = std::move(where) + " on " + name_of(stream);
-  append(
-      stream, "record",
-      [target, stream] {
-        hb_release(target.get());
-        const Guard guard(big_lock());
-        target->done = true;
-        target->time = stream->time;
-        target->reached.notify();
-      },
-      0, true);
+  append(stream, "record", nullptr, 0, true);
+  stream->queue.back()->record = target;
   return target;
 }
 

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "nccl_clique.hpp"
+#include "nccl_communicator.hpp"
 #include "nccl_wire.hpp"
 
 // The side of the process where the ranks meet: a thread for each connection of another process
@@ -59,6 +60,21 @@ void lose(const Session& lost) {
   }
   for (const auto& link : links) {
     link->stop(Stop::died);
+  }
+}
+
+/// The ranks of this process are through; those of others may not be, and meet here.
+__attribute__((destructor)) void wait_for_sessions() {
+  if (living_handles() > 0) {
+    return;  // it ends in the middle: that is a death to the others
+  }
+  const Guard guard(big_lock());
+  const auto open = [] {
+    return std::ranges::any_of(
+        sessions(), [](const auto& entry) { return !entry.second->left && !entry.second->died; });
+  };
+  while (open()) {
+    changed().wait(big_lock(), 200);
   }
 }
 

@@ -1,6 +1,7 @@
 // Small programs with a bug each, and their correct twins: nccl_program SCENARIO correct|bug. What
 // the emulation must find is in nccl_negative_test.cpp.
 
+#include <atomic>
 #include <cstring>
 #include <map>
 #include <string>
@@ -172,6 +173,43 @@ void window_kept(Rank& own, bool bug) {
   own.stream.synchronize();
   PLAIN_NCCL(ncclMemFree(arena.memory));
   PLAIN_NCCL(ncclCommWindowDeregister(own.world, arena.window));
+}
+
+void window_in_flight(Rank& own, bool bug) {
+  const Arena arena(own);
+  static std::atomic<int> deregistered{0};
+  if (bug) {
+    // Holds the gather up until every rank has taken its window away.
+    PLAIN_CUDA(cudaLaunchHostFunc(
+        own.stream,
+        [](void* ranks) {
+          while (deregistered < *static_cast<int*>(ranks)) std::this_thread::yield();
+        },
+        &own.ranks));
+  }
+  gather_bytes(own, arena.memory);
+  if (!bug) return arena.release(own);
+  PLAIN_NCCL(ncclCommWindowDeregister(own.world, arena.window));
+  ++deregistered;
+  own.stream.synchronize();
+  PLAIN_NCCL(ncclMemFree(arena.memory));
+}
+
+void registered_twice(Rank& own, bool bug) {
+  const DeviceArray<char> memory(1 << 16);
+  void* first = nullptr;
+  void* second = nullptr;
+  PLAIN_NCCL(ncclCommRegister(own.world, memory.data, 1 << 15, &first));
+  PLAIN_NCCL(
+      ncclCommRegister(own.world, memory.data + (bug ? 1 << 14 : 1 << 15), 1 << 15, &second));
+  PLAIN_NCCL(ncclCommDeregister(own.world, second));
+  PLAIN_NCCL(ncclCommDeregister(own.world, first));
+}
+
+void wrong_deregister(Rank& own, bool bug) {
+  const Arena arena(own);
+  if (bug && ncclCommDeregister(own.world, arena.window) != ncclInvalidArgument) std::exit(8);
+  arena.release(own);
 }
 
 void range(Rank& own, bool bug) {
@@ -380,6 +418,9 @@ const std::map<std::string, Scenario> scenarios{{"order", order},
                                                 {"window_unregistered", window_unregistered},
                                                 {"window_sizes", window_sizes},
                                                 {"window_kept", window_kept},
+                                                {"window_in_flight", window_in_flight},
+                                                {"registered_twice", registered_twice},
+                                                {"wrong_deregister", wrong_deregister},
                                                 {"range", range},
                                                 {"overlap", overlap},
                                                 {"stream_device", stream_device},
@@ -399,13 +440,13 @@ const std::map<std::string, Scenario> scenarios{{"order", order},
 }  // namespace
 
 int main(int argc, char** argv) {
-  const auto scenario = argc == 3 ? scenarios.find(argv[1]) : scenarios.end();
+  const auto scenario = argc == 3 || argc == 4 ? scenarios.find(argv[1]) : scenarios.end();
   if (scenario == scenarios.end()) {
-    std::fprintf(stderr, "usage: nccl_program SCENARIO correct|bug\n");
+    std::fprintf(stderr, "usage: nccl_program SCENARIO correct|bug [RANKS]\n");
     return 2;
   }
   const bool bug = std::strcmp(argv[2], "bug") == 0;
-  plain::on_ranks(4, [&](Rank& own, const plain::Check&) {
+  plain::on_ranks(argc == 4 ? std::atoi(argv[3]) : 4, [&](Rank& own, const plain::Check&) {
     scenario->second(own, bug);
     own.stream.synchronize();
   });

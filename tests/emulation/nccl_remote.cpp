@@ -58,11 +58,16 @@ bool RemoteLink::ask(Connection& connection, const Request& request,
                      std::span<const std::byte> payload, Reply& reply,
                      std::vector<std::byte>& answer) {
   const Guard guard(connection.lock);
-  if (!connection.send(request, payload) || !connection.receive(reply, answer)) {
+  // A hub that has ended may have left its reason, which can still be read.
+  const bool sent = connection.send(request, payload);
+  if (!connection.receive(reply, answer)) {
     return false;
   }
   if (reply.fatal != 0) {
     fatal("%s", Unpacker(answer).text().c_str());
+  }
+  if (!sent) {
+    return false;
   }
   return true;
 }

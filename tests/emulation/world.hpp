@@ -30,8 +30,9 @@ struct Task {
   std::string label;
   std::function<void()> run;
   double microseconds = 0;
-  double issued = 0;         ///< the host thread's modelled time at the call
-  bool bookkeeping = false;  ///< a record or a wait: runs on a broken device too
+  double issued = 0;               ///< the host thread's modelled time at the call
+  bool bookkeeping = false;        ///< a record or a wait: runs on a broken device too
+  std::shared_ptr<Record> record;  ///< done when the task is
 };
 
 }  // namespace emulation
@@ -50,7 +51,7 @@ struct CUstream_st {
   std::uint64_t enqueued = 0, finished = 0;
   double time = 0;       ///< modelled; belongs to the worker while a task runs
   double published = 0;  ///< `time` after the last task
-  emulation::Condition work, idle;
+  emulation::Condition work;
   std::shared_ptr<emulation::Record> after_legacy;  ///< what it last waited for
   std::shared_ptr<emulation::Record> last;          ///< of the legacy stream: its last operation
   std::minstd_rand random;

@@ -2,7 +2,8 @@
 
 Each block ```cpp is either a program, with a main: it runs, and must print what the prose after it says,
 "It prints `...`"; or a fragment, some statements of a rank: it must compile after the includes below and
-the preamble that the comment before it states, <!-- preamble: ... -->.
+the preamble that the comment before it states, <!-- preamble: ... -->. A block ```cuda is such a fragment, too,
+with the CUDA backend included; it is compiled where --cuda says where the headers of CUDA and NCCL are.
 """
 
 import argparse
@@ -23,6 +24,8 @@ void fragment(shardwise::Communicator& comm) {{
 #line {line} "{name}"
 {text}}}
 """
+CUDA = "#include <shardwise/comm/file_rendezvous.hpp>\n#include <shardwise/comm/launch.hpp>\n" \
+       "#include <shardwise/comm/nccl.hpp>\n#include <shardwise/device/cuda.hpp>\n"
 MISNAMED = {"c++", "C++", "cc", "cxx", "CPP", "c"}
 
 
@@ -50,9 +53,9 @@ def check_program(line, libraries, name, block):
     return None
 
 
-def check_fragment(line, name, block):
+def check_fragment(line, name, block, includes=""):
     preamble = re.search(r"<!-- preamble:\n(.*?)-->\s*\Z", block.before, re.DOTALL)
-    unit = FRAGMENT.format(preamble=preamble.group(1) if preamble else "", line=block.line, name=name,
+    unit = includes + FRAGMENT.format(preamble=preamble.group(1) if preamble else "", line=block.line, name=name,
                            text=block.text)
     good, text = compiling.run([*line, "-Wno-unused", "-fsyntax-only", "-x", "c++", "-"], unit)
     return None if good else f"the fragment does not compile:\n{text}"
@@ -74,6 +77,10 @@ def check(options, document):
         elif block.language == "cpp":
             fragments += 1
             found = check_fragment(line, name, block)
+        elif block.language == "cuda" and options.cuda:
+            fragments += 1
+            systems = [word for path in options.cuda.split(";") for word in ("-isystem", path)]
+            found = check_fragment([*line, *systems], name, block, CUDA)
         if found:
             wrong.append(f"{document}:{block.line}: {found}")
     if programs + fragments == 0:
@@ -85,6 +92,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     compiling.add_arguments(parser)
     parser.add_argument("--library", action="append", default=[], help="to link with")
+    parser.add_argument("--cuda", help="directories of the headers of CUDA and NCCL, split by semicolons")
     parser.add_argument("document")
     options = parser.parse_args()
     programs, fragments, wrong = check(options, options.document)

@@ -4,6 +4,7 @@
 #include <nccl.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <string_view>
 
@@ -68,7 +69,7 @@ class Movement {
 
   /// Comes to its end on no rank before all ranks' streams have come so far.
   void barrier() {
-    void* const word = memory_.device.reserve(16);
+    void* const word = memory_.device(sizeof(std::int32_t));
     group([&](ncclComm_t comm) {
       take(ncclAllReduce(word, word, 1, ncclInt32, ncclSum, comm, stream_), "ncclAllReduce");
     });

@@ -24,7 +24,8 @@ namespace shardwise::inline v0_1::detail::nccl {
 /// canonical order, from all ranks' contributions.
 class Staging {
  public:
-  Staging(Channel& channel, int size) : channel_(channel), size_(static_cast<std::size_t>(size)) {}
+  Staging(Channel& channel, int size)
+      : channel_(channel), size_(static_cast<std::size_t>(size)), inputs_(size_), weights_(size_) {}
 
   [[nodiscard]] cudaStream_t stream() const noexcept { return stream_.native(); }
 
@@ -92,19 +93,17 @@ class Staging {
     if (packed_.empty()) return;
     const std::byte* const all = gather(print, timeout, packed_.data(), packed_.size(), patience);
     const auto own = static_cast<std::size_t>(channel_.handle->rank());
-    std::vector<const void*> inputs(size_);
-    std::vector<double> weights(size_);
     std::size_t at = 0;
     for (const ReduceItem& item : items) {
       const std::size_t bytes = item.count * size_of(item.dtype);
       for (std::size_t r = 0; r < size_; ++r) {
         const std::byte* const from = all + r * packed_.size() + at;
-        std::memcpy(&weights[r], from, sizeof(double));
-        inputs[r] = from + padded(sizeof(double)) + (scatter ? own * bytes : 0);
+        std::memcpy(&weights_[r], from, sizeof(double));
+        inputs_[r] = from + padded(sizeof(double)) + (scatter ? own * bytes : 0);
       }
-      if (!item.spec.weighted) std::fill(weights.begin(), weights.end(), 1.0);
+      if (!item.spec.weighted) std::fill(weights_.begin(), weights_.end(), 1.0);
       if (item.count > 0) {
-        canonical_reduce(inputs, weights, item.dtype, item.count, item.recv, item.spec);
+        canonical_reduce(inputs_, weights_, item.dtype, item.count, item.recv, item.spec);
       }
       at += padded(sizeof(double)) + padded(parts * bytes);
     }
@@ -190,6 +189,8 @@ class Staging {
   Channel& channel_;
   std::size_t size_;
   std::vector<std::byte> packed_;
+  std::vector<const void*> inputs_;  // of a sum, by rank
+  std::vector<double> weights_;
   CudaScratch<CudaPinnedMemory> pinned_;
   CudaScratch<CudaMemory> device_;
   CudaStream stream_{CudaStream::Priority::high};  // ends before the memory

@@ -18,11 +18,31 @@
 
 namespace shardwise::inline v0_1::detail::nccl {
 
-/// Memory that a call needs besides its operands, and the weights that travel with it. Grows on
-/// demand; used again when the call has ended.
-struct CallMemory {
-  CudaScratch<CudaMemory> device;
-  CudaScratch<CudaPinnedMemory> pinned;
+/// Memory that a call needs besides its operands, and the weights that travel with it; used again
+/// when the call has ended. A little is there from the beginning, so that steps allocate nothing;
+/// more comes on demand.
+class CallMemory {
+ public:
+  static constexpr std::size_t device_bytes = 2048;  // the weights of 256 pairs of item and rank
+  static constexpr std::size_t pinned_bytes = 256;
+
+  void prepare(void* device, void* pinned) noexcept {
+    device_ = device;
+    pinned_ = pinned;
+  }
+  /// The same memory until more is asked for.
+  [[nodiscard]] void* device(std::size_t bytes) {
+    return bytes <= device_bytes ? device_ : more_device_.reserve(bytes);
+  }
+  [[nodiscard]] void* pinned(std::size_t bytes) {
+    return bytes <= pinned_bytes ? pinned_ : more_pinned_.reserve(bytes);
+  }
+
+ private:
+  void* device_ = nullptr;
+  void* pinned_ = nullptr;
+  CudaScratch<CudaMemory> more_device_;
+  CudaScratch<CudaPinnedMemory> more_pinned_;
 };
 
 /// The calls of one ncclComm_t that are under way: which, since when, until when.
@@ -44,7 +64,12 @@ class Tracker {
 
   explicit Tracker(int device) {
     const CudaDeviceGuard guard(device);
+    auto* in_device = static_cast<std::byte*>(device_.reserve(most * CallMemory::device_bytes));
+    auto* in_pinned = static_cast<std::byte*>(pinned_.reserve(most * CallMemory::pinned_bytes));
     for (Slot& slot : slots_) {
+      slot.memory.prepare(in_device, in_pinned);
+      in_device += CallMemory::device_bytes;
+      in_pinned += CallMemory::pinned_bytes;
       for (cudaEvent_t* const event : {&slot.begin, &slot.end}) {
         cuda_check(cudaEventCreateWithFlags(event, cudaEventDisableTiming),
                    "cudaEventCreateWithFlags");
@@ -162,6 +187,8 @@ class Tracker {
     }
   }
 
+  CudaScratch<CudaMemory> device_;  // of all slots' calls
+  CudaScratch<CudaPinnedMemory> pinned_;
   std::array<Slot, most> slots_;
   std::uint64_t opened_ = 0;              // the host's
   std::atomic<std::uint64_t> closed_{0};  // the host writes, the watchdog reads

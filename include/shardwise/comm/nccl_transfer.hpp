@@ -59,9 +59,9 @@ class Transfer : public Movement<Patience> {
       : Base(handle, size, stream, memory, patience), order_(order) {}
 
   void reduce_scatter(std::span<const ReduceItem> items) {
-    const double* const weights = put_weights(items);
+    double* const weights = put_weights(items);
     group([&](ncclComm_t comm) {
-      gather_weights(comm, items);
+      gather_weights(comm, items, weights);
       for (const ReduceItem& item : items) {
         if (item.count == 0) continue;
         if (by_nccl(item, order_)) {
@@ -83,9 +83,9 @@ class Transfer : public Movement<Patience> {
   }
 
   void all_reduce(std::span<const ReduceItem> items) {
-    const double* const weights = put_weights(items);
+    double* const weights = put_weights(items);
     group([&](ncclComm_t comm) {
-      gather_weights(comm, items);
+      gather_weights(comm, items, weights);
       for (const ReduceItem& item : items) {
         if (item.count == 0) continue;
         if (by_nccl(item, order_)) {
@@ -269,14 +269,13 @@ class Transfer : public Movement<Patience> {
   }
 
   // Weights: for each item that is weighted one number per rank, gathered beside the items.
-  [[nodiscard]] const double* put_weights(std::span<const ReduceItem> items) {
+  [[nodiscard]] double* put_weights(std::span<const ReduceItem> items) {
     std::size_t weighted = 0;
     for (const ReduceItem& item : items) weighted += item.spec.weighted ? 1 : 0;
     if (weighted == 0) return nullptr;
     auto* const device =
-        static_cast<double*>(memory_.device.reserve((items.size() * (size_ + 1)) * sizeof(double)));
-    auto* const pinned =
-        static_cast<double*>(memory_.pinned.reserve(items.size() * sizeof(double)));
+        static_cast<double*>(memory_.device(items.size() * (size_ + 1) * sizeof(double)));
+    auto* const pinned = static_cast<double*>(memory_.pinned(items.size() * sizeof(double)));
     for (std::size_t i = 0; i < items.size(); ++i) pinned[i] = items[i].spec.weight;
     cuda_check(cudaMemcpyAsync(device + items.size() * size_, pinned, items.size() * sizeof(double),
                                cudaMemcpyHostToDevice, stream_),
@@ -284,10 +283,9 @@ class Transfer : public Movement<Patience> {
     return device;
   }
 
-  void gather_weights(ncclComm_t comm, std::span<const ReduceItem> items) {
+  void gather_weights(ncclComm_t comm, std::span<const ReduceItem> items, double* device) {
     for (std::size_t i = 0; i < items.size(); ++i) {
       if (!items[i].spec.weighted) continue;
-      auto* const device = static_cast<double*>(memory_.device.data());
       take(ncclAllGather(device + items.size() * size_ + i, device + i * size_, 1, ncclFloat64,
                          comm, stream_),
            "ncclAllGather");

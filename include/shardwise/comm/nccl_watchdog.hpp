@@ -55,7 +55,11 @@ struct Member {
   std::string call;        // what this rank was in, and its sequence number
   std::uint64_t sequence = 0;
 
-  std::vector<std::uint64_t> left_at;  // the watchdog's: last call of each rank that left, + 1
+  struct Peer {
+    std::string left_key;       // where it says that it has left
+    std::uint64_t left_at = 0;  // its last call, + 1
+  };
+  std::vector<Peer> peers;  // the watchdog's, which looks at them often: made once
 
   [[nodiscard]] int world_rank() const { return world_ranks[static_cast<std::size_t>(rank)]; }
   [[nodiscard]] std::string left_key(std::size_t r) const { return format("{}.left.{}", id, r); }
@@ -88,6 +92,9 @@ class Watchdog {
   [[nodiscard]] Rendezvous& rendezvous() const noexcept { return *shared_->rendezvous; }
 
   void add(std::shared_ptr<Member> member) {
+    for (std::size_t r = 0; r < member->world_ranks.size(); ++r) {
+      member->peers.push_back({member->left_key(r)});
+    }
     const std::lock_guard lock(shared_->mutex);
     shared_->members.push_back(std::move(member));
   }
@@ -177,12 +184,10 @@ class Watchdog {
 
     // A rank of `member` that left before call `sequence`; -1: none.
     [[nodiscard]] int who_left(Member& member, std::uint64_t sequence) {
-      const std::size_t size = member.world_ranks.size();
-      member.left_at.resize(size, 0);
-      for (std::size_t r = 0; r < size; ++r) {
-        std::uint64_t& last = member.left_at[r];
+      for (std::size_t r = 0; r < member.peers.size(); ++r) {
+        std::uint64_t& last = member.peers[r].left_at;
         if (last == 0) {
-          const auto text = rendezvous->try_get(member.left_key(r));
+          const auto text = rendezvous->try_get(member.peers[r].left_key);
           if (!text) continue;
           std::from_chars(text->data(), text->data() + text->size(), last);
           ++last;

@@ -93,6 +93,8 @@ class ParameterStore {
     prepare();
     place(parameter, buffers);
     if (parameter.sharded() && parameter.leases == 0) parameter.gathered_version = 0;
+    // Until now the buffers were the host's, in the order of its stream.
+    engine_.communication.wait(engine_.compute.record());
     Parameter* const wanted[] = {&parameter};
     lend_all(wanted);
     if (parameter.sharded() || parameter.leases > 1) return;

@@ -70,7 +70,7 @@ void reduce_as(cudaStream_t stream, const Reduction& r) {
       stream, r.count,
       Functor{static_cast<const In*>(r.inputs), r.stride, static_cast<const In*>(r.own), r.weights,
               static_cast<Out*>(r.out), r.scale, static_cast<unsigned>(r.ranks),
-              static_cast<unsigned>(r.own_rank), r.accumulate});
+              static_cast<unsigned>(r.own_rank), r.accumulate ? 1u : 0u});
 }
 
 }  // namespace operation

@@ -34,7 +34,7 @@ struct CanonicalReduce {
   double scale;
   unsigned ranks;
   unsigned own_rank;
-  bool accumulate;
+  std::size_t accumulate;  ///< 0 or 1; as wide as a word, so that no bytes lie idle behind it
 
   static constexpr std::size_t block_width = detail::block_width<In>();
 
@@ -140,15 +140,15 @@ struct CanonicalReduce {
   template <std::size_t Width>
   SHARDWISE_HOST_DEVICE void finish(std::size_t first, const Block<Sum, Width>& sum) const {
     Block<Out, Width> result;
-    if (accumulate) result.load(out + first);
+    if (accumulate != 0) result.load(out + first);
     for (std::size_t k = 0; k < Width; ++k) {
       if constexpr (std::integral<Sum>) {
         result.values[k] =
-            accumulate ? detail::add(result.values[k], sum.values[k]) : sum.values[k];
+            accumulate != 0 ? detail::add(result.values[k], sum.values[k]) : sum.values[k];
       } else {
         using Wide = std::common_type_t<Sum, Accumulator<Out>>;
         // Adding 0 turns -0 into +0, as accumulation onto zeroed storage does.
-        const Wide old = accumulate ? static_cast<Wide>(result.values[k]) : Wide{0};
+        const Wide old = accumulate != 0 ? static_cast<Wide>(result.values[k]) : Wide{0};
         const Sum scaled = static_cast<Sum>(scale) * sum.values[k];
         result.values[k] = cast_element<Out>(old + static_cast<Wide>(scaled));
       }

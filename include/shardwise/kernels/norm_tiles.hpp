@@ -13,12 +13,12 @@ namespace shardwise::inline v0_1::detail {
 
 /// Ranges of elements whose tiles are numbered through; a kernel's argument.
 struct NormTable {
-  static constexpr unsigned capacity = 64;
+  static constexpr std::size_t capacity = 64;
 
   const void* values[capacity];
   std::size_t count[capacity];
   std::size_t begin[capacity + 1];  ///< tiles of the ranges before
-  unsigned ranges;
+  std::size_t ranges;
 
   [[nodiscard]] static constexpr std::size_t tiles_of(std::size_t count) noexcept {
     return count / norm_tile + (count % norm_tile != 0 ? 1 : 0);
@@ -35,11 +35,11 @@ struct NormTable {
     ++ranges;
   }
   /// The range that holds a tile.
-  [[nodiscard]] SHARDWISE_HOST_DEVICE unsigned range_of(std::size_t tile) const noexcept {
-    unsigned low = 0;
-    unsigned high = ranges;
+  [[nodiscard]] SHARDWISE_HOST_DEVICE std::size_t range_of(std::size_t tile) const noexcept {
+    std::size_t low = 0;
+    std::size_t high = ranges;
     while (high - low > 1) {
-      const unsigned middle = (low + high) / 2;
+      const std::size_t middle = (low + high) / 2;
       (begin[middle] <= tile ? low : high) = middle;
     }
     return low;
@@ -58,7 +58,7 @@ struct NormTiles {
   double* partials;
 
   SHARDWISE_HOST_DEVICE double load(std::size_t tile, unsigned lane, State&) const {
-    const unsigned range = table.range_of(tile);
+    const std::size_t range = table.range_of(tile);
     const std::size_t first = (tile - table.begin[range]) * norm_tile;
     const std::size_t rest = table.count[range] - first;
     const T* const elements = static_cast<const T*>(table.values[range]) + first;

@@ -121,17 +121,17 @@ struct Quantize {
   std::uint8_t* out;
   float* factors;
   std::size_t count;
-  bool is_aligned;  ///< whole lanes may be read and written
+  std::size_t is_aligned;  ///< 0 or 1: whole lanes may be read and written
 
   [[nodiscard]] static Quantize of(const In* in, std::uint8_t* out, float* factors,
                                    std::size_t count) noexcept {
     const bool aligned = is_aligned_for<width>(in) && is_aligned_for<Lane::bytes>(out);
-    return {in, out, factors, count, aligned};
+    return {in, out, factors, count, aligned ? 1u : 0u};
   }
 
   SHARDWISE_HOST_DEVICE std::uint32_t load(std::size_t tile, unsigned lane, State& state) const {
     const std::size_t first = tile * quantized_block + lane * width;
-    if (is_aligned && first + width <= count) {
+    if (is_aligned != 0 && first + width <= count) {
       Block<In, width> block;
       block.load(in + first);
       for (std::size_t i = 0; i < width; ++i) {
@@ -161,7 +161,7 @@ struct Quantize {
     const float inverse = is_finite && !is_zero ? Lane::largest / magnitude : 0.0f;
     if (lane == 0) {
       const float factor = is_zero ? 0.0f : magnitude / Lane::largest;
-      factors[tile] = is_finite ? factor : __builtin_nanf("");
+      factors[tile] = is_finite ? factor : __builtin_bit_cast(float, 0x7fc00000u);
     }
     float scaled[width];
     for (std::size_t i = 0; i < width; ++i) {
@@ -171,7 +171,7 @@ struct Quantize {
     const std::size_t first = tile * quantized_block + lane * width;
     if (first >= count) return;
     std::uint8_t* const to = out + quantized_bytes(Type, first);
-    if (is_aligned && first + width <= count) {
+    if (is_aligned != 0 && first + width <= count) {
       packed.store(to);
     } else {
       const std::size_t rest = count - first < width ? count - first : width;

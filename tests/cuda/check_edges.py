@@ -1,0 +1,191 @@
+"""Takes one order of streams out of the library after the other: each program without it must be caught.
+
+The program (edges_program.cpp) is built under ThreadSanitizer with a copy of the headers in which one line
+is changed, and run on the emulation. With the headers as they are it must pass, several times; with each change
+it must be reported as a race, give a wrong result, or end in an error. A change that does not fit the
+headers any more is an error of the table below.
+"""
+
+import argparse
+import collections
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+Edge = collections.namedtuple("Edge", "name header before after")
+
+PARAMETERS = "detail/parameter_store.hpp"
+GRADIENTS = "detail/gradient_store.hpp"
+DEVICE = "device/cuda_device.hpp"
+
+EDGES = [
+    Edge("compute does not wait for a gather", PARAMETERS,
+         """      engine_.wait(parameter->gathered, parameter->name);
+      // Others of its bucket may be on their way into the same slot.
+      const Slot<Device>* const slot = parameter->unit->slot;
+      if (slot != nullptr) engine_.wait(slot->filled, parameter->name);
+""", ""),
+    Edge("a gather does not wait for the readers of the slot", PARAMETERS,
+         "        engine_.communication.wait(unit.slot->last_use);\n", ""),
+    Edge("a release records nothing", PARAMETERS,
+         """    Slot<Device>& slot = *unit.slot;
+    slot.last_use = engine_.compute.record();
+    if (engine_.options.debug) {
+      hide(unit);""",
+         """    Slot<Device>& slot = *unit.slot;
+    if (engine_.options.debug) {
+      hide(unit);"""),
+    Edge("a gather into the host's buffer does not wait for the host's stream", PARAMETERS,
+         "    engine_.communication.wait(engine_.compute.record());\n    Parameter* const wanted", 
+         "    Parameter* const wanted"),
+    Edge("a gather does not wait for the step", PARAMETERS, "    stream.wait(parameter.written);\n", ""),
+    Edge("a step records nothing", PARAMETERS, "    parameter.written = engine_.compute.record();\n", ""),
+    Edge("a step does not wait for the gather that reads the shard", PARAMETERS,
+         "    engine_.wait(parameter.gathered, parameter.name);\n  }\n  /// `everything`",
+         "  }\n  /// `everything`"),
+    Edge("a gather is not recorded", PARAMETERS,
+         "    const auto done = engine_.communication.record();\n",
+         "    const typename Device::Event done;\n"),
+    Edge("debug mode fills a slot and records nothing", PARAMETERS,
+         """      Device::poison(engine_.compute, slot.buffer.data(), slot.buffer.size());
+      slot.last_use = engine_.compute.record();
+      slot.hidden_from = unit""",
+         """      Device::poison(engine_.compute, slot.buffer.data(), slot.buffer.size());
+      slot.last_use = {};
+      slot.hidden_from = unit"""),
+    Edge("a reduction does not wait for the backward pass", GRADIENTS,
+         "  void flush(Unit& unit) {\n    auto& stream = engine_.communication;\n"
+         "    stream.wait(engine_.compute.record());\n",
+         "  void flush(Unit& unit) {\n    auto& stream = engine_.communication;\n"),
+    Edge("a gradient lease does not wait for the slot's last reduction", GRADIENTS,
+         "    engine_.wait(slot.last_use, name);\n    if (pool_of(unit).is_small(slot)) pool_of(unit).grow",
+         "    if (pool_of(unit).is_small(slot)) pool_of(unit).grow"),
+    Edge("a gradient's slot records nothing", GRADIENTS, "    slot.last_use = stream.record();\n", ""),
+    Edge("the step does not wait for the reduction", GRADIENTS,
+         "    engine_.wait(gradient.reduced, gradient.parameter.name);\n    if (gradient.fresh)",
+         "    if (gradient.fresh)"),
+    Edge("a reduction is not recorded", GRADIENTS,
+         "    for (Gradient* member : unit.members) member->reduced = done;\n", ""),
+    Edge("a lease of the stored gradient does not wait for its reduction", GRADIENTS,
+         "    if (registration.lends_stored_gradient()) {\n"
+         "      engine_.wait(gradient.reduced, registration.name);\n",
+         "    if (registration.lends_stored_gradient()) {\n"),
+    Edge("the host's gradient buffer is not waited for", GRADIENTS,
+         "    reduce(gradient, weight);\n    engine_.wait(gradient.reduced, registration.name);\n",
+         "    reduce(gradient, weight);\n"),
+    Edge("a download is not waited for", DEVICE,
+         "    copy(stream, host_destination, source, bytes, cudaMemcpyDeviceToHost);\n"
+         "    stream.synchronize();\n",
+         "    copy(stream, host_destination, source, bytes, cudaMemcpyDeviceToHost);\n"),
+    Edge("an upload is not waited for", DEVICE,
+         "    copy(stream, destination, host_source, bytes, cudaMemcpyHostToDevice);\n"
+         "    stream.synchronize();\n",
+         "    copy(stream, destination, host_source, bytes, cudaMemcpyHostToDevice);\n"),
+    Edge("a stream does not wait for events of others", "device/cuda_stream.hpp",
+         "    cuda_check(cudaStreamWaitEvent(stream_, record->event, 0), \"cudaStreamWaitEvent\");\n", ""),
+]
+
+
+def run(line, **options):
+    return subprocess.run([str(word) for word in line], capture_output=True, text=True, **options)
+
+
+class Builder:
+    """Compiles the program against some copy of the headers."""
+
+    def __init__(self, options, scratch):
+        self.scratch = scratch
+        self.flags = ["-std=c++20", "-O1", "-g1", "-fsanitize=thread", "-DSHARDWISE_TEST_CUDA",
+                      f"-I{options.tests}", *[word for path in options.system for word in ("-isystem", path)]]
+        self.options = options
+        self.objects = []
+
+    def compile(self, headers, source, name):
+        target = self.scratch / name
+        done = run([self.options.compiler, *self.flags, f"-I{headers}", "-c", source, "-o", target])
+        if done.returncode != 0:
+            sys.exit(f"{source} does not compile for '{name}':\n{done.stderr}")
+        return target
+
+    def program(self, headers, name):
+        unit = self.compile(headers, self.options.tests / "cuda/edges_program.cpp", f"{name}.o")
+        target = self.scratch / name
+        done = run([self.options.compiler, "-fsanitize=thread", unit, *self.objects, *self.options.library,
+                    "-ldl", "-o", target])
+        if done.returncode != 0:
+            sys.exit(f"'{name}' does not link:\n{done.stderr}")
+        return target
+
+
+def outcome(program, options, jitter_us):
+    """What became of a run: None where it passed, else how it was caught, and its output."""
+    environment = dict(os.environ, LD_LIBRARY_PATH=str(options.emulation),
+                       TSAN_OPTIONS="halt_on_error=1:atexit_sleep_ms=0:exitcode=67",
+                       SHARDWISE_EDGES_JITTER_US=str(jitter_us))
+    try:
+        done = run([program], env=environment, timeout=options.timeout)
+    except subprocess.TimeoutExpired:
+        return "hangs", ""
+    text = done.stdout + done.stderr
+    if done.returncode == 0:
+        return None
+    if done.returncode == 67:
+        return "race", text
+    return f"status {done.returncode}: {text.strip()[:90].splitlines()[0] if text.strip() else ''}", text
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--compiler", required=True)
+    parser.add_argument("--include", type=pathlib.Path, required=True, help="the library's headers")
+    parser.add_argument("--tests", type=pathlib.Path, required=True)
+    parser.add_argument("--system", nargs="*", default=[], help="directories of others' headers")
+    parser.add_argument("--library", nargs=argparse.REMAINDER, default=[],
+                        help="all that follows: what the program is linked with")
+    parser.add_argument("--emulation", type=pathlib.Path, required=True, help="where the emulation's libraries lie")
+    parser.add_argument("--only", help="edges whose name contains this")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of the program as it is")
+    parser.add_argument("--timeout", type=float, default=300)
+    options = parser.parse_args()
+    options.system = [path for entry in options.system for path in entry.split(";") if path]
+
+    missed = []
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = pathlib.Path(folder)
+        builder = Builder(options, scratch)
+        builder.objects = [
+            builder.compile(options.include, options.tests / "emulation/kernels.cpp", "kernels.o"),
+            builder.compile(options.include, options.tests / "cuda/test_kernels_host.cpp", "launches.o")]
+        program = builder.program(options.include, "as_it_is")
+        for repeat in range(options.repeats):
+            found = outcome(program, options, 50 * repeat)
+            print(f"emulated: as it is, run {repeat + 1}: {found[0] if found else 'passes'}", flush=True)
+            if found:
+                print(found[1])
+                return 1
+        edges = [edge for edge in EDGES if not options.only or options.only in edge.name]
+        for number, edge in enumerate(edges):
+            headers = scratch / "include"
+            shutil.rmtree(headers, ignore_errors=True)
+            shutil.copytree(options.include, headers)
+            header = headers / "shardwise" / edge.header
+            text = header.read_text()
+            if text.count(edge.before) != 1:
+                sys.exit(f"'{edge.name}': the lines occur {text.count(edge.before)} times in {edge.header}")
+            header.write_text(text.replace(edge.before, edge.after))
+            begin = time.monotonic()
+            program = builder.program(headers, f"edge_{number}")
+            found = next((how for jitter in (0, 100, 400) if (how := outcome(program, options, jitter))), None)
+            print(f"emulated: {edge.name}: {found[0] if found else 'NOT CAUGHT'} ({time.monotonic() - begin:.0f} s)", flush=True)
+            if not found:
+                missed.append(edge.name)
+    print(f"{len(edges) - len(missed)} of {len(edges)} caught")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

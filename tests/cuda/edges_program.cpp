@@ -1,0 +1,121 @@
+// A program that depends on every order that the library asks of streams; check_edges.py builds it
+// under ThreadSanitizer against a library from which one order was taken out. Exits with 0 where
+// all results are those of ranks that are threads of the host.
+
+#include <cstdio>
+#include <cstdlib>
+#include <shardwise/comm/nccl.hpp>
+#include <string>
+#include <vector>
+
+#include "emulation/control.hpp"
+#include "support/device.hpp"
+#include "support/ranks.hpp"
+#include "support/toy.hpp"
+
+namespace shardwise::test {
+namespace {
+
+bool failed = false;
+
+void expect(bool holds, const std::string& what) {
+  if (holds) return;
+  std::printf("wrong: %s\n", what.c_str());
+  failed = true;
+}
+
+template <FloatingElement L, FloatingElement G = L>
+void train(const char* name, int world, const ToyRun& run) {
+  const auto expected = on_threads(world, [&](Communicator& communicator) {
+    return train_toy<L, G, float, AdamW, HostDevice>(communicator, run);
+  });
+  const auto found = on_ranks(world, [&](Communicator& communicator) {
+    return train_toy<L, G, float, AdamW, Device>(communicator, run);
+  });
+  for (std::size_t rank = 0; rank < found.size(); ++rank) {
+    expect(found[rank].hash == expected[0].hash && found[rank].norms == expected[0].norms, name);
+  }
+}
+
+void train_all() {
+  for (const int world : {2, 3}) {
+    ToyRun run{.steps = 3, .micro_batches = 2, .clip = 0.5};
+    for (const Strategy& strategy :
+         {Strategy::ddp(), Strategy::zero1(), Strategy::zero2(), Strategy::zero3()}) {
+      run.strategy = strategy;
+      train<float>("fp32 leases", world, run);
+      train<bf16>("bf16 leases", world, run);
+    }
+    run.strategy = Strategy::zero3();
+    run.strategy.prefetch = 2;
+    train<float>("two ahead", world, run);
+    run.strategy.prefetch = 0;
+    train<float>("none ahead", world, run);
+    run.strategy.overlap = false;
+    train<bf16>("no overlap", world, run);
+    run.strategy = Strategy::zero3();
+    run.strategy.bucket_bytes = 6000;
+    train<float>("buckets", world, run);
+    run.strategy.wire = DType::bf16;
+    train<float>("a wire of bf16", world, run);
+    run.strategy = Strategy::zero2();
+    run.strategy.accumulation = Accumulation::hold;
+    train<float>("held open", world, run);
+    run.debug = true;
+    run.strategy = Strategy::zero3();
+    train<float>("debug mode", world, run);
+  }
+}
+
+// Buffers of the host, its own optimizer, a late parameter that makes the slots grow.
+float host_memory(Communicator& communicator) {
+  constexpr std::size_t count = 900;
+  Context<Device> context(communicator);
+  ParameterOptions options;
+  options.residency = Residency::host_buffer;
+  Parameter<float> fed(context, {{"fed", {count}}}, options);
+  Gradient<float> contributed(fed, Residency::host_buffer);
+  Parameter<float> slotted(context, {{"slotted", {count}}});
+  const auto ones = [](const Layout::Tensor&, std::size_t) { return 1.0f; };
+  fed.initialize(ones);
+  slotted.initialize(ones);
+  DeviceArray<float> weights(count);
+  DeviceArray<float> gradient(count);
+  for (int step = 0; step < 4; ++step) {
+    {
+      auto lease = fed.gather_into(weights.data());
+      fill(context, gradient.span(), [](std::size_t) { return 0.25f; });
+      Device::copy(context.stream(), gradient.data(), weights.data(), count * sizeof(float));
+    }
+    contributed.reduce_from(gradient.data());
+    add(context, gradient.span(), 100);  // the buffer is the host's again
+    add(context, weights.span(), 100);
+    fed.update([&](std::span<float> shard) { add(context, shard, 0.5f); });
+    slotted.update([&](std::span<float> shard) { add(context, shard, 0.5f); });
+    const float reduced = at(context, contributed.shard(), 0);
+    if (reduced != 1 + 0.5f * static_cast<float>(step)) return reduced;
+    contributed.consume();
+    auto lease = slotted.gather();
+    Device::copy(context.stream(), weights.data(), lease.data(), count * sizeof(float));
+  }
+  Parameter<float> late(context, {{"late", {10 * count}}});
+  late.initialize(ones);
+  {
+    auto lease = late.gather();
+    Device::copy(context.stream(), weights.data(), lease.data(), count * sizeof(float));
+  }
+  auto lease = slotted.gather();
+  return at(context, weights.span(), count - 1) +
+         at(context, std::span<const float>(lease[0]), count - 1);
+}
+
+}  // namespace
+}  // namespace shardwise::test
+
+int main() {
+  using namespace shardwise::test;
+  emulation_control::set_option("jitter_us", std::getenv("SHARDWISE_EDGES_JITTER_US"));
+  train_all();
+  for (const float value : on_ranks(3, host_memory)) expect(value == 4.0f, "the host's own memory");
+  return failed ? 1 : 0;
+}
