@@ -62,8 +62,9 @@ FOREIGN = {
     "comm/private_directory.hpp": {"dirent.h", "fcntl.h", "sys/stat.h", "unistd.h"},
     "comm/thread_group.hpp": {"unistd.h"},
     **{f"comm/{header}.hpp": {"cuda_runtime_api.h", "nccl.h"}
-       for header in ("nccl_api", "nccl_arena", "nccl_communicator", "nccl_handle", "nccl_staging", "nccl_tracker",
-                      "nccl_transfer", "nccl_watchdog", "run_cuda_ranks")},
+       for header in ("nccl_api", "nccl_arena", "nccl_communicator", "nccl_connect", "nccl_endpoint", "nccl_handle",
+                      "nccl_movement", "nccl_staging", "nccl_tracker", "nccl_transfer", "nccl_watchdog",
+                      "run_cuda_ranks")},
     **{f"device/cuda_{part}.hpp": {"cuda_runtime_api.h"}
        for part in ("device", "error", "event", "guard", "memory", "seam", "stream")},
     "detail/pages.hpp": {"sys/mman.h", "unistd.h"},
