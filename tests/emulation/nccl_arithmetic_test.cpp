@@ -13,6 +13,8 @@
 #include <random>
 #include <vector>
 
+#include "nccl_short_floats.hpp"
+
 using emulation::Contribution;
 
 namespace {
