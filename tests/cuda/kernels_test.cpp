@@ -12,6 +12,7 @@
 #include <shardwise/device/host.hpp>
 #include <shardwise/kernels/cast.hpp>
 #include <shardwise/kernels/e4m3.hpp>
+#include <shardwise/kernels/elements.hpp>
 #include <shardwise/kernels/norm.hpp>
 #include <shardwise/kernels/quantize.hpp>
 #include <shardwise/kernels/reduce.hpp>
@@ -78,6 +79,27 @@ TEST_CASE("convert has the host's bits, from any address") {
     }
   }
   CHECK(cases == 4 * 4 * 11 * 4);
+}
+
+TEST_CASE("elements go in blocks from the first that is aligned, where there is one") {
+  alignas(32) float from[64] = {};
+  alignas(32) bf16 to[64] = {};
+  const auto plan = [&](std::size_t shift_from, std::size_t shift_to, std::size_t count) {
+    return detail::plan_elements(count, Cast<float, bf16>{from + shift_from, to + shift_to});
+  };
+  const auto is = [](const detail::ElementPlan& found, std::size_t head, std::size_t blocks) {
+    return found.head == head && found.blocks == blocks;
+  };
+  CHECK(is(plan(0, 0, 56), 0, 7));
+  CHECK(is(plan(0, 0, 55), 0, 6));
+  CHECK(is(plan(3, 3, 56), 5, 6));
+  CHECK(is(plan(3, 11, 20), 5, 1));
+  CHECK(is(plan(4, 4, 11), 0, 0));
+  CHECK(is(plan(0, 1, 56), 0, 0));
+  const UpdateOf<AdamW, float, bf16> step{from, to, {from, from}, 1, {}};
+  CHECK(is(detail::plan_elements(32, step), 0, 4));
+  const UpdateOf<AdamW, float, bf16> crooked{from, to, {from, from + 4}, 1, {}};
+  CHECK(is(detail::plan_elements(32, crooked), 0, 0));
 }
 
 TEST_CASE("convert in place, whichever type is larger") {
