@@ -115,6 +115,10 @@ class Endpoint {
       throw;
     } catch (const UsageError&) {
       throw;
+    } catch (const BackendError& error) {
+      const std::string message = format("{}\nin {}", error.what(), describe(print));
+      abort(message);
+      throw BackendError(message);
     } catch (const std::exception& error) {
       abort(format("{}\nin {}", error.what(), describe(print)));
       throw;
