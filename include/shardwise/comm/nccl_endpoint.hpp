@@ -25,6 +25,7 @@
 #include "fingerprint.hpp"
 #include "nccl_handle.hpp"
 #include "nccl_options.hpp"
+#include "nccl_range.hpp"
 #include "nccl_staging.hpp"
 #include "nccl_transfer.hpp"
 #include "nccl_watchdog.hpp"
@@ -88,6 +89,7 @@ class Endpoint {
     check_stream(operation, items, info, stream);
     const Fingerprint print = detail::fingerprint_of(operation, items, info, root, sequence_ + 1);
     if (!is_peaceful()) throw_failure(print);
+    const Range range(print);
     try {
       const CudaDeviceGuard guard(device_);
       // The watchdog sees to time-outs of what was enqueued; this is for NCCL's own waiting.
