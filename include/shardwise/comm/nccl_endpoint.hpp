@@ -36,6 +36,28 @@ namespace shardwise::inline v0_1::detail::nccl {
 /// One rank's end of a communicator: how its calls are issued, and what becomes of them where the
 /// communicator fails or goes.
 class Endpoint {
+  /// Where waiting ends: throws where the communicator has failed, or the host's time is up inside
+  /// NCCL, which waits for peers there when it connects to them.
+  class Patience {
+   public:
+    Patience(Endpoint& end, const Fingerprint& print, std::chrono::nanoseconds timeout) noexcept
+        : end_(end), print_(print), timeout_(timeout) {}
+
+    void operator()() const {
+      if (!end_.is_peaceful()) end_.throw_failure(print_);
+      if (std::chrono::steady_clock::now() - begin_ < timeout_) return;
+      end_.member_->wants_time_out.store(true);
+      end_.watchdog_->wake();
+      end_.throw_failure(print_);
+    }
+
+   private:
+    Endpoint& end_;
+    const Fingerprint& print_;
+    std::chrono::nanoseconds timeout_;
+    std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
+  };
+
  public:
   /// `member` has its channels.
   Endpoint(const NcclOptions& options, int device, std::shared_ptr<Member> member,
@@ -93,7 +115,7 @@ class Endpoint {
     try {
       const CudaDeviceGuard guard(device_);
       // The watchdog sees to time-outs of what was enqueued; this is for NCCL's own waiting.
-      const auto patience = patience_of(print, info.timeout);
+      const Patience patience(*this, print, info.timeout);
       if (options_.checked) compare(print, info.timeout, patience);
       ++sequence_;
       if (stream.memory == MemoryKind::host) {
@@ -174,19 +196,6 @@ class Endpoint {
         name_of(operation), info.name, member_->rank);
   }
 
-  /// Where waiting ends: throws where the communicator has failed, or the host's time is up inside
-  /// NCCL, which waits for peers there when it connects to them.
-  [[nodiscard]] auto patience_of(const Fingerprint& print, std::chrono::nanoseconds timeout) {
-    return [this, &print, timeout, begin = std::chrono::steady_clock::now()] {
-      if (!is_peaceful()) throw_failure(print);
-      if (std::chrono::steady_clock::now() - begin < timeout) return;
-      member_->wants_time_out.store(true);
-      watchdog_->wake();
-      throw_failure(print);
-    };
-  }
-
-  template <class Patience>
   void compare(const Fingerprint& print, std::chrono::nanoseconds timeout,
                const Patience& patience) {
     std::vector<Fingerprint> calls(member_->world_ranks.size());
