@@ -359,7 +359,7 @@ std::vector<T> values_to_quantize(std::size_t count) {
     const std::size_t block = i / quantized_block;
     auto value = static_cast<double>(number<float>(1, 8, i)) * static_cast<double>(1 + block);
     if (block == 1) value = 0;
-    if (block == 2) value *= 0x1p-125;
+    if (block == 2) value *= 0x1p-132;
     if (block == 3 && i % quantized_block == 200) value = std::numeric_limits<double>::infinity();
     if (block == 4 && i % quantized_block == 7) value = std::numeric_limits<double>::quiet_NaN();
     values[i] = cast_element<T>(value);

@@ -51,7 +51,7 @@ void check(const Results& results, const std::vector<CollectiveCase>& cases, int
 // The emulation keeps a thread for each stream: of the many cases some, others in each world.
 std::vector<CollectiveCase> some_cases(int world) {
   std::vector<CollectiveCase> cases = all_collective_cases(world);
-  const std::size_t step = sanitized ? 23 : 3;
+  const std::size_t step = sanitized ? 23 : 7;
   std::size_t index = static_cast<std::size_t>(world);
   std::erase_if(cases, [&](const CollectiveCase& collective) {
     return index++ % step != 0 && collective.items.size() == 1;

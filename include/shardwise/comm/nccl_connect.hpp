@@ -1,0 +1,88 @@
+#pragma once
+
+#include <nccl.h>
+
+#include <chrono>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../core/error.hpp"
+#include "../core/format.hpp"
+#include "nccl_api.hpp"
+#include "nccl_handle.hpp"
+#include "nccl_options.hpp"
+#include "nccl_watchdog.hpp"
+#include "rendezvous.hpp"
+
+namespace shardwise::inline v0_1::detail::nccl {
+
+inline void check_adopted(ncclComm_t adopted, int own_rank, int size, int own_device) {
+  int count = 0;
+  int rank = 0;
+  int device = 0;
+  for (const ncclResult_t result :
+       {ncclCommCount(adopted, &count), ncclCommUserRank(adopted, &rank),
+        ncclCommCuDevice(adopted, &device)}) {
+    if (result != ncclSuccess) {
+      raise_result(result, "ncclCommCount", own_rank);
+    }
+  }
+  if (count == size && rank == own_rank && device == own_device) return;
+  raise(
+      "the adopted NCCL communicator is rank {} of {} on device {}, but the rendezvous says rank "
+      "{} of {} and the current device is {}",
+      rank, count, device, own_rank, size, own_device);
+}
+
+/// This rank's ncclComm_t, or two where reductions have one of their own: made with all ranks of
+/// the rendezvous, or the host's `adopted` where that is not null.
+[[nodiscard]] inline std::vector<std::unique_ptr<Channel>> connect(
+    Rendezvous& rendezvous, const std::string& communicator_id, const NcclOptions& options,
+    int device, ncclComm_t adopted) {
+  const int rank = rendezvous.rank();
+  const int size = rendezvous.size();
+  std::vector<std::unique_ptr<Channel>> channels;
+  const auto add = [&](std::shared_ptr<Handle> handle) {
+    channels.push_back(std::make_unique<Channel>(std::move(handle), device));
+  };
+  const auto begin = std::chrono::steady_clock::now();
+  const auto patience = [&] {
+    if (rendezvous.failure()) {
+      const RankFailure why = rendezvous.settled_failure(std::chrono::milliseconds(50));
+      throw PeerFailed(format("rank {} failed: {}\nwhile rank {} joined \"{}\"", why.rank,
+                              why.message, rank, options.name),
+                       why.rank, why.message);
+    }
+    if (std::chrono::steady_clock::now() - begin < options.startup_timeout) return;
+    raise<TimedOut>(
+        "rank {} of {} waited in vain for NCCL to connect \"{}\": all ranks came, but "
+        "one or its network does not answer; NCCL_DEBUG=INFO says more",
+        rank, size, options.name);
+  };
+  // Who does not come is named here; inside NCCL it would be a time-out without names.
+  ncclUniqueId id{};
+  if (rank == 0 && adopted == nullptr) {
+    if (const ncclResult_t result = ncclGetUniqueId(&id); result != ncclSuccess) {
+      raise_result(result, "ncclGetUniqueId", 0);
+    }
+  }
+  std::string own(sizeof id, '\0');
+  std::memcpy(own.data(), &id, sizeof id);
+  const auto all = rendezvous.exchange(communicator_id + ".here", own, options.startup_timeout);
+  if (adopted != nullptr) {
+    check_adopted(adopted, rank, size, device);
+    add(Handle::adopt(adopted, rank));
+  } else {
+    std::memcpy(&id, all.front().data(), sizeof id);
+    add(Handle::make(size, rank, id, options, patience));
+  }
+  if (options.separate_reductions) {
+    add(channels.front()->handle->split(0, rank, options, options.name + ".reductions", patience));
+  }
+  return channels;
+}
+
+}  // namespace shardwise::inline v0_1::detail::nccl
