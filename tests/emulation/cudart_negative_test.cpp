@@ -75,7 +75,7 @@ const Expectation expectations[] = {
      faulted, false, true},
     {"host_touches_device_memory", "fault: the host touched byte 12 of an allocation of 4000 bytes",
      faulted, false, false, "HOST_ACCESS", "fault"},
-    {"deadlock", "deadlock: nothing ran for 300 ms", stopped, false, false, "WATCHDOG_MS", "300"},
+    {"deadlock", "deadlock: no task ended for 300 ms", stopped, false, false, "WATCHDOG_MS", "300"},
     {"freed_twice", "was freed before, by cudaFree", stopped},
     {"stream_used_after_destroyed", "is no stream that lives", stopped},
     {"wait_for_unrecorded_event", "the event was never recorded", stopped, false, false,
