@@ -79,8 +79,8 @@ struct NormForward {
     for (std::size_t i = 0; i < width; ++i) squares += (row[i] - center) * (row[i] - center);
     const float scale = 1 / std::sqrt(squares / count + 1e-5f);
     for (std::size_t i = 0; i < width; ++i) {
-      out[t * width + i] = static_cast<W>((row[i] - center) * scale * static_cast<float>(weight[i]) +
-                                          static_cast<float>(bias[i]));
+      out[t * width + i] = static_cast<W>(
+          (row[i] - center) * scale * static_cast<float>(weight[i]) + static_cast<float>(bias[i]));
     }
     mean[t] = center;
     rate[t] = scale;

@@ -1,5 +1,5 @@
-// The program's device code, compiled by nvcc: the model's functors for both types of leases, and what
-// the library runs on a device. The other units are plain C++ and launch functors by
+// The program's device code, compiled by nvcc: the model's functors for both types of leases, and
+// what the library runs on a device. The other units are plain C++ and launch functors by
 // CudaDevice::launch; one that is not listed here does not link.
 
 // clang-format off: the launchers come first
@@ -16,10 +16,10 @@
 template void shardwise::detail::cuda::launch_elements(
     cudaStream_t, std::size_t, const shardwise::UpdateOf<shardwise::AdamW, float, float>&);
 
-#define CUDA_GPT_KERNEL(functor)                                                     \
-  template void shardwise::detail::cuda::launch_elements(                            \
-      cudaStream_t, std::size_t, const cuda_gpt::Each<cuda_gpt::functor<float>>&);   \
-  template void shardwise::detail::cuda::launch_elements(                            \
+#define CUDA_GPT_KERNEL(functor)                                                   \
+  template void shardwise::detail::cuda::launch_elements(                          \
+      cudaStream_t, std::size_t, const cuda_gpt::Each<cuda_gpt::functor<float>>&); \
+  template void shardwise::detail::cuda::launch_elements(                          \
       cudaStream_t, std::size_t, const cuda_gpt::Each<cuda_gpt::functor<shardwise::bf16>>&);
 
 CUDA_GPT_KERNEL(Embed)

@@ -129,8 +129,7 @@ void Gpt<W>::attention_forward(Block& block) {
   const W* value = key + tokens_ * shape_.width;
   products_.multiply_by_transpose({query, rows, columns, count}, {key, rows, columns, count},
                                   {scores_.data(), rows, rows, count});
-  launch(count * rows,
-         SoftmaxCausal<W>{scores_.data(), block.probabilities.data(), rows, scale});
+  launch(count * rows, SoftmaxCausal<W>{scores_.data(), block.probabilities.data(), rows, scale});
   products_.multiply({block.probabilities.data(), rows, rows, count}, {value, rows, columns, count},
                      {product_.data(), rows, columns, count});
   launch(tokens_ * shape_.width,
@@ -147,8 +146,7 @@ void Gpt<W>::block_forward(std::size_t layer, BlockTensors<const W> w) {
 
   norm_forward(x, w[norm1_weight], w[norm1_bias], b.norm1);
   linear_forward(b.norm1.out.data(), w[qkv_weight], width, 3 * width);
-  launch(3 * size,
-         SplitHeads<W>{product_.data(), w[qkv_bias], b.heads.data(), head_layout(), 3});
+  launch(3 * size, SplitHeads<W>{product_.data(), w[qkv_bias], b.heads.data(), head_layout(), 3});
   attention_forward(b);
   linear_forward(b.mixed.data(), w[out_weight], width, width);
   launch(size, AddResidual<W>{x, product_.data(), w[out_bias], b.middle.data(), width});
@@ -158,8 +156,7 @@ void Gpt<W>::block_forward(std::size_t layer, BlockTensors<const W> w) {
   launch(4 * size,
          Gelu<W>{product_.data(), w[up_bias], b.hidden.data(), b.activated.data(), 4 * width});
   linear_forward(b.activated.data(), w[down_weight], 4 * width, width);
-  launch(size,
-         AddResidual<W>{b.middle.data(), product_.data(), w[down_bias], b.out.data(), width});
+  launch(size, AddResidual<W>{b.middle.data(), product_.data(), w[down_bias], b.out.data(), width});
 }
 
 template <class W>
@@ -181,10 +178,9 @@ template <class W>
 void Gpt<W>::head_backward(EmbeddingTensors<const W> embedding, NormTensors<const W> norm,
                            EmbeddingTensors<W> embedding_gradient, NormTensors<W> norm_gradient) {
   const Operand d_logits{d_logits_.data(), tokens_, vocabulary};
-  products_.multiply_transpose_by(d_logits, {final_norm_.out.data(), tokens_, shape_.width},
-                                  {embedding_gradient[embedding_unit::token], vocabulary,
-                                   shape_.width},
-                                  Into::add);
+  products_.multiply_transpose_by(
+      d_logits, {final_norm_.out.data(), tokens_, shape_.width},
+      {embedding_gradient[embedding_unit::token], vocabulary, shape_.width}, Into::add);
   products_.multiply(d_logits, {embedding[embedding_unit::token], vocabulary, shape_.width},
                      {product_.data(), tokens_, shape_.width});
   shardwise::CudaDevice::zero(stream_, d_stream_.data(), tokens_ * shape_.width * sizeof(float));
@@ -243,9 +239,9 @@ template <class W>
 void Gpt<W>::embed_backward(EmbeddingTensors<W> gradient) {
   const std::size_t width = shape_.width;
   launch(tokens_ * vocabulary, OneHot<W>{inputs_, one_hot_.data(), vocabulary});
-  products_.multiply_transpose_by(
-      {one_hot_.data(), tokens_, vocabulary}, {d_operand_.data(), tokens_, width},
-      {gradient[embedding_unit::token], vocabulary, width}, Into::add);
+  products_.multiply_transpose_by({one_hot_.data(), tokens_, vocabulary},
+                                  {d_operand_.data(), tokens_, width},
+                                  {gradient[embedding_unit::token], vocabulary, width}, Into::add);
   // Each sequence is a row here; their sum is the gradient of all positions.
   const std::size_t row = shape_.sequence * width;
   products_.multiply({ones_.data(), 1, sequences_}, {d_operand_.data(), sequences_, row},

@@ -28,8 +28,8 @@ int extent(std::size_t value) {
 cudaDataType type_of(shardwise::DType type) {
   if (type == shardwise::DType::f32) return CUDA_R_32F;
   if (type == shardwise::DType::bf16) return CUDA_R_16BF;
-  throw std::invalid_argument(fmt::format("products are of f32 or bf16, not of {}",
-                                          std::string(shardwise::name_of(type))));
+  throw std::invalid_argument(
+      fmt::format("products are of f32 or bf16, not of {}", std::string(shardwise::name_of(type))));
 }
 
 }  // namespace

@@ -68,7 +68,7 @@ class StepData {
  private:
   std::size_t sequence_;
   std::size_t micro_tokens_;
-  std::size_t tokens_;  // of the step
+  std::size_t tokens_;                    // of the step
   PinnedArray<std::uint8_t> host_bytes_;  // inputs, then targets
   DeviceArray<std::uint8_t> device_bytes_;
   PinnedArray<double> host_losses_;

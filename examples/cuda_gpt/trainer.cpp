@@ -18,19 +18,18 @@ namespace {
 
 using shardwise::CudaDevice;
 
-/// The program's own stream: the library adopts it, and leases are valid in its order. It does not
-/// wait for the default stream, which nothing here uses.
-class ComputeStream {
+/// The program's own stream. It does not wait for the default stream, which nothing here uses.
+class OwnStream {
  public:
-  ComputeStream() {
+  OwnStream() {
     shardwise::cuda_check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking),
                           "cudaStreamCreateWithFlags");
   }
-  ComputeStream(const ComputeStream&) = delete;
-  ComputeStream& operator=(const ComputeStream&) = delete;
-  ~ComputeStream() { cudaStreamDestroy(stream_); }
+  OwnStream(const OwnStream&) = delete;
+  OwnStream& operator=(const OwnStream&) = delete;
+  ~OwnStream() { cudaStreamDestroy(stream_); }
 
-  [[nodiscard]] shardwise::StreamRef ref() const { return {shardwise::MemoryKind::cuda, stream_}; }
+  [[nodiscard]] cudaStream_t native() const { return stream_; }
 
  private:
   cudaStream_t stream_ = nullptr;
@@ -39,10 +38,13 @@ class ComputeStream {
 template <class W>
 Report run(const Options& options, const train_gpt::Text& text,
            shardwise::Communicator& communicator) {
-  const ComputeStream compute;
-  // The head reads the embedding beside the final norm: two parameters open at once.
+  const OwnStream own;
+  shardwise::CudaStream stream(own.native());  // the same one, as CudaDevice takes it
+  // The context adopts it: a gather has ended before what is enqueued here on the lease's weights,
+  // and their slot is used again after it. The head reads the embedding beside the final norm: two
+  // parameters open at once.
   shardwise::Context<CudaDevice> context(communicator, train_gpt::strategy_of(options),
-                                         {.open_parameters = 2, .stream = compute.ref()});
+                                         {.open_parameters = 2, .stream = stream.ref()});
   const train_gpt::Share share(options, context.rank(), context.world());
   const GptShape shape{options.layers, options.width, options.heads, options.sequence};
   const std::vector<train_gpt::Unit> units = shape.units();
@@ -76,7 +78,7 @@ Report run(const Options& options, const train_gpt::Text& text,
     if (!hold || micro + 1 == options.micro_batches) std::move(running[unit]).reduce();
   };
 
-  Gpt<W> model(shape, share.at_once, context.stream());
+  Gpt<W> model(shape, share.at_once, stream);
   const auto forward = [&](const std::uint8_t* inputs, std::size_t sequences) {
     model.embed_forward(weights(embedding), inputs, sequences);
     for (std::size_t layer = 0; layer < options.layers; ++layer) {
@@ -90,7 +92,7 @@ Report run(const Options& options, const train_gpt::Text& text,
   for (std::size_t step = 0; step < options.steps; ++step) {
     recorder.begin_step();
     context.reset_statistics();
-    data.send(text, options.seed, step, share.first(0), context.stream());
+    data.send(text, options.seed, step, share.first(0), stream);
     for (micro = 0; micro < options.micro_batches; ++micro) {
       forward(data.inputs(micro), share.at_once);
       {
@@ -112,13 +114,14 @@ Report run(const Options& options, const train_gpt::Text& text,
       model.embed_backward(running[embedding]);
       close(embedding);
     }
-    data.fetch(context.stream());
-    // The host has only enqueued so far; the norm is the first number that it waits for.
+    data.fetch(stream);
+    // The host has only enqueued so far, so that the report has no compute_ms and wait_ms. The norm
+    // is the first number that it waits for.
     const double norm = clip_gradient_norm(context, options.max_norm());
     for (std::size_t unit = 0; unit < parameters.size(); ++unit) {
       states[unit].step(parameters[unit], gradients[unit]);
     }
-    context.stream().synchronize();
+    stream.synchronize();
     recorder.end_step(context.mean(data.sum_of_losses() * share.loss_scale), norm);
   }
 
@@ -129,13 +132,12 @@ Report run(const Options& options, const train_gpt::Text& text,
   const DeviceArray<std::uint8_t> window(options.sequence);
   std::vector<float> logits(options.sequence * GptShape::vocabulary);
   report.sample = generate(options, [&](std::span<const std::uint8_t> inputs) {
-    CudaDevice::upload(context.stream(), window.data(), inputs.data(), inputs.size());
+    CudaDevice::upload(stream, window.data(), inputs.data(), inputs.size());
     forward(window.data(), 1);
     const auto& token = weights(embedding);
     const auto& norm = weights(final_norm);
     model.head_forward(token, norm);
-    CudaDevice::download(context.stream(), logits.data(), model.logits(),
-                         logits.size() * sizeof(float));
+    CudaDevice::download(stream, logits.data(), model.logits(), logits.size() * sizeof(float));
     return std::span<const float>(logits);
   });
   train_gpt::ParametersHash hash(options.keep_parameters ? &report.values : nullptr);

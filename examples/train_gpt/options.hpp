@@ -47,7 +47,7 @@ struct Options {
   std::size_t sample = 0;  ///< bytes to write after training
   std::string json;        ///< file for the report; empty: none
   bool world_of_one_reference = false;
-  bool quiet = false;  ///< no progress line; for programs that train several times
+  bool quiet = false;            ///< no progress line; for programs that train several times
   bool keep_parameters = false;  ///< Report::values; for programs that compare trainers
 
   /// `clip` as a number: infinity where nothing is clipped.

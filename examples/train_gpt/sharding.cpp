@@ -67,8 +67,8 @@ void account(const shardwise::Statistics& statistics, const shardwise::Strategy&
   report.scalars_per_step = traffic.scalar_calls;
 }
 
-void account(const shardwise::Bytes& held, std::size_t peak_held,
-             const shardwise::MemoryPlan& plan, Report& report) {
+void account(const shardwise::Bytes& held, std::size_t peak_held, const shardwise::MemoryPlan& plan,
+             Report& report) {
   report.bytes_per_rank = to_bytes(held, peak_held);
   report.planned_bytes_per_rank = to_bytes(plan.bytes, plan.peak());
 }

@@ -95,29 +95,55 @@ class Account {
   std::size_t bytes_ = 0;
 };
 
+/// Memory for the buffers that collectives work on (slots, landing buffers), where it is not the
+/// device's own: memory that a communicator has registered (comm/nccl_arena.hpp). Of the device of
+/// the Context that uses it.
+class SlotMemory {
+ public:
+  virtual ~SlotMemory() = default;
+  /// Aligned as the device's own is. Ranks ask for the same in the same order. UsageError, on all
+  /// ranks, where there is not so much.
+  [[nodiscard]] virtual void* allocate(std::size_t bytes) = 0;
+  virtual void deallocate(void* memory, std::size_t bytes) noexcept = 0;
+
+ protected:
+  SlotMemory() = default;
+  SlotMemory(const SlotMemory&) = default;
+  SlotMemory& operator=(const SlotMemory&) = default;
+};
+
 /// Memory of a device that a ledger knows of. Move-only; the ledger must outlive it.
 template <class Device>
 class Buffer {
  public:
   Buffer() = default;
-  Buffer(Ledger& ledger, StateKind kind, std::size_t bytes) : bytes_(bytes) {
+  /// `memory`: where it comes from, if not from the device.
+  Buffer(Ledger& ledger, StateKind kind, std::size_t bytes, SlotMemory* memory = nullptr)
+      : bytes_(bytes), memory_(memory) {
     if (bytes == 0) return;
-    data_ = Device::allocate(bytes);
+    data_ = memory != nullptr ? memory->allocate(bytes) : Device::allocate(bytes);
     account_ = Account(ledger, kind, bytes);
   }
   Buffer(Buffer&& other) noexcept
       : account_(std::move(other.account_)),
         bytes_(std::exchange(other.bytes_, 0)),
-        data_(std::exchange(other.data_, nullptr)) {}
+        data_(std::exchange(other.data_, nullptr)),
+        memory_(other.memory_) {}
   Buffer& operator=(Buffer&& other) noexcept {
     Buffer taken(std::move(other));
     std::swap(account_, taken.account_);
     std::swap(bytes_, taken.bytes_);
     std::swap(data_, taken.data_);
+    std::swap(memory_, taken.memory_);
     return *this;
   }
   ~Buffer() {
-    if (data_ != nullptr) Device::deallocate(data_, bytes_);
+    if (data_ == nullptr) return;
+    if (memory_ != nullptr) {
+      memory_->deallocate(data_, bytes_);
+    } else {
+      Device::deallocate(data_, bytes_);
+    }
   }
 
   [[nodiscard]] std::byte* data() const noexcept { return static_cast<std::byte*>(data_); }
@@ -127,6 +153,7 @@ class Buffer {
   Account account_;
   std::size_t bytes_ = 0;
   void* data_ = nullptr;
+  SlotMemory* memory_ = nullptr;  // null: the device's own
 };
 
 }  // namespace shardwise::inline v0_1

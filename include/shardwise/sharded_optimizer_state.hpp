@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "context.hpp"
+#include "kernels/segments.hpp"
 #include "optim/optimizer.hpp"
 #include "sharded_gradient.hpp"
 #include "sharded_parameter.hpp"
@@ -128,8 +129,16 @@ class ShardedOptimizerState {
     const std::size_t begin = parameter_->owned_begin();
     const std::size_t end = begin + parameter_->owned_count();
     const auto* const gradients = reinterpret_cast<const G*>(gradient.owned());
-    const auto launch = [&](T* values, std::size_t offset, std::size_t count,
-                            const TensorOptions& options) {
+    std::array<detail::ElementSegment<Functor>, 32> batch;
+    std::size_t batched = 0;
+    const auto launch = [&] {
+      Device::launch_segments(
+          context_->engine().compute,
+          std::span<const detail::ElementSegment<Functor>>(batch.data(), batched));
+      batched = 0;
+    };
+    const auto add = [&](T* values, std::size_t offset, std::size_t count,
+                         const TensorOptions& options) {
       const std::size_t at = offset - begin;
       Functor functor{values,
                       gradients + at,
@@ -139,20 +148,22 @@ class ShardedOptimizerState {
       for_each_state([&]<class S>(std::size_t index) {
         functor.states[index] = buffers_[index].data() + at * sizeof(S);
       });
-      Device::launch(context_->engine().compute, count, functor);
+      batch[batched++] = {functor, count};
+      if (batched == batch.size()) launch();
     };
     const Layout& layout = parameter_->layout;
     if (parameter_->storage_in_place()) {
       layout.for_each_segment(begin, end, [&](const Layout::Segment& segment) {
-        launch(reinterpret_cast<T*>(parameter_->stored(segment)), segment.offset, segment.count,
-               layout.tensors()[segment.tensor].options);
+        add(reinterpret_cast<T*>(parameter_->stored(segment)), segment.offset, segment.count,
+            layout.tensors()[segment.tensor].options);
       });
     } else {
       auto* const values = reinterpret_cast<T*>(parameter_->owned());
       layout.for_each_run(begin, end, [&](const Layout::Run& run) {
-        launch(values + (run.offset - begin), run.offset, run.count, run.options);
+        add(values + (run.offset - begin), run.offset, run.count, run.options);
       });
     }
+    if (batched > 0) launch();
   }
 
   Context<Device>* context_;

@@ -100,8 +100,7 @@ void require_same_model(const GptShape& shape, double bound) {
   Values<float> expected(shape);
   problem.backward(widened, expected);
   train_gpt::Activations activations(shape, 3);
-  const double expected_loss =
-      problem.forward(train_gpt::Gpt<float>(shape), widened, activations);
+  const double expected_loss = problem.forward(train_gpt::Gpt<float>(shape), widened, activations);
 
   CudaStream stream;
   cuda_gpt::Gpt<W> model(shape, 4, stream);  // room for more sequences than there are

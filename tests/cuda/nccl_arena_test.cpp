@@ -6,6 +6,8 @@
 #include <memory>
 #include <shardwise/comm/collectives.hpp>
 #include <shardwise/comm/nccl.hpp>
+#include <shardwise/device/cuda.hpp>
+#include <shardwise/shardwise.hpp>
 #include <string>
 #include <thread>
 #include <vector>
@@ -138,6 +140,98 @@ TEST_CASE("gathers in an arena take the copy engines where that is asked for") {
         });
     for (const std::string& text : texts) CHECK(text == "");
   }
+}
+
+/// Gathers and reduces three parameters in turn, with slots in an arena, and counts how NCCL
+/// carried the gathers.
+template <FloatingElement L>
+std::string use_slots_in_an_arena(NcclCommunicator& comm, ncclComm_t raw) {
+  constexpr std::size_t count = 5000;
+  NcclArena arena(comm, std::size_t{1} << 20);
+  Strategy strategy = Strategy::zero3();
+  strategy.lease = dtype_of<L>;
+  strategy.gradient_lease = DType::f32;
+  ContextOptions options;
+  options.slot_memory = &arena;
+  Context<CudaDevice> context(comm, strategy, options);
+  std::vector<ShardedParameter<float, CudaDevice>> parameters;
+  std::vector<ShardedGradient<float, CudaDevice>> gradients;
+  for (int i = 0; i < 3; ++i) {
+    parameters.emplace_back(context, std::vector<TensorSpec>{{"w", {count}}});
+    parameters.back().initialize([&](const auto&, std::size_t element) {
+      return static_cast<float>(element % 64 + 1) * static_cast<float>(i + 1);
+    });
+  }
+  for (auto& parameter : parameters) gradients.emplace_back(parameter);
+  context.prepare();
+  if (context.held() != context.plan().bytes) return "held is not planned";
+  const Paths before = paths_of(raw);
+  long gathers = 0;
+  for (int round = 0; round < 2; ++round) {
+    for (std::size_t i = 0; i < parameters.size(); ++i) {
+      auto lease = parameters[i].template gather<L>();
+      ++gathers;
+      const auto* const begin = reinterpret_cast<const std::byte*>(lease.data());
+      if (begin < arena.data() || begin >= arena.data() + arena.size()) return "outside the arena";
+      std::vector<L> values(count);
+      CudaDevice::download(context.stream(), values.data(), lease.data(), count * sizeof(L));
+      for (std::size_t k = 0; k < count; ++k) {
+        if (static_cast<float>(values[k]) !=
+            static_cast<float>(k % 64 + 1) * static_cast<float>(i + 1))
+          return "wrong value";
+      }
+    }
+  }
+  const Paths after = paths_of(raw);
+  std::string text;
+  if (shardwise_emulation_present() && after.copy_engine - before.copy_engine != gathers) {
+    text = fmt::format("{} of {} gathers by copy engines", after.copy_engine - before.copy_engine,
+                       gathers);
+  }
+  for (auto& gradient : gradients) {
+    auto lease = gradient.lease();
+    std::move(lease).reduce();
+    static_cast<void>(gradient.shard());  // zeros
+  }
+  return text;
+}
+
+TEST_CASE("slots in an arena: every gather of a context takes the copy engines") {
+  const int world = std::min(4, present_worlds().back());
+  for (const std::string& text :
+       on_adopted(world, {.copy_engine = true}, use_slots_in_an_arena<float>)) {
+    CHECK(text == "");
+  }
+  for (const std::string& text :
+       on_adopted(world, {.copy_engine = true}, use_slots_in_an_arena<bf16>)) {
+    CHECK(text == "");
+  }
+}
+
+TEST_CASE("an arena gives the first gap that fits, and says when there is none") {
+  const auto texts = on_cuda_ranks(
+      1,
+      [](Communicator& made) {
+        NcclArena arena(dynamic_cast<NcclCommunicator&>(made), 4096);
+        auto* const first = static_cast<std::byte*>(arena.allocate(1));
+        auto* const second = static_cast<std::byte*>(arena.allocate(1000));
+        auto* const third = static_cast<std::byte*>(arena.allocate(256));
+        if (first != arena.data() || second != first + 256 || third != second + 1024) {
+          return std::string("not one behind the other");
+        }
+        arena.deallocate(second, 1000);
+        if (arena.allocate(1025) != third + 256) return std::string("too large for the gap");
+        if (arena.allocate(1024) != second) return std::string("not the gap");
+        try {
+          static_cast<void>(arena.allocate(4096));
+        } catch (const UsageError& error) {
+          const std::string text = error.what();
+          return text.find("4096 bytes has no 4096 bytes left") != text.npos ? std::string() : text;
+        }
+        return std::string("no error");
+      },
+      {});
+  CHECK(texts[0] == "");
 }
 
 TEST_CASE("a host's communicator is adopted, not destroyed, and refused where it is another's") {

@@ -9,8 +9,8 @@
 #include "internal.hpp"
 
 /// @file
-/// The part of cuBLAS that examples/cuda_gpt uses: products in stream order, computed by the host in
-/// float, operands float or bf16. Operands are copied in and the result out by memcpy, so that
+/// The part of cuBLAS that examples/cuda_gpt uses: products in stream order, computed by the host
+/// in float, operands float or bf16. Operands are copied in and the result out by memcpy, so that
 /// sanitizers see what a product reads and writes.
 
 #define SHARDWISE_EMULATED extern "C" __attribute__((visibility("default")))
@@ -141,7 +141,9 @@ bool is_supported(const Product& p, cublasComputeType_t compute) {
 }
 
 /// As cuBLAS: no column overlaps the next.
-bool is_valid(const Matrix& matrix) { return matrix.leading >= (matrix.rows > 0 ? matrix.rows : 1); }
+bool is_valid(const Matrix& matrix) {
+  return matrix.leading >= (matrix.rows > 0 ? matrix.rows : 1);
+}
 
 std::size_t extent(int value) { return static_cast<std::size_t>(value); }
 
@@ -177,20 +179,19 @@ SHARDWISE_EMULATED cublasStatus_t cublasGemmStridedBatchedEx(
   const bool turn_b = transpose_b != CUBLAS_OP_N;
   const auto matrix = [](const void* data, cudaDataType type, int rows, int columns, int leading,
                          long long stride) {
-    return Matrix{static_cast<const char*>(data), type,
-                  extent(rows),                   extent(columns),
-                  extent(leading),                static_cast<std::size_t>(stride)};
+    return Matrix{
+        static_cast<const char*>(data),  type, extent(rows), extent(columns), extent(leading),
+        static_cast<std::size_t>(stride)};
   };
-  const Product product{
-      matrix(a, a_type, turn_a ? k : m, turn_a ? m : k, a_leading, a_stride),
-      matrix(b, b_type, turn_b ? n : k, turn_b ? k : n, b_leading, b_stride),
-      matrix(c, c_type, m, n, c_leading, c_stride),
-      turn_a,
-      turn_b,
-      *static_cast<const float*>(alpha),
-      *static_cast<const float*>(beta),
-      extent(k),
-      extent(count)};
+  const Product product{matrix(a, a_type, turn_a ? k : m, turn_a ? m : k, a_leading, a_stride),
+                        matrix(b, b_type, turn_b ? n : k, turn_b ? k : n, b_leading, b_stride),
+                        matrix(c, c_type, m, n, c_leading, c_stride),
+                        turn_a,
+                        turn_b,
+                        *static_cast<const float*>(alpha),
+                        *static_cast<const float*>(beta),
+                        extent(k),
+                        extent(count)};
   if (!is_supported(product, compute)) return CUBLAS_STATUS_NOT_SUPPORTED;
   if (!is_valid(product.a) || !is_valid(product.b) || !is_valid(product.c)) {
     return CUBLAS_STATUS_INVALID_VALUE;
@@ -205,9 +206,11 @@ SHARDWISE_EMULATED cublasStatus_t cublasGemmStridedBatchedEx(
   for (const Matrix* operand : {&product.a, &product.b, &product.c}) {
     emulation::check_range(api, operand->data, operand->bytes(product.count), device, true);
   }
-  // Two floating-point operations a multiplication, at some teraflops: it orders long and short ones.
+  // Two floating-point operations a multiplication, at some teraflops: it orders long and short
+  // ones.
   const double operations = 2.0 * m * n * k * count;
-  emulation::enqueue(handle->stream, api, [product] { run(product); }, 5 + operations / 5e6);
+  emulation::enqueue(
+      handle->stream, api, [product] { run(product); }, 5 + operations / 5e6);
   return CUBLAS_STATUS_SUCCESS;
 }
 

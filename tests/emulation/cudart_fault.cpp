@@ -11,10 +11,7 @@
 namespace emulation {
 namespace {
 
-struct sigaction before[2];
-struct sigaction& before_of(int signal) {
-  return before[signal == SIGBUS ? 1 : 0];
-}
+struct sigaction before;  ///< who had the signal when this took it last
 
 /// The allocation whose pages or guard pages hold the address. With the big lock held.
 const Allocation* owner_of(std::uintptr_t address) {
@@ -66,28 +63,40 @@ void describe(std::uintptr_t address) {
   if (text[0] != '\0') (void)!write(STDERR_FILENO, text, std::strlen(text));
 }
 
+void die_by(int signal) {
+  struct sigaction fall = {};
+  fall.sa_handler = SIG_DFL;
+  sigaction(signal, &fall, nullptr);
+}
+
+thread_local bool is_handling = false;
+
 void handle(int signal, siginfo_t* info, void* context) {
+  // a handler further down raised the signal again, or has this one as its own next: the access
+  // runs again and ends the process
+  if (is_handling) return die_by(signal);
+  is_handling = true;
   describe(reinterpret_cast<std::uintptr_t>(info->si_addr));
-  const struct sigaction& next = before_of(signal);
+  const struct sigaction& next = before;
   if ((next.sa_flags & SA_SIGINFO) != 0 && next.sa_sigaction != nullptr) {
     next.sa_sigaction(signal, info, context);
   } else if (next.sa_handler != SIG_DFL && next.sa_handler != SIG_IGN) {
     next.sa_handler(signal);
   } else {
-    // the access runs again and ends the process
-    struct sigaction fall = {};
-    fall.sa_handler = SIG_DFL;
-    sigaction(signal, &fall, nullptr);
+    die_by(signal);
   }
+  is_handling = false;
 }
 
 }  // namespace
 
 void install_fault_handler() {
   struct sigaction action = {};
+  struct sigaction found = {};
   action.sa_sigaction = handle;
   action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-  for (const int signal : {SIGSEGV, SIGBUS}) sigaction(signal, &action, &before_of(signal));
+  sigaction(SIGSEGV, &action, &found);
+  if (found.sa_sigaction != handle) before = found;
 }
 
 }  // namespace emulation

@@ -20,6 +20,26 @@ std::string demangled(const char* name) {
   return result;
 }
 
+/// A launcher gives its own signature: "... launch_x(...) [with Functor = F; ...]", or, from clang,
+/// "[Functor = F]". What tells kernels apart is "launch_x<F>".
+std::string readable(const std::string& name) {
+  const std::size_t arguments = name.find('(');
+  const std::size_t first = name.find(" = ");
+  if (arguments == std::string::npos || first == std::string::npos) return name;
+  const std::size_t launcher = name.find_last_of(": ", arguments) + 1;
+  // up to the next parameter or the end, outside of brackets
+  int depth = 0;
+  std::size_t end = first + 3;
+  for (; end < name.size(); ++end) {
+    const char c = name[end];
+    if (depth == 0 && (c == ';' || c == ']' || c == ',')) break;
+    depth += c == '<' || c == '(' || c == '[' ? 1 : 0;
+    depth -= c == '>' || c == ')' || c == ']' ? 1 : 0;
+  }
+  return name.substr(launcher, arguments - launcher) + '<' +
+         name.substr(first + 3, end - first - 3) + '>';
+}
+
 /// Whether something other than address space of a sanitizer is there: its page is in use.
 bool is_mapped_host_memory(std::uintptr_t address) {
   unsigned char in_use = 0;
@@ -101,19 +121,21 @@ SHARDWISE_EMULATED void shardwise_emulation_register_kernel(
   Kernel& kernel = world().kernels[stub];
   kernel.body = body;
   kernel.sizes.assign(sizes, sizes + count);
-  if (name != nullptr) kernel.name = name;
+  if (name != nullptr) kernel.name = readable(name);
 }
 
 SHARDWISE_EMULATED cudaError_t shardwise_emulation_launch(
-    cudaStream_t stream, const char* name, void (*body)(const void* functor, std::size_t count),
-    const void* functor, std::size_t functor_bytes, std::size_t count, int padding_is_clear) {
+    cudaStream_t stream, const char* signature,
+    void (*body)(const void* functor, std::size_t count), const void* functor,
+    std::size_t functor_bytes, std::size_t count, int padding_is_clear) {
   if (const cudaError_t failed = entry("cudaLaunchKernel")) return failed;
   const Guard guard(big_lock());
-  Stream* const target = resolve(name, stream);
+  const std::string name = readable(signature);
+  Stream* const target = resolve(name.c_str(), stream);
   if (target == nullptr || target->device != this_thread().device) {
     return status(cudaErrorInvalidResourceHandle);
   }
-  audit(name, target->device, functor, functor_bytes, 0, padding_is_clear != 0);
+  audit(name.c_str(), target->device, functor, functor_bytes, 0, padding_is_clear != 0);
   void* from = const_cast<void*>(functor);
   auto arguments = std::make_shared<Arguments>(&from, std::vector{functor_bytes});
   constexpr std::size_t block = 256;

@@ -28,6 +28,7 @@ void run(Stream* stream, Task& task) {
   if (task.bookkeeping) {
     if (task.run) task.run();  // touches no memory of the program
   } else if (failure == 0) {
+    install_fault_handler();
     access_begin_task(stream->device);
     task.run();
     access_end_task();

@@ -164,6 +164,7 @@ cudaError_t entry(const char* api) {
   if (const int injected = count_down(w.call_faults, api, false); injected != 0) {
     return status(static_cast<cudaError_t>(injected));
   }
+  if (w.devices.empty()) return status(cudaErrorNoDevice);
   return device_status(this_thread().device);
 }
 

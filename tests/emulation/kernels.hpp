@@ -73,9 +73,7 @@ void launch_elements(cudaStream_t stream, std::size_t count, const Functor& func
   emulated::enqueue(stream, __PRETTY_FUNCTION__, arguments.shape.pieces, arguments,
                     arguments.padding_is_clear, [](const void* copy, std::size_t) {
                       const auto& launch = *static_cast<const Arguments*>(copy);
-                      for (std::size_t i = 0; i < launch.shape.pieces; ++i) {
-                        run_piece(launch.shape.plan, i, launch.functor);
-                      }
+                      run_pieces(launch.shape.pieces, launch.shape.plan, launch.functor);
                     });
 }
 

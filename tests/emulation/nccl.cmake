@@ -21,8 +21,10 @@ shardwise_add_emulated_library(
   nccl_remote.cpp
   nccl_wire.cpp)
 target_link_libraries(emulated_nccl PRIVATE emulated_cudart)
-# Reductions are the bulk of the work; frame pointers, so that LeakSanitizer names the caller.
-target_compile_options(emulated_nccl PRIVATE -O2 -fno-omit-frame-pointer)
+# So that LeakSanitizer names the caller.
+target_compile_options(emulated_nccl PRIVATE -fno-omit-frame-pointer)
+# Reductions are the bulk of the work.
+set_source_files_properties(nccl_arithmetic.cpp PROPERTIES COMPILE_OPTIONS "-O3;-fno-trapping-math")
 
 shardwise_add_cuda_test(NAME nccl_collectives SOURCES nccl_conformance_test.cpp LABELS quick full sanitize)
 shardwise_add_cuda_test(NAME nccl_communicators SOURCES nccl_communicators_test.cpp

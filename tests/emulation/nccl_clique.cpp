@@ -57,9 +57,7 @@ bool wait_for(const std::function<std::string()>& what, const std::function<bool
 }
 
 Clique::Clique(std::string name, int ranks)
-    : name_(std::move(name)),
-      ranks_(ranks),
-      stops_(static_cast<std::size_t>(ranks), Stop::none) {}
+    : name_(std::move(name)), ranks_(ranks), stops_(static_cast<std::size_t>(ranks), Stop::none) {}
 
 bool Clique::stopped(int rank, bool by_revoke) const {
   const Stop stop = stops_[static_cast<std::size_t>(rank)];

@@ -64,6 +64,7 @@ ncclResult_t init(ncclComm_t* out, int ranks, std::vector<ncclUniqueId> ids, int
     return refuse(ncclUnhandledCudaError, std::string(api) + ": no device");
   }
   apply(config, *communicator);
+  communicator->state = ncclInProgress;
   ncclComm_t const handle = make_handle(communicator);
   *out = handle;
   return schedule({communicator, [communicator, out, handle, ranks, rank, ids = std::move(ids)] {
@@ -298,6 +299,7 @@ ncclResult_t ncclCommAbort(ncclComm_t handle) {
     return ncclInvalidArgument;
   }
   stop(*communicator, Stop::aborted);
+  wait_until_idle(*communicator, "ncclCommAbort");
   wait_until_quiet(*communicator, "ncclCommAbort");
   end(handle);
   return ncclSuccess;

@@ -105,6 +105,9 @@ ncclResult_t in_progress(Communicator& communicator);
 
 std::string label(const Communicator& communicator);
 
+/// Waits until no other call on a communicator that does not block is at work.
+void wait_until_idle(Communicator& communicator, const char* api);
+
 /// Waits until no operation is in flight.
 void wait_until_quiet(Communicator& communicator, const char* api);
 

@@ -3,9 +3,10 @@
 #include <catch2/catch_test_macros.hpp>
 #include <set>
 
-#include "control.hpp"
+#include "nccl_control.hpp"
 #include "plain_nccl.hpp"
 
+using emulation_control::nccl_communicators;
 using plain::Check;
 using plain::Communicator;
 using plain::DeviceArray;
@@ -38,11 +39,6 @@ int sum(const Rank& own, ncclComm_t communicator, int value) {
   PLAIN_NCCL(
       ncclAllReduce(number.data, number.data, 1, ncclInt32, ncclSum, communicator, own.stream));
   return own.download(number).front();
-}
-
-int living_communicators() {
-  auto* const count = emulation_control::find<int()>("shardwise_emulation_nccl_communicators");
-  return count != nullptr ? count() : 0;
 }
 
 }  // namespace
@@ -140,7 +136,7 @@ TEST_CASE("a split orders by key, then by rank, and leaves out who has no color"
             check(sum(own, own.world, 1) == own.ranks, "the parent still works");
           }) == Wrong{});
   }
-  CHECK(living_communicators() == 0);
+  CHECK(nccl_communicators() == 0);
 }
 
 TEST_CASE("a non-blocking communicator is polled") {
@@ -203,7 +199,22 @@ TEST_CASE("an abort ends an operation whose peer never comes") {
           }
           stream.synchronize();
         }) == Wrong{});
-  CHECK(living_communicators() == 0);
+  CHECK(nccl_communicators() == 0);
+}
+
+TEST_CASE("an abort ends an init whose peers never come") {
+  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+  config.blocking = 0;
+  ncclComm_t lonely = nullptr;
+  REQUIRE(ncclCommInitRankConfig(&lonely, 2, plain::unique_id(), 0, &config) == ncclInProgress);
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  ncclResult_t state = ncclSuccess;
+  REQUIRE(ncclCommGetAsyncError(lonely, &state) == ncclSuccess);
+  CHECK(state == ncclInProgress);
+  int size = 0;
+  CHECK(ncclCommCount(lonely, &size) == ncclInvalidArgument);
+  CHECK(ncclCommAbort(lonely) == ncclSuccess);
+  CHECK(nccl_communicators() == 0);
 }
 
 TEST_CASE("the survivors of a lost rank revoke, shrink and go on") {
@@ -242,7 +253,7 @@ TEST_CASE("the survivors of a lost rank revoke, shrink and go on") {
                           : ncclCommAbort(world) == ncclSuccess,
                 "the old world ends");
         }) == Wrong{});
-  CHECK(living_communicators() == 0);
+  CHECK(nccl_communicators() == 0);
 }
 
 TEST_CASE("memory of ncclMemAlloc is registered once and used at equal offsets") {

@@ -7,10 +7,11 @@
 #include <catch2/catch_test_macros.hpp>
 
 #include "child_process.hpp"
-#include "control.hpp"
+#include "nccl_control.hpp"
 #include "plain_nccl.hpp"
 
 using Catch::Approx;
+using emulation_control::nccl_paths;
 using emulation_control::set_option;
 using emulation_control::virtual_time;
 using plain::Check;
@@ -46,14 +47,6 @@ void work(cudaStream_t stream, double& microseconds) {
   PLAIN_CUDA(cudaLaunchHostFunc(
       stream, [](void* time) { emulation_control::spend(*static_cast<double*>(time)); },
       &microseconds));
-}
-
-std::array<long, 3> paths(ncclComm_t communicator) {
-  std::array<long, 3> counts{};
-  auto* const look =
-      emulation_control::find<void(ncclComm_t, long*)>("shardwise_emulation_nccl_paths");
-  if (look != nullptr) look(communicator, counts.data());
-  return counts;
 }
 
 bool near(double found, double expected) { return found == Approx(expected).epsilon(1e-9); }
@@ -188,10 +181,10 @@ TEST_CASE("the path is what NCCL 2.28.9 would take inside one NVLink domain") {
             ncclWindow_t window = nullptr;
             PLAIN_NCCL(ncclCommWindowRegister(one, arena, bytes, &window, NCCL_WIN_COLL_SYMMETRIC));
             check(window != nullptr, "window");
-            auto before = paths(one);
+            auto before = nccl_paths(one);
             const auto expect = [&](ncclResult_t issued, std::array<long, 3> of_kernels,
                                     std::array<long, 3> of_engine, const char* what) {
-              const auto now = paths(one);
+              const auto now = nccl_paths(one);
               const auto& expected = one == kernels.handle ? of_kernels : of_engine;
               for (std::size_t i = 0; i < 3; ++i) {
                 check(now[i] - before[i] == expected[i] && issued == ncclSuccess, what);
@@ -271,7 +264,7 @@ TEST_CASE("an injected failure shows on its rank; a lost operation shows nowhere
 TEST_CASE("a device that broke runs no collective, and its peers can abort") {
   if (!emulated(2)) SKIP("needs the emulation");
   const ncclUniqueId id = plain::unique_id();
-  std::atomic<bool> broken{false};
+  std::atomic<bool> issued{false};
   CHECK(on_threads(2, [&](int rank, const Check& check) {
           ncclComm_t world = nullptr;
           PLAIN_NCCL(ncclCommInitRank(&world, 2, id, rank));
@@ -284,12 +277,16 @@ TEST_CASE("a device that broke runs no collective, and its peers can abort") {
             set_option("fail_task", "fill:1:719");
             PLAIN_CUDA(cudaMemsetAsync(data, 0, 1024, stream));
             check(cudaStreamSynchronize(stream) == cudaErrorLaunchFailure, "the device breaks");
-            broken = true;
+          }
+          check(ncclAllReduce(data, data, 4, ncclFloat32, ncclSum, world, stream) == ncclSuccess,
+                "a launch that nobody looked at");
+          if (rank == 1) {
+            issued = true;
+            std::this_thread::sleep_for(std::chrono::milliseconds(50));
             check(ncclCommAbort(world) == ncclSuccess, "abort on the broken device");
             return;
           }
-          while (!broken) std::this_thread::yield();
-          PLAIN_NCCL(ncclAllReduce(data, data, 4, ncclFloat32, ncclSum, world, stream));
+          while (!issued) std::this_thread::yield();
           std::this_thread::sleep_for(std::chrono::milliseconds(20));
           check(cudaStreamQuery(stream) == cudaErrorNotReady, "the peer waits");
           PLAIN_NCCL(ncclCommAbort(world));

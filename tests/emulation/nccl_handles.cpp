@@ -18,15 +18,6 @@ namespace {
 constexpr std::uint64_t living = 0x6e63636c2d6c6976;
 constexpr std::uint64_t buried = 0x6e63636c2d656e64;
 
-// Handles that ended. Living ones are nowhere but with the program, so that a leak is seen as one.
-void bury(ncclComm_t handle) {
-  static auto* const graves = new std::vector<ncclComm_t>;
-  const Guard guard(big_lock());
-  handle->magic = buried;
-  handle->communicator.reset();
-  graves->push_back(handle);
-}
-
 std::array<char, 1024>& last_error() {
   static thread_local std::array<char, 1024> text{};
   return text;
@@ -45,12 +36,16 @@ ncclComm_t make_handle(std::shared_ptr<Communicator> communicator) {
   return handle;
 }
 
+// Living handles are nowhere but with the program, so that a leak is seen as one.
 void end(ncclComm_t handle) {
-  {
-    const Guard guard(big_lock());
+  static auto* const graves = new std::vector<ncclComm_t>;
+  const Guard guard(big_lock());
+  if (handle->magic == living) {
+    handle->magic = buried;
+    handle->communicator.reset();
+    graves->push_back(handle);
     --handles_alive;
   }
-  bury(handle);
 }
 
 Communicator::~Communicator() {
@@ -198,6 +193,12 @@ void stop(Communicator& communicator, Stop why) {
   if (link) {
     link->stop(why);
   }
+}
+
+void wait_until_idle(Communicator& communicator, const char* api) {
+  const Guard guard(big_lock());
+  wait_for([&] { return label(communicator) + " waits in " + api + " for another call to end"; },
+           [&] { return communicator.state != ncclInProgress; }, [] { return false; });
 }
 
 void wait_until_quiet(Communicator& communicator, const char* api) {

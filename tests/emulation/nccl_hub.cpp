@@ -43,13 +43,23 @@ std::shared_ptr<Session> session_of(std::uint64_t number) {
   return session;
 }
 
-/// The process is gone: so are all its ranks, connected already or not.
-void lose(const Session& lost) {
+/// The end of a session's control connection. One that did not say that it ends has lost its
+/// process, and that has lost its other sessions, those it has not connected yet included.
+void close_session(std::uint64_t number) {
   std::vector<std::shared_ptr<Link>> links;
   {
     const Guard guard(big_lock());
-    for (const auto& [number, session] : sessions()) {
-      if (session->owner == lost.owner && !session->left) {
+    const std::shared_ptr<Session> closed = sessions()[number];
+    sessions().erase(number);
+    if (closed->left) {
+      return;
+    }
+    closed->died = true;
+    if (closed->link) {
+      links.push_back(closed->link);
+    }
+    for (const auto& [other, session] : sessions()) {
+      if (session->owner == closed->owner && !session->left) {
         session->died = true;
         if (session->link) {
           links.push_back(session->link);
@@ -216,10 +226,12 @@ void serve_connection(int descriptor) {
   Request request;
   std::vector<std::byte> payload;
   std::shared_ptr<Session> session;
+  std::uint64_t number = 0;
   Channel channel = Channel::management;
   while (connection->receive(request, payload)) {
     if (request.kind == Kind::hello) {
-      session = session_of(request.session);
+      number = request.session;
+      session = session_of(number);
       channel = request.channel;
     }
     if (!session) {
@@ -232,7 +244,7 @@ void serve_connection(int descriptor) {
     }
   }
   if (session && channel == Channel::control) {
-    lose(*session);
+    close_session(number);
   }
   const Guard guard(big_lock());
   std::erase(connections(), connection);

@@ -122,7 +122,11 @@ TEST_CASE("wrong memory is named") {
 }
 
 TEST_CASE("misuse of communicators is named") {
-  find({{"too_early", "before its last operation was polled"},
+  find({{"same_device", "use the same device 0"},
+        {"world_size", "expects"},
+        {"rank_twice", "rank 2 has joined already"},
+        {"excluded_ranks", "exclude different ranks"},
+        {"too_early", "before its last operation was polled"},
         {"after_destroy", "was destroyed or aborted before"}},
        2, 2, always);
 }
@@ -131,6 +135,7 @@ TEST_CASE("missing orders are found by ThreadSanitizer in every run") {
   const char* const race = "WARNING: ThreadSanitizer: data race";
   find({{"wait_before_gather", race},
         {"wait_after_gather", race},
+        {"own_part", race},
         {"overwrite", race},
         {"wait_before_reduce", race},
         {"wait_after_receive", race},

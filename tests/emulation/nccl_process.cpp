@@ -92,9 +92,7 @@ void check_collectives(Rank& own) {
           "ring");
 }
 
-void collectives(const Place& place) {
-  Rank own(place.rank, place.ranks, exchange(place));
-  check_collectives(own);
+void check_split(Rank& own) {
   Communicator parity;
   PLAIN_NCCL(ncclCommSplit(own.world, own.rank % 2, own.rank, &parity.handle, nullptr));
   int size = 0;
@@ -108,6 +106,16 @@ void collectives(const Place& place) {
   PLAIN_NCCL(
       ncclCommSplit(own.world, own.rank == 0 ? 0 : NCCL_SPLIT_NOCOLOR, 0, &none.handle, nullptr));
   require((none.handle != nullptr) == (own.rank == 0), "a split for rank 0 alone");
+}
+
+void collectives(const Place& place) {
+  Rank own(place.rank, place.ranks, exchange(place));
+  check_collectives(own);
+  check_split(own);
+  ncclResult_t error = ncclSystemError;
+  PLAIN_NCCL(ncclCommGetAsyncError(own.world, &error));
+  require(error == ncclSuccess, "an error after the splits have gone");
+  check_collectives(own);
 
   void* arena = nullptr;
   PLAIN_NCCL(ncclMemAlloc(&arena, 1 << 16));

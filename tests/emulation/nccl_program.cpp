@@ -117,6 +117,33 @@ void message_count(Rank& own, bool bug) {
   PLAIN_NCCL(ncclGroupEnd());
 }
 
+/// One id for all ranks of the process.
+ncclUniqueId shared_id() {
+  static const ncclUniqueId id = plain::unique_id();
+  return id;
+}
+
+void same_device(Rank& own, bool bug) {
+  PLAIN_CUDA(cudaSetDevice(bug && own.rank == 3 ? 0 : own.rank));
+  const Communicator second(own.ranks, shared_id(), own.rank);
+}
+
+void world_size(Rank& own, bool bug) {
+  const Communicator second(bug && own.rank == 1 ? own.ranks + 1 : own.ranks, shared_id(),
+                            own.rank);
+}
+
+void rank_twice(Rank& own, bool bug) {
+  const Communicator second(own.ranks, shared_id(), bug && own.rank == 3 ? 2 : own.rank);
+}
+
+void excluded_ranks(Rank& own, bool bug) {
+  int excluded = bug && own.rank == 2 ? 0 : 1;
+  if (own.rank == 1) return;
+  Communicator rest;
+  PLAIN_NCCL(ncclCommShrink(own.world, &excluded, 1, &rest.handle, nullptr, NCCL_SHRINK_DEFAULT));
+}
+
 // Memory: windows, ranges, overlaps, devices.
 
 struct Arena {
@@ -296,6 +323,18 @@ void wait_after_gather(Rank& own, bool bug) {
   compute.synchronize();
 }
 
+/// In place the own part is only read: who reads it too need not wait. Another's part is written.
+void own_part(Rank& own, bool bug) {
+  const Buffers buffers(own);
+  const Stream compute;
+  gather(own, buffers);
+  const int whose = bug ? (own.rank + 1) % own.ranks : own.rank;
+  PLAIN_CUDA(cudaMemcpyAsync(buffers.other.data,
+                             buffers.whole.data + static_cast<std::size_t>(whose) * part,
+                             part * sizeof(float), on_device, compute));
+  compute.synchronize();
+}
+
 void overwrite(Rank& own, bool bug) {
   const Buffers buffers(own);
   const Stream compute;
@@ -414,6 +453,10 @@ const std::map<std::string, Scenario> scenarios{{"order", order},
                                                 {"two_communicators", two_communicators},
                                                 {"ungrouped", ungrouped},
                                                 {"message_count", message_count},
+                                                {"same_device", same_device},
+                                                {"world_size", world_size},
+                                                {"rank_twice", rank_twice},
+                                                {"excluded_ranks", excluded_ranks},
                                                 {"window_offset", window_offset},
                                                 {"window_unregistered", window_unregistered},
                                                 {"window_sizes", window_sizes},
@@ -428,6 +471,7 @@ const std::map<std::string, Scenario> scenarios{{"order", order},
                                                 {"host_pointer", host_pointer},
                                                 {"wait_before_gather", wait_before_gather},
                                                 {"wait_after_gather", wait_after_gather},
+                                                {"own_part", own_part},
                                                 {"overwrite", overwrite},
                                                 {"wait_before_reduce", wait_before_reduce},
                                                 {"wait_after_receive", wait_after_receive},

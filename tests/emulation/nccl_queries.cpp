@@ -12,19 +12,18 @@ ncclResult_t ncclCommGetAsyncError(ncclComm_t handle, ncclResult_t* error) {
   std::shared_ptr<Link> link;
   {
     const Guard guard(big_lock());
-    link = communicator->link;
+    link = communicator->revoked ? nullptr : communicator->link;
     *error = communicator->state;
     if (*error == ncclSuccess && communicator->polls > 0) {
       --communicator->polls;
       *error = ncclInProgress;
     }
   }
-  if (*error == ncclSuccess || (*error == ncclInProgress && link)) {
-    // Not with the lock held: the answer may come from another process.
-    if (link && !communicator->revoked && link->health() != ncclSuccess) {
-      const Guard guard(big_lock());
-      *error = communicator->state = ncclRemoteError;
-    }
+  // Not with the lock held: the answer may come from another process.
+  const bool fine = *error == ncclSuccess || *error == ncclInProgress;
+  if (fine && link && link->health() != ncclSuccess) {
+    const Guard guard(big_lock());
+    *error = communicator->state = ncclRemoteError;
   }
   if (*error == ncclSuccess) {
     hb_acquire(&communicator->ready_edge);

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <map>
+#include <sstream>
 #include <thread>
 
 #include "nccl_clique.hpp"
@@ -221,11 +222,17 @@ std::string text_of(const ncclUniqueId& id) {
   return {id.internal, strnlen(id.internal, sizeof id.internal)};
 }
 
-/// The device as all processes of the machine name it: the visible devices may be renumbered.
+/// The device as all processes of the machine name it: the visible ones may be renumbered.
 std::string device_name(int device) {
   const char* const visible = std::getenv("CUDA_VISIBLE_DEVICES");
-  return std::to_string(device) +
-         (visible == nullptr ? std::string() : std::string(" of ") + visible);
+  std::istringstream names(visible == nullptr ? "" : visible);
+  std::string name;
+  for (int number = 0; std::getline(names, name, ','); ++number) {
+    if (number == device) {
+      return name;
+    }
+  }
+  return std::to_string(device);
 }
 
 }  // namespace

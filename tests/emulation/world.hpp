@@ -191,7 +191,8 @@ void access_open(const Allocation& allocation);     ///< for good: it is about t
 /// "keys", "lockout" or "none"
 [[nodiscard]] const char* access_kind();
 
-/// From now on a fault at an address of the emulation is named before the process ends.
+/// From now on a fault at an address of the emulation is named before the process ends. Done before
+/// each task again: test frameworks take the signal for each of their cases.
 void install_fault_handler();
 
 }  // namespace emulation

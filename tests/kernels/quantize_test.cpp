@@ -141,6 +141,9 @@ TEST_CASE("a block without magnitude is zero, one that is not finite is NaN, oth
       wrong += std::abs(back[i] - 1) < 1e-6f ? 0u : 1u;
     }
     CHECK(wrong == 0);
+    CHECK(factors[0] == 0);
+    CHECK(std::isnan(factors[1]));
+    CHECK(std::isnan(factors[2]));
   }
 }
 

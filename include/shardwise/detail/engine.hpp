@@ -46,6 +46,10 @@ struct ContextOptions {
   /// The host's own compute stream, in whose order leases are valid (CUDA: a cudaStream_t); must
   /// outlive the Context. Null: the Context makes one.
   StreamRef stream = {};
+  /// Where slots and landing buffers come from, if not from the device: memory that the
+  /// communicator has registered, as large as plan().bytes.slots less plan().scalars, each slot
+  /// rounded up to 256 bytes. Must outlive the Context. All ranks alike.
+  SlotMemory* slot_memory = nullptr;
 };
 
 namespace detail {

@@ -117,7 +117,7 @@ class GradientStore {
 
   explicit GradientStore(Engine<Device>& engine)
       : engine_(engine),
-        buffers_(engine.ledger, SlotKind::buffer),
+        buffers_(engine.ledger, SlotKind::buffer, engine.options.slot_memory),
         pages_(engine.ledger, SlotKind::pages) {}
 
   /// Also in the middle of a step, by all ranks; slots are then found at the next lease.
@@ -370,7 +370,8 @@ class GradientStore {
     }
     if (landing_.size() >= plan.landing) return;
     landing_ = {};
-    landing_ = Buffer<Device>(engine_.ledger, StateKind::slots, plan.landing);
+    landing_ =
+        Buffer<Device>(engine_.ledger, StateKind::slots, plan.landing, engine_.options.slot_memory);
   }
 
   void borrow(Unit& unit, const std::string& name) {

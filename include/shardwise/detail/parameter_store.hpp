@@ -27,7 +27,7 @@ class ParameterStore {
 
   explicit ParameterStore(Engine<Device>& engine)
       : engine_(engine),
-        buffers_(engine.ledger, SlotKind::buffer),
+        buffers_(engine.ledger, SlotKind::buffer, engine.options.slot_memory),
         pages_(engine.ledger, SlotKind::pages),
         keeper_(engine.strategy.keep_resident_bytes) {}
 
@@ -453,10 +453,16 @@ class ParameterStore {
     }
     if (parameter.updates_shard() && shard > 0) {
       GatherItem item{nullptr, scattered ? nullptr : whole, shard, parameter.lease};
-      if (parameter.sharded() && !casts) {
+      const bool registered = engine_.options.slot_memory != nullptr && !scattered;
+      if (parameter.sharded() && !casts && !registered) {
         item.send = parameter.value.data();
       } else if (!scattered) {
-        item.send = whole + parameter.shard_begin * size_of(parameter.lease);
+        std::byte* const own = whole + parameter.shard_begin * size_of(parameter.lease);
+        // In place all of it is memory that the communicator knows.
+        if (parameter.sharded() && !casts) {
+          Device::copy(stream, own, parameter.value.data(), shard * size_of(parameter.lease));
+        }
+        item.send = own;
       }
       if (scattered) item.pieces = parameter.pieces;
       items_.push_back(item);

@@ -50,7 +50,9 @@ class SlotPool {
   using SlotType = Slot<Device>;
   using State = typename SlotType::State;
 
-  SlotPool(Ledger& ledger, SlotKind kind) : ledger_(ledger), kind_(kind) {}
+  /// `memory`: where buffers come from, if not from the device.
+  SlotPool(Ledger& ledger, SlotKind kind, SlotMemory* memory = nullptr)
+      : ledger_(ledger), kind_(kind), memory_(memory) {}
 
   /// At least `count` slots of at least `bytes` that everybody shares; `ranges` is the most that a
   /// slot of pages lies below at once. Slots that are too small grow when they are taken next.
@@ -131,7 +133,7 @@ class SlotPool {
 
   void fill(SlotType& slot, std::size_t bytes, std::size_t ranges) {
     if (kind_ == SlotKind::buffer) {
-      slot.buffer = Buffer<Device>(ledger_, StateKind::slots, bytes);
+      slot.buffer = Buffer<Device>(ledger_, StateKind::slots, bytes, memory_);
     } else {
       slot.pages = PagePool(ledger_, bytes, recycling_);
       slot.pages.reserve(ranges);
@@ -140,6 +142,7 @@ class SlotPool {
 
   Ledger& ledger_;
   SlotKind kind_;
+  SlotMemory* memory_;
   std::size_t bytes_ = 0;  // of each shared slot
   std::size_t ranges_ = 0;
   Recycling recycling_ = Recycling::move;

@@ -11,6 +11,7 @@
 #include "../core/dtype.hpp"
 #include "../core/stream_ref.hpp"
 #include "../kernels/norm.hpp"
+#include "../kernels/segments.hpp"
 #include "cuda_error.hpp"
 #include "cuda_event.hpp"
 #include "cuda_guard.hpp"
@@ -124,6 +125,14 @@ struct CudaDevice {
     if (count == 0) return;
     const CudaDeviceGuard guard(stream.device());
     detail::cuda::launch_elements(stream.native(), count, functor);
+  }
+  /// Runs each segment's functor over its elements, all of them in as few launches as their
+  /// arguments allow: none touches what another writes.
+  template <class Functor>
+  static void launch_segments(Stream& stream,
+                              std::span<const detail::ElementSegment<Functor>> segments) {
+    const CudaDeviceGuard guard(stream.device());
+    detail::cuda::launch_segments(stream.native(), segments);
   }
 
  private:

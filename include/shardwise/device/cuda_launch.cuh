@@ -110,8 +110,7 @@ void launch_elements(cudaStream_t stream, std::size_t count, const Functor& func
       [](void** arguments, dim3, dim3, std::size_t, void*) {
         const auto& plan = *static_cast<const ElementPlan*>(arguments[1]);
         const auto& copy = *static_cast<const Functor*>(arguments[2]);
-        const auto pieces = *static_cast<const std::size_t*>(arguments[0]);
-        for (std::size_t index = 0; index < pieces; ++index) run_piece(plan, index, copy);
+        run_pieces(*static_cast<const std::size_t*>(arguments[0]), plan, copy);
       },
       __PRETTY_FUNCTION__);
   const ElementPlan plan = plan_elements(count, functor);
@@ -124,6 +123,9 @@ void launch_elements(cudaStream_t stream, std::size_t count, const Functor& func
 
 template <class Functor>
 void launch_segments(cudaStream_t stream, std::span<const ElementSegment<Functor>> segments) {
+  if (segments.size() == 1) {
+    return launch_elements(stream, segments.front().count, segments.front().functor);
+  }
   static const bool is_emulated = introduce(
       segments_kernel<Functor>,
       [](void** arguments, dim3, dim3, std::size_t, void*) {

@@ -9,6 +9,7 @@
 #include "../core/dtype.hpp"
 #include "../kernels/norm.hpp"
 #include "../kernels/quantize.hpp"
+#include "../kernels/segments.hpp"
 
 /// @file
 /// What only device code can do, as plain C++ sees it: declared here, defined in
@@ -25,12 +26,8 @@ namespace shardwise::inline v0_1::detail::cuda {
 template <class Functor>
 void launch_elements(cudaStream_t stream, std::size_t count, const Functor& functor);
 
-/// A functor over elements [0, count), one of several that run in one launch.
 template <class Functor>
-struct ElementSegment {
-  Functor functor;
-  std::size_t count;
-};
+using ElementSegment = detail::ElementSegment<Functor>;
 /// Runs all of them, in as few launches as their arguments allow. Segments do not touch what others
 /// write.
 template <class Functor>

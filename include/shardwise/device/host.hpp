@@ -10,6 +10,7 @@
 #include "../core/stream_ref.hpp"
 #include "../kernels/cast.hpp"
 #include "../kernels/norm.hpp"
+#include "../kernels/segments.hpp"
 #include "host_stream.hpp"
 
 namespace shardwise::inline v0_1 {
@@ -102,6 +103,14 @@ struct HostDevice {
   static void launch(Stream& stream, std::size_t count, Functor functor) {
     if (count == 0) return;
     stream.enqueue([count, functor] { run(count, functor); });
+  }
+
+  /// Runs each segment's functor over its elements. A device may run them at once: none touches
+  /// what another writes.
+  template <class Functor>
+  static void launch_segments(Stream& stream,
+                              std::span<const detail::ElementSegment<Functor>> segments) {
+    for (const auto& segment : segments) launch(stream, segment.count, segment.functor);
   }
 
   /// What launch does, at once.

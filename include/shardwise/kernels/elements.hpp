@@ -74,11 +74,27 @@ SHARDWISE_HOST_DEVICE inline void run_piece(const ElementPlan& plan, std::size_t
   }
 }
 
-/// The device's launch on the host: the same pieces, one after the other.
+/// The whole plan on the host, in ascending order.
 template <class Functor>
 void run_elements(std::size_t count, const ElementPlan& plan, const Functor& functor) {
   const std::size_t pieces = plan.pieces<Functor>(count);
   for (std::size_t index = 0; index < pieces; ++index) run_piece(plan, index, functor);
+}
+
+/// f(index) for [0, count), in an order that nobody expects: what relies on one fails, where
+/// threads of a device, which have none, are emulated.
+template <class F>
+void for_each_scattered(std::size_t count, const F& f) {
+  for (std::size_t index = count; index-- > 0;) {
+    if (index % 2 == 1) f(index);
+  }
+  for (std::size_t index = 0; index < count; index += 2) f(index);
+}
+
+/// The device's launch on the host: the same pieces, scattered.
+template <class Functor>
+void run_pieces(std::size_t pieces, const ElementPlan& plan, const Functor& functor) {
+  for_each_scattered(pieces, [&](std::size_t index) { run_piece(plan, index, functor); });
 }
 
 }  // namespace shardwise::inline v0_1::detail

@@ -9,6 +9,13 @@
 
 namespace shardwise::inline v0_1::detail {
 
+/// A functor over elements [0, count), one of several that are launched together.
+template <class Functor>
+struct ElementSegment {
+  Functor functor;
+  std::size_t count;
+};
+
 /// Functors over elements that run in one launch, and where each one's blocks of threads begin; a
 /// kernel's argument, by value. No pointer is in it that is not a functor's.
 template <class Functor>
@@ -62,14 +69,13 @@ struct SegmentTable {
   }
 };
 
-/// The device's launch on the host: the same blocks and threads, one after the other.
+/// The device's launch on the host: the same blocks and threads, scattered as elements are.
 template <class Functor>
 void run_segments(const SegmentTable<Functor>& table, unsigned block_threads) {
-  for (unsigned block = 0; block < table.blocks(); ++block) {
-    for (unsigned thread = 0; thread < block_threads; ++thread) {
-      table.run(block, thread, block_threads);
-    }
-  }
+  for_each_scattered(std::size_t{table.blocks()} * block_threads, [&](std::size_t index) {
+    table.run(static_cast<unsigned>(index / block_threads),
+              static_cast<unsigned>(index % block_threads), block_threads);
+  });
 }
 
 }  // namespace shardwise::inline v0_1::detail
