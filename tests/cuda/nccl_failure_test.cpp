@@ -285,12 +285,12 @@ TEST_CASE("the time does not run before a call's turn in its stream") {
       std::min(2, present_worlds().back()),
       [](Communicator& comm) {
         CudaStream stream;
+        const CollectiveCase gather{Operation::all_gather, {{.count = 9}}, 0};
+        CudaCall call(gather, comm, stream);
         cuda_check(cudaLaunchHostFunc(
                        stream.native(),
                        [](void*) { std::this_thread::sleep_for(milliseconds(400)); }, nullptr),
                    "cudaLaunchHostFunc");
-        const CollectiveCase gather{Operation::all_gather, {{.count = 9}}, 0};
-        CudaCall call(gather, comm, stream);
         call.issue({"patient", milliseconds(200)});
         stream.synchronize();
         comm.check();

@@ -89,7 +89,7 @@ class Endpoint {
     if (!wait_for_all_calls()) {
       // Work that does not even end by an abort still uses this memory.
       static_cast<void>(staging_.release());
-      static_cast<void>(new std::shared_ptr<Member>(member_));
+      static_cast<void>(kept_.release());
     }
     for (const auto& channel : member_->channels) channel->handle->close(options_.shutdown_timeout);
   }
@@ -303,6 +303,9 @@ class Endpoint {
   int exceptions_;
   std::shared_ptr<Member> member_;
   std::shared_ptr<Watchdog> watchdog_;
+  // Outlives this object where work does not end.
+  std::unique_ptr<std::shared_ptr<Member>> kept_ =
+      std::make_unique<std::shared_ptr<Member>>(member_);
   std::unique_ptr<Staging> staging_;  // goes before the channels
   std::uint64_t sequence_ = 0;
   std::atomic<bool> aborting_{false};
