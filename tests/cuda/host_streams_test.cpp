@@ -118,11 +118,11 @@ TEST_CASE("a rank that throws ends its peers' waits for the device, and the devi
         run_on_ranks(world, [&](Communicator& communicator) {
           Strategy strategy = Strategy::zero3();
           strategy.overlap = overlap;
-          Context<CudaDevice> context(communicator, strategy);
-          Parameter<float> parameter(context, {{"w", {3000}}});
-          parameter.initialize([](const auto&, std::size_t) { return 1.0f; });
-          if (communicator.rank() == 0) throw std::runtime_error("the host's data is bad");
           try {
+            Context<CudaDevice> context(communicator, strategy);
+            Parameter<float> parameter(context, {{"w", {3000}}});
+            parameter.initialize([](const auto&, std::size_t) { return 1.0f; });
+            if (communicator.rank() == 0) throw std::runtime_error("the host's data is bad");
             const auto weights = parameter.gather();
             (void)at(context, weights[0], 0);  // waits for a peer that does not come
             context.barrier();
