@@ -281,7 +281,7 @@ TEST_CASE("steady state makes no heap allocation: in buffers of the host") {
 
 TEST_CASE("what a device holds is the ledger's sum, and all of it goes back") {
   if (!shardwise_emulation_present()) SKIP("others may use a real device's memory");
-  constexpr std::size_t size = 100003;
+  constexpr std::size_t size = 20011;
   for (const bool overlap : {false, true}) {
     for (Strategy strategy :
          {Strategy::ddp(), Strategy::zero1(), Strategy::zero2(), Strategy::zero3()}) {

@@ -55,6 +55,7 @@ class ShardedParameter {
     context.parameter_store().add(*flat_);
     Device::zero(context.engine().compute, flat_->value.data(), flat_->value.size());
     Device::zero(context.engine().compute, flat_->copy.data(), flat_->copy.size());
+    flat_->written = context.engine().compute.record();
   }
   /// Residency in_place: the tensors lie in one Arena of the context, and a gather fills them
   /// there, so that the host's own pointers are what it computes with; between gathers nothing is
@@ -83,6 +84,7 @@ class ShardedParameter {
       Device::zero(context.engine().compute, piece.data, piece.count * size_of(flat_->lease));
     }
     Device::zero(context.engine().compute, flat_->value.data(), flat_->value.size());
+    flat_->written = context.engine().compute.record();
   }
   ShardedParameter(ShardedParameter&&) noexcept = default;
   ShardedParameter& operator=(ShardedParameter&&) = delete;
