@@ -501,7 +501,7 @@ TEST_CASE("the destructor does not wait for calls that never end") {
       const CollectiveCase gather{Operation::all_gather, {{.count = 9}}, 0};
       CudaCall call(gather, *comm, stream);
       if (r == 1) call.issue({"alone", seconds(60)});
-      if (r == 0) std::this_thread::sleep_for(milliseconds(600));
+      if (r == 0) std::this_thread::sleep_for(milliseconds(1500));
       const auto begin = Clock::now();
       comm.reset();
       waited[r] = std::chrono::duration<double>(Clock::now() - begin).count();

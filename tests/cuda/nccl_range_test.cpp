@@ -47,16 +47,21 @@ int attach(NvtxGetExportTableFunc_t table_of) {
 
 int (*InitializeInjectionNvtx2_fnptr)(const void* (*)(std::uint32_t)) = attach;
 
-TEST_CASE("profilers see each call as a range with its name") {
-  shardwise::run_cuda_ranks(1, [](shardwise::Communicator& comm) {
-    shardwise::barrier(comm, {.name = "epoch"});
-    try {
-      const shardwise::BroadcastItem item{nullptr, 0, shardwise::DType::f32};
-      comm.broadcast({&item, 1}, 0, {.name = std::string(100, 'x')}, {});
-    } catch (const shardwise::Error&) {
-      pushed.emplace_back("refused");
-    }
-  });
+TEST_CASE("profilers see each call as a range with its name, where that is asked for") {
+  for (const bool ranges : {false, true}) {
+    shardwise::NcclOptions options;
+    options.ranges = ranges;
+    shardwise::run_cuda_ranks(
+        1,
+        [](shardwise::Communicator& comm) {
+          shardwise::barrier(comm, {.name = "epoch"});
+          const std::string name(100, 'x');
+          const shardwise::BroadcastItem item{nullptr, 0, shardwise::DType::f32};
+          comm.broadcast({&item, 1}, 0, {.name = name}, {});
+        },
+        options);
+    CHECK(pushed.size() == (ranges ? 2u : 0u));
+  }
   CHECK(pushed == std::vector<std::string>{"barrier epoch", "broadcast " + std::string(64, 'x')});
   CHECK(depth == 0);
 }

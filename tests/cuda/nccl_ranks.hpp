@@ -128,6 +128,7 @@ class CudaCall {
     std::vector<BroadcastItem> broadcast;
     std::vector<ExchangeItem> exchange;
     const bool scatter = collective_.operation == Operation::reduce_scatter;
+    const bool reduces = scatter || collective_.operation == Operation::all_reduce;
     for (std::size_t i = 0; i < collective_.items.size(); ++i) {
       const ItemCase& item = collective_.items[i];
       void* const recv = recv_[i].data() == nullptr ? nullptr : recv_[i].data() + recv_at_[i];
@@ -140,7 +141,8 @@ class CudaCall {
           item.count,
           item.dtype,
           {item.output, item.scale, item.weight(comm_.rank()), item.accumulate, item.weighted}};
-      landing_.emplace_back(Bytes(comm_.landing_bytes(sum, scatter), std::byte{0xff}), stream_);
+      const std::size_t landing = reduces ? comm_.landing_bytes(sum, scatter) : 0;
+      landing_.emplace_back(Bytes(landing, std::byte{0xff}), stream_);
       sum.landing = landing_.back().data();
       reduce.push_back(sum);
     }

@@ -111,7 +111,7 @@ class Endpoint {
     check_stream(operation, items, info, stream);
     const Fingerprint print = detail::fingerprint_of(operation, items, info, root, sequence_ + 1);
     if (!is_peaceful()) throw_failure(print);
-    const Range range(print);
+    const Range range(print, options_.ranges);
     try {
       const CudaDeviceGuard guard(device_);
       // The watchdog sees to time-outs of what was enqueued; this is for NCCL's own waiting.

@@ -35,6 +35,9 @@ struct NcclOptions {
   /// Gathers by the copy engines, where buffers are in an NcclArena and NCCL can (NCCL 2.28.3, one
   /// machine); else as without.
   bool copy_engine = false;
+  /// Profilers see each call as a range of the host thread (NVTX, where its header is there), named
+  /// "all_gather block.3". NVTX starts itself at the first one, which race detectors report.
+  bool ranges = false;
   /// How long ranks wait for each other while the communicator is made.
   std::chrono::nanoseconds startup_timeout = std::chrono::minutes(5);
   /// How long the destructor waits for this rank's own calls before it aborts them.

@@ -17,7 +17,8 @@ namespace shardwise::inline v0_1::detail::nccl {
 /// on. Without a profiler, or without NVTX's header, nothing happens.
 class Range {
  public:
-  explicit Range([[maybe_unused]] const Fingerprint& call) noexcept {
+  Range([[maybe_unused]] const Fingerprint& call, bool wanted) noexcept : wanted_(wanted) {
+    if (!wanted_) return;
 #if __has_include(<nvtx3/nvToolsExt.h>)
     std::array<char, 32 + Fingerprint::name_bytes> text{};
     char* end = text.data();
@@ -32,9 +33,12 @@ class Range {
   Range& operator=(const Range&) = delete;
   ~Range() {
 #if __has_include(<nvtx3/nvToolsExt.h>)
-    nvtxRangePop();
+    if (wanted_) nvtxRangePop();
 #endif
   }
+
+ private:
+  bool wanted_;
 };
 
 }  // namespace shardwise::inline v0_1::detail::nccl
