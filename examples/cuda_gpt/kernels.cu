@@ -2,19 +2,10 @@
 // what the library runs on a device. The other units are plain C++ and launch functors by
 // CudaDevice::launch; one that is not listed here does not link.
 
-// clang-format off: the launchers come first
-#include <shardwise/device/cuda_launch.cuh>
-#include <shardwise/device/cuda_operations.hpp>
-// clang-format on
-#include <shardwise/kernels/update.hpp>
-#include <shardwise/optim/adamw.hpp>
+// The library's own kernels; a program without functors compiles that file alone.
+#include <shardwise/device/cuda_kernels.cu>
 
 #include "functors.hpp"
-
-// The optimizer's step. A program without functors of its own compiles the library's
-// device/cuda_kernels.cu instead, which has it for all bundled optimizers.
-template void shardwise::detail::cuda::launch_elements(
-    cudaStream_t, std::size_t, const shardwise::UpdateOf<shardwise::AdamW, float, float>&);
 
 #define CUDA_GPT_KERNEL(functor)                                                   \
   template void shardwise::detail::cuda::launch_elements(                          \

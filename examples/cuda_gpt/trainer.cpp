@@ -115,7 +115,8 @@ Report run(const Options& options, const train_gpt::Text& text,
       close(embedding);
     }
     data.fetch(stream);
-    // The host has only enqueued so far; the norm is the first number that it waits for.
+    // The host has only enqueued so far, so that the report has no compute_ms and wait_ms. The norm
+    // is the first number that it waits for.
     const double norm = clip_gradient_norm(context, options.max_norm());
     for (std::size_t unit = 0; unit < parameters.size(); ++unit) {
       states[unit].step(parameters[unit], gradients[unit]);

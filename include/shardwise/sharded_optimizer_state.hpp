@@ -125,30 +125,48 @@ class ShardedOptimizerState {
 
   template <class T, class G>
   void update(const detail::FlatGradient<Device>& gradient) {
-    using Functor = UpdateOf<Optimizer, T, G>;
+    using Step = UpdateOf<Optimizer, T, G>;
+    if constexpr (Device::template fuses_cast<Optimizer, T, G>) {
+      if (parameter_->has_copy() && parameter_->lease == DType::bf16) {
+        auto* const copy = reinterpret_cast<bf16*>(parameter_->copy.data());
+        run<T, G>(gradient, [copy](const Step& step, std::size_t offset) {
+          return UpdateAndCast<Step, bf16>{step, copy + offset};
+        });
+        parameter_->copied_version = parameter_->version + 1;  // which the write will have made
+        return;
+      }
+    }
+    run<T, G>(gradient, [](const Step& step, std::size_t) { return step; });
+  }
+
+  // functor_of(step, flat offset) over all that this rank updates, many ranges in one launch.
+  template <class T, class G, class FunctorOf>
+  void run(const detail::FlatGradient<Device>& gradient, const FunctorOf& functor_of) {
+    using Step = UpdateOf<Optimizer, T, G>;
+    using Segment =
+        detail::ElementSegment<decltype(functor_of(std::declval<const Step&>(), std::size_t{}))>;
     const std::size_t begin = parameter_->owned_begin();
     const std::size_t end = begin + parameter_->owned_count();
     const auto* const gradients = reinterpret_cast<const G*>(gradient.owned());
-    std::array<detail::ElementSegment<Functor>, 32> batch;
+    std::array<Segment, 32> batch;
     std::size_t batched = 0;
     const auto launch = [&] {
-      Device::launch_segments(
-          context_->engine().compute,
-          std::span<const detail::ElementSegment<Functor>>(batch.data(), batched));
+      Device::launch_segments(context_->engine().compute,
+                              std::span<const Segment>(batch.data(), batched));
       batched = 0;
     };
     const auto add = [&](T* values, std::size_t offset, std::size_t count,
                          const TensorOptions& options) {
       const std::size_t at = offset - begin;
-      Functor functor{values,
-                      gradients + at,
-                      {},
-                      gradient.coefficient,
-                      optimizer.template constants<typename Functor::Real>(steps_, options)};
+      Step step{values,
+                gradients + at,
+                {},
+                gradient.coefficient,
+                optimizer.template constants<typename Step::Real>(steps_, options)};
       for_each_state([&]<class S>(std::size_t index) {
-        functor.states[index] = buffers_[index].data() + at * sizeof(S);
+        step.states[index] = buffers_[index].data() + at * sizeof(S);
       });
-      batch[batched++] = {functor, count};
+      batch[batched++] = {functor_of(step, offset), count};
       if (batched == batch.size()) launch();
     };
     const Layout& layout = parameter_->layout;

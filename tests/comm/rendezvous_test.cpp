@@ -184,7 +184,7 @@ TEST_CASE("a time-out names who is missing") {
   const Scratch scratch;
   const auto over_files = [&](int rank) {
     FileRendezvous rendezvous(scratch.path(), rank, 4, seconds(5));
-    const std::string text = body(rendezvous);
+    std::string text = body(rendezvous);
     std::this_thread::sleep_for(milliseconds(400));  // absent, but alive
     return text;
   };

@@ -16,14 +16,16 @@ import tempfile
 SKIPPED = 77
 ARCHITECTURES = ("80", "90", "100")
 
-# Loads and stores of one thread in the main path of a fused step, {bytes: how many}, by gradient. Parameter
-# and two states are floats: 32 bytes of each go with 16 of a short gradient, at once where the chip can.
-SHORT, SHORT_AT_ONCE = ({16: 7}, {16: 6}), ({32: 3, 16: 1}, {32: 3})
-FUSED = {"float": ({16: 4}, {16: 3}), "bf16": SHORT, "f16": SHORT}
-FUSED_SINCE_100 = {**FUSED, "bf16": SHORT_AT_ONCE, "f16": SHORT_AT_ONCE}
-FUSED_NAME = re.compile(r"(?:elements|segments)<Update<(?:AdamW|Adam), float, (\w+), float, float>>")
-# One scalar access of each array beside the main path: what is left before and after whole blocks.
-FUSED_SINGLE = (4, 3)
+# Loads and stores of one thread in the main path of a fused step, {bytes: how many}, by gradient; "copy": with
+# a copy in bf16. Parameter and two states are floats: where something has 16 bits, 32 bytes of each go with 16 of
+# that, at once where the chip can.
+FUSED = {"float": ({16: 4}, {16: 3}), "bf16": ({16: 7}, {16: 6}), "f16": ({16: 7}, {16: 6}),
+         "float copy": ({16: 8}, {16: 7}), "bf16 copy": ({16: 7}, {16: 7})}
+FUSED_SINCE_100 = {**FUSED, "bf16": ({32: 3, 16: 1}, {32: 3}), "f16": ({32: 3, 16: 1}, {32: 3}),
+                   "float copy": ({32: 4}, {32: 3, 16: 1}), "bf16 copy": ({32: 3, 16: 1}, {32: 3, 16: 1})}
+STEP = r"Update<(?:AdamW|Adam), float, (\w+), float, float>"
+FUSED_NAME = re.compile(rf"(?:elements|segments)<(?:{STEP}|UpdateAndCast<{STEP}, bf16>)>")
+FUSED_STEPS = 20
 
 # Newer nvcc may need a few registers more or fewer.
 TOLERANCE_OF_OTHER_COMPILERS = 8
@@ -98,16 +100,18 @@ def check_cast(name, body):
 
 def check_fused(name, body, architecture):
     """Errors of a fused step: its main path has whole accesses and none else."""
-    gradient = FUSED_NAME.fullmatch(name)[1]
-    loads, stores = (FUSED_SINCE_100 if int(architecture) >= 100 else FUSED)[gradient]
+    plain, copied = FUSED_NAME.fullmatch(name).groups()
+    loads, stores = (FUSED_SINCE_100 if int(architecture) >= 100 else FUSED)[plain or f"{copied} copy"]
+    # One scalar access of each array beside the main path: what is left before and after whole blocks.
+    of_singles = (4, 4 if copied else 3)
     expected = collections.Counter({**{("ld", size): n for size, n in loads.items()},
                                     **{("st", size): n for size, n in stores.items()}})
     wide, single, errors = split_paths(name, body)
     if wide != expected:
         errors.append(f"{name}: the main path has {dict(wide)}, expected {dict(expected)} (kind, bytes)")
     counts = tuple(sum(n for (kind, _), n in single.items() if kind == which) for which in ("ld", "st"))
-    if counts != FUSED_SINGLE:
-        errors.append(f"{name}: beside the main path {counts} loads and stores, expected {FUSED_SINGLE}")
+    if counts != of_singles:
+        errors.append(f"{name}: beside the main path {counts} loads and stores, expected {of_singles}")
     if LOCAL.search(body):
         errors.append(f"{name}: thread-local memory is used")
     return errors
@@ -136,8 +140,8 @@ def check(architecture, ptx, report, names):
             if ("cvt.rn.satfinite.e4m3x2.f32" in body) != (int(architecture) >= 89):
                 found.append(f"{name}: the chip's own conversion to e4m3 is used where it should not, or not")
         errors += [f"sm_{architecture}: {text}" for text in found]
-    if fused != 12:
-        errors.append(f"sm_{architecture}: {fused} fused steps of Adam and AdamW, expected 12")
+    if fused != FUSED_STEPS:
+        errors.append(f"sm_{architecture}: {fused} fused steps of Adam and AdamW, expected {FUSED_STEPS}")
     return errors, registers
 
 

@@ -24,8 +24,8 @@ def report(names, spills=0, registers=40):
 
 
 def run(body, names=None, architecture="90", **resources):
-    """Twelve steps, as there are in the library, with one body."""
-    mangled = [f"k{i}" for i in range(12)]
+    """As many steps as there are in the library, with one body."""
+    mangled = [f"k{i}" for i in range(check_codegen.FUSED_STEPS)]
     ptx = "".join(f".visible .entry {name}(\n{body}" for name in mangled)
     wrong, _ = check_codegen.check(architecture, ptx, report(mangled, **resources),
                                    names or {name: STEP for name in mangled})
@@ -66,14 +66,14 @@ class Check(unittest.TestCase):
         self.assertIn("thread-local", run(step(WIDE + "\tld.local.f32 %f1, [%rd9];\n")))
 
     def test_steps_that_are_gone(self):
-        self.assertIn("0 fused steps", run(step(), names={f"k{i}": "elements<Other>" for i in range(12)}))
+        self.assertIn("0 fused steps", run(step(), names={f"k{i}": "elements<Other>" for i in range(check_codegen.FUSED_STEPS)}))
 
     def test_kernels_that_ptxas_does_not_know(self):
         wrong, _ = check_codegen.check("90", ".visible .entry k0(\n" + step(), "", {"k0": STEP})
         self.assertIn("1 kernels in PTX, 0 in", wrong[0])
 
     def test_conversion_of_the_chip(self):
-        names = {f"k{i}": STEP for i in range(12)}
+        names = {f"k{i}": STEP for i in range(check_codegen.FUSED_STEPS)}
         names["k0"] = "tiles<Quantize<float, e4m3>>"
         hardware = step(WIDE + "\tcvt.rn.satfinite.e4m3x2.f32 %rs1, %f1, %f2;\n")
         self.assertNotIn("e4m3", run(hardware, names=names))

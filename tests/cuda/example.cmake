@@ -15,11 +15,9 @@ target_include_directories(emulated_cublas PRIVATE ${PROJECT_SOURCE_DIR}/tests/e
 target_link_libraries(emulated_cublas PRIVATE emulated_cudart)
 
 shardwise_add_cuda_test(NAME cuda_gpt SOURCES gpt_model_test.cpp gpt_options_test.cpp gpt_train_test.cpp
-                        LINK cuda_gpt_parts LABELS full
-                        TIMEOUT 120)
+                        LINK cuda_gpt_parts LABELS full TIMEOUT 120)
 add_dependencies(test_cuda_cuda_gpt emulated_cublas)
 
-add_dependencies(cuda_gpt emulated_cublas emulated_cudart emulated_nccl)
 add_test(NAME "emulated example: cuda_gpt in threads, in processes and without a device"
          COMMAND Python3::Interpreter ${CMAKE_CURRENT_SOURCE_DIR}/check_cuda_gpt.py --program
                  $<TARGET_FILE:cuda_gpt> --emulation ${shardwise_emulation_dir})

@@ -148,3 +148,42 @@ TEST_CASE("a rank that throws ends its peers' waits for the device, and the devi
     }
   }
 }
+
+TEST_CASE("a step writes its part of a copy in bf16 by itself, and a load does not") {
+  for (Strategy strategy : {Strategy::ddp(), Strategy::zero1(), Strategy::zero2()}) {
+    strategy.lease = DType::bf16;
+    strategy.gradient_lease = DType::f32;
+    const auto texts = on_ranks(3, [&](Communicator& communicator) {
+      Context<CudaDevice> context(communicator, strategy);
+      Parameter<float> parameter(context, {{"weight", {700, 3}}, {"bias", {31}}});
+      Gradient<float> gradient(parameter);
+      State<AdamW> state(parameter);
+      parameter.initialize(
+          [](const auto&, std::size_t k) { return 1.0f + static_cast<float>(k) / 977; });
+      auto& flat = parameter.flat();
+      const auto copy_is_current = [&] {
+        const std::span<const float> own = parameter.shard();
+        const auto* const begin = reinterpret_cast<const bf16*>(flat.copy.data());
+        const auto wanted = to_host(context, own);
+        const auto found =
+            to_host(context, std::span<const bf16>(begin + flat.owned_begin(), own.size()));
+        for (std::size_t i = 0; i < own.size(); ++i) {
+          if (found[i].bits != bf16(wanted[i]).bits) return false;
+        }
+        return true;
+      };
+      if (copy_is_current()) return std::string("initialize() wrote the copy");
+      static_cast<void>(parameter.gather<bf16>());
+      auto lease = gradient.lease();
+      fill(context, lease[0], [](std::size_t k) { return static_cast<float>(k % 7) - 3; });
+      std::move(lease).reduce();
+      state.step(parameter, gradient);
+      if (!copy_is_current()) return std::string("the step did not write the copy");
+      parameter.initialize([](const auto&, std::size_t) { return 5.0f; });
+      if (copy_is_current()) return std::string("a load wrote the copy");
+      const auto weights = parameter.gather<bf16>();
+      return all_are(context, weights[0], 5) ? std::string() : std::string("an old copy is lent");
+    });
+    for (const std::string& text : texts) CHECK(text == "");
+  }
+}

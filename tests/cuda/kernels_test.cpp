@@ -12,6 +12,7 @@
 #include <shardwise/device/host.hpp>
 #include <shardwise/kernels/cast.hpp>
 #include <shardwise/kernels/e4m3.hpp>
+#include <shardwise/kernels/elements.hpp>
 #include <shardwise/kernels/norm.hpp>
 #include <shardwise/kernels/quantize.hpp>
 #include <shardwise/kernels/reduce.hpp>
@@ -78,6 +79,27 @@ TEST_CASE("convert has the host's bits, from any address") {
     }
   }
   CHECK(cases == 4 * 4 * 11 * 4);
+}
+
+TEST_CASE("elements go in blocks from the first that is aligned, where there is one") {
+  alignas(32) float from[64] = {};
+  alignas(32) bf16 to[64] = {};
+  const auto plan = [&](std::size_t shift_from, std::size_t shift_to, std::size_t count) {
+    return detail::plan_elements(count, Cast<float, bf16>{from + shift_from, to + shift_to});
+  };
+  const auto is = [](const detail::ElementPlan& found, std::size_t head, std::size_t blocks) {
+    return found.head == head && found.blocks == blocks;
+  };
+  CHECK(is(plan(0, 0, 56), 0, 7));
+  CHECK(is(plan(0, 0, 55), 0, 6));
+  CHECK(is(plan(3, 3, 56), 5, 6));
+  CHECK(is(plan(3, 11, 20), 5, 1));
+  CHECK(is(plan(4, 4, 11), 0, 0));
+  CHECK(is(plan(0, 1, 56), 0, 0));
+  const UpdateOf<AdamW, float, bf16> step{from, to, {from, from}, 1, {}};
+  CHECK(is(detail::plan_elements(32, step), 0, 4));
+  const UpdateOf<AdamW, float, bf16> crooked{from, to, {from, from + 4}, 1, {}};
+  CHECK(is(detail::plan_elements(32, crooked), 0, 0));
 }
 
 TEST_CASE("convert in place, whichever type is larger") {
@@ -446,6 +468,63 @@ TEST_CASE("optimizer steps have the host's bits, in any segments") {
   CHECK(device_steps_as_the_host<SgdMomentum, float>());
   CHECK(device_steps_as_the_host<SgdMomentum, bf16>());
   CHECK(device_steps_as_the_host<SgdMomentum, f16>());
+}
+
+TEST_CASE("a step and a narrower copy of its result in one pass have the host's bits") {
+  CudaStream stream;
+  const auto check = [&]<class Optimizer, class Gradient>(Optimizer optimizer, Gradient) {
+    using Step = UpdateOf<Optimizer, float, Gradient>;
+    for (const std::size_t count : sizes) {
+      for (const std::size_t shift : {0u, 3u}) {
+        Stepping<Optimizer, float, Gradient> host(count);
+        const auto gradient = host.gradient(1);
+        const DeviceBytes parameter(stream, bytes_of(host.parameter), shift * sizeof(float));
+        const DeviceBytes g(stream, bytes_of(gradient), shift * sizeof(Gradient));
+        const DeviceBytes m(stream, Bytes(count * sizeof(float)), shift * sizeof(float));
+        const DeviceBytes v(stream, Bytes(count * sizeof(float)), shift * sizeof(float));
+        const DeviceBytes copy(stream, Bytes(count * sizeof(bf16)), shift * sizeof(bf16));
+        host.step(1, {}, 0.7f);
+        const UpdateAndCast<Step, bf16> functor{{parameter.as<float>(),
+                                                 g.as<const Gradient>(),
+                                                 {m.data(), v.data()},
+                                                 0.7f,
+                                                 optimizer.template constants<float>(1, {})},
+                                                copy.as<bf16>()};
+        CudaDevice::launch(stream, count, functor);
+        std::vector<bf16> expected(count);
+        cast_elements(host.parameter.data(), DType::f32, expected.data(), DType::bf16, count);
+        CHECK(parameter.content() == bytes_of(host.parameter));
+        CHECK(m.content() == bytes_of(std::get<0>(host.states)));
+        CHECK(v.content() == bytes_of(std::get<1>(host.states)));
+        CHECK(copy.content() == bytes_of(expected));
+      }
+    }
+  };
+  check(AdamW{}, float{});
+  check(AdamW{}, bf16{});
+  check(Adam{}, float{});
+  check(Adam{}, bf16{});
+}
+
+TEST_CASE("a step and a narrower copy of its result on the host") {
+  constexpr std::size_t count = 203;
+  Stepping<AdamW, float, bf16> plain(count);
+  Stepping<AdamW, float, bf16> copied(count);
+  const auto gradient = plain.gradient(1);
+  std::vector<bf16> copy(count);
+  plain.step(1);
+  const UpdateAndCast<UpdateOf<AdamW, float, bf16>, bf16> functor{
+      {copied.parameter.data(),
+       gradient.data(),
+       {std::get<0>(copied.states).data(), std::get<1>(copied.states).data()},
+       1,
+       AdamW{}.constants<float>(1, {})},
+      copy.data()};
+  HostDevice::run(count, functor);
+  std::vector<bf16> expected(count);
+  cast_elements(plain.parameter.data(), DType::f32, expected.data(), DType::bf16, count);
+  CHECK(copied.same_as(plain));
+  CHECK(bytes_of(copy) == bytes_of(expected));
 }
 
 }  // namespace

@@ -103,7 +103,7 @@ TEST_CASE("an arena is memory that NCCL knows on all ranks") {
                                          auto& comm = dynamic_cast<NcclCommunicator&>(made);
                                          NcclArena arena(comm, arena_bytes);
                                          NcclArena second(comm, 100);
-                                         const std::string text = gather_in(comm, arena.data());
+                                         std::string text = gather_in(comm, arena.data());
                                          if (arena.size() != arena_bytes || second.size() != 100)
                                            return std::string("size");
                                          if (!shardwise_emulation_present()) return text;

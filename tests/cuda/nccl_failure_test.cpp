@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "../comm/failures.hpp"
+#include "../emulation/control.hpp"
 #include "nccl_ranks.hpp"
 
 namespace shardwise::test {
@@ -284,12 +285,12 @@ TEST_CASE("the time does not run before a call's turn in its stream") {
       std::min(2, present_worlds().back()),
       [](Communicator& comm) {
         CudaStream stream;
+        const CollectiveCase gather{Operation::all_gather, {{.count = 9}}, 0};
+        CudaCall call(gather, comm, stream);
         cuda_check(cudaLaunchHostFunc(
                        stream.native(),
                        [](void*) { std::this_thread::sleep_for(milliseconds(400)); }, nullptr),
                    "cudaLaunchHostFunc");
-        const CollectiveCase gather{Operation::all_gather, {{.count = 9}}, 0};
-        CudaCall call(gather, comm, stream);
         call.issue({"patient", milliseconds(200)});
         stream.synchronize();
         comm.check();
@@ -344,6 +345,96 @@ TEST_CASE("parts fail with the whole, and can be left without it") {
       CHECK_THAT(end.what, ContainsSubstring("alone in its part"));
     }
   });
+}
+
+/// Sets an option of the emulation for as long as it lives.
+class Fault {
+ public:
+  Fault(const char* option, const std::string& value) : option_(option) {
+    emulation_control::set_option(option_, value.c_str());
+  }
+  Fault(const Fault&) = delete;
+  Fault& operator=(const Fault&) = delete;
+  ~Fault() { emulation_control::set_option(option_, nullptr); }
+
+ private:
+  const char* option_;
+};
+
+TEST_CASE("what NCCL finds out later, on one rank, fails all with its text") {
+  if (!shardwise_emulation_present()) SKIP("faults are injected by the emulation");
+  for_each_failure([](int world, int failing, Way way) {
+    RankEnd rethrown;
+    const Fault fault("nccl_fault", "fail:" + std::to_string(failing) + ":2");
+    const auto ends = ends_of(
+        world,
+        [&](Communicator& comm) {
+          CudaStream stream;
+          for (int i = 0; i < 6; ++i) {
+            if (way == Way::host) {
+              barrier(comm, {"bad", seconds(20)});
+            } else {
+              comm.barrier({"bad", seconds(20)}, stream.ref());
+              stream.synchronize();
+              comm.check();
+            }
+          }
+        },
+        rethrown);
+    for (int r = 0; r < world; ++r) {
+      const RankEnd& end = ends[static_cast<std::size_t>(r)];
+      // That rank may find out itself, in its next call, or be told by its watchdog.
+      CHECK((end.kind == Kind::peer_failed || (end.kind == Kind::other && r == failing)));
+      CHECK((end.peer == failing || end.kind == Kind::other));
+      CHECK_THAT(end.what, ContainsSubstring("system error") && ContainsSubstring("\"bad\""));
+    }
+  });
+}
+
+TEST_CASE("a call that NCCL loses ends by its time-out, though all ranks made it") {
+  if (!shardwise_emulation_present()) SKIP("faults are injected by the emulation");
+  const int world = failure_worlds().back();
+  RankEnd rethrown;
+  const Fault fault("nccl_fault", "lose:0:1");
+  const auto ends = ends_of(
+      world,
+      [&](Communicator& comm) {
+        CudaStream stream;
+        for (int i = 0; i < 4; ++i) comm.barrier({"bad", milliseconds(200)}, stream.ref());
+        stream.synchronize();
+        comm.check();
+      },
+      rethrown);
+  for (const RankEnd& end : ends) {
+    CHECK((end.kind == Kind::timed_out || end.kind == Kind::peer_failed));
+    CHECK_THAT(end.what, ContainsSubstring("all made the call"));
+  }
+}
+
+TEST_CASE("what CUDA refuses on one rank fails all with its text") {
+  if (!shardwise_emulation_present()) SKIP("faults are injected by the emulation");
+  const int world = failure_worlds().back();
+  for (const Way way : {Way::stream, Way::host}) {
+    RankEnd rethrown;
+    const auto ends = ends_of(
+        world,
+        [&](Communicator& comm) {
+          meet(comm, way, {"good"});
+          std::optional<Fault> fault;
+          if (comm.rank() == 0) fault.emplace("fail", "cudaEventRecord:1:2");
+          meet(comm, way, {"bad", seconds(20)});  // its collective may have come through
+          meet(comm, way, {"next", seconds(20)});
+        },
+        rethrown);
+    int refused = 0;  // whichever rank came first
+    for (const RankEnd& end : ends) {
+      refused += end.kind == Kind::other ? 1 : 0;
+      CHECK((end.kind == Kind::other || end.kind == Kind::peer_failed));
+      CHECK_THAT(end.what, ContainsSubstring("cudaEventRecord"));
+    }
+    CHECK(refused == 1);
+    emulation_control::reset();
+  }
 }
 
 TEST_CASE("a rank that never comes is named before NCCL waits for it") {

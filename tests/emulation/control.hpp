@@ -10,26 +10,25 @@
 /// the same program runs on a real device, where shardwise_emulation_present() is false and the
 /// rest does nothing and returns zero.
 ///
-/// Options, by set_option or, in upper case behind SHARDWISE_EMULATION_, by environment variable:
-///   devices (8), device_mb (1024)           how many, how large; devices by environment only
-///   seed (1), jitter_us (0)                 random delay of two thirds of the tasks, up to twice
-///   so much watchdog_ms (10000)                     without any progress: the state is printed,
-///   status 66 host_access (allow|fault|keys|lockout)  what the host's access to device memory
-///   does:
-///                                           fault: keys, or lockout where the CPU has none.
-///                                           keys: protection keys of the CPU, exact.
-///                                           lockout: memory opens only while a task of its device
-///                                           runs. By environment only.
-///   legacy_stream (allow|error)             error: each use of the default stream is reported
-///   pageable (allow|error)                  error: so is pageable memory in an asynchronous copy
-///   unrecorded_wait (note|error)            a wait for an event that was never recorded
-///   leaks (note|off|error)                  what is not given back at exit
-///   fail "call:k:status,..."                the k-th call from now of an API function ("*": any)
-///   fail_task "label:k:status,..."          the k-th task whose label begins so ("kernel", "copy",
-///                                           "fill", "host function"): it does not run, and its
-///                                           device returns the status from then on
-///   kernel_us (5), threads_per_us (100000),
-///   copy_bytes_per_us (25000), memory_bytes_per_us (1000000)   the model of time
+/// Options, by set_option or, in upper case behind SHARDWISE_EMULATION_, by environment variable;
+/// the first value is the one that holds without:
+/// - devices (8; by environment only), device_mb (1024): how many, how large;
+/// - seed (1), jitter_us (0): two thirds of the tasks are late by up to twice the jitter;
+/// - watchdog_ms (10000): a wait during which no task ended for so long and the process hardly
+///   computed, or one of ten times as long in all: the state is printed, status 66;
+/// - host_access (allow, fault, keys, lockout; by environment only): what the host's access to
+///   memory of a device does. keys: it faults, by protection keys of the CPU. lockout: it faults
+///   while no task of the device runs. fault: keys, or lockout where the CPU has none;
+/// - legacy_stream (allow, error): each use of the default stream is an error;
+/// - pageable (allow, error): so is pageable memory in an asynchronous copy;
+/// - unrecorded_wait (note, error): a wait for an event that was never recorded;
+/// - leaks (note, off, error): what is not given back at exit;
+/// - fail ("call:k:status,..."): the k-th call from now of an API function ("*": any) returns the
+///   status;
+/// - fail_task ("label:k:status,..."): the k-th task from now whose label begins so ("kernel",
+///   "copy", "fill", "host function") does not run, and its device returns the status from then on;
+/// - kernel_us (5), threads_per_us (100000), copy_bytes_per_us (25000),
+///   memory_bytes_per_us (1000000): the model of time.
 ///
 /// Modelled time is in microseconds, the same in every run: a task takes what the model says, an
 /// event carries its stream's time to who waits for it, and the host's calls take none.

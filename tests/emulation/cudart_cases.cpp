@@ -359,6 +359,19 @@ int leak(bool wrong) {
   return 0;
 }
 
+// On a machine without devices.
+int no_device(bool) {
+  int devices = -1;
+  cudaStream_t stream = nullptr;
+  void* memory = nullptr;
+  const bool is_told = cudaGetDeviceCount(&devices) == cudaErrorNoDevice && devices == 0 &&
+                       cudaSetDevice(0) == cudaErrorNoDevice &&
+                       cudaStreamCreateWithFlags(&stream, 0) == cudaErrorNoDevice &&
+                       cudaMalloc(&memory, bytes) == cudaErrorNoDevice &&
+                       cudaGetLastError() == cudaErrorNoDevice && cudaGetLastError() == cudaSuccess;
+  return is_told ? 0 : 5;
+}
+
 struct Case {
   std::string_view name;
   int (*run)(bool wrong);
@@ -392,6 +405,7 @@ constexpr Case cases[] = {
     CASE(default_stream),
     CASE(pageable_copy),
     CASE(leak),
+    CASE(no_device),
 };
 
 }  // namespace

@@ -25,12 +25,14 @@ SHARDWISE_EMULATED cudaError_t cudaSetDevice(int device) {
   if (const int failed = injected_failure("cudaSetDevice")) {
     return status(static_cast<cudaError_t>(failed));
   }
+  if (world().devices.empty()) return status(cudaErrorNoDevice);
   if (!valid_device(device)) return status(cudaErrorInvalidDevice);
   this_thread().device = device;
   return cudaSuccess;
 }
 
 SHARDWISE_EMULATED cudaError_t cudaGetDevice(int* device) {
+  if (world().devices.empty()) return status(cudaErrorNoDevice);
   *device = this_thread().device;
   return cudaSuccess;
 }
@@ -150,7 +152,8 @@ SHARDWISE_EMULATED cudaError_t cudaGetLastError() {
   const cudaError_t error = this_thread().last_error;
   this_thread().last_error = cudaSuccess;
   const Guard guard(big_lock());
-  return error != cudaSuccess ? error : device_status(this_thread().device);
+  if (error != cudaSuccess || world().devices.empty()) return error;
+  return device_status(this_thread().device);
 }
 
 SHARDWISE_EMULATED cudaError_t cudaPeekAtLastError() { return this_thread().last_error; }

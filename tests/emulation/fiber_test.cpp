@@ -11,7 +11,6 @@
 #include <shardwise/device/cuda_operations.hpp>
 #include <shardwise/device/host.hpp>
 #include <shardwise/kernels/quantize.hpp>
-#include <shardwise/kernels/reduce.hpp>
 #include <vector>
 
 namespace cuda = shardwise::detail::cuda;
@@ -280,5 +279,31 @@ TEST_CASE("fibers: conversion in place grows and shrinks") {
     cast_elements(expected.data(), DType::bf16, back.data(), DType::f32, count);
     cuda::convert(nullptr, values.data(), DType::f32, values.data(), DType::bf16, count);
     REQUIRE(same_bits(values, back));
+  }
+}
+
+TEST_CASE("fibers: blocks are quantised to the host's bits and back") {
+  const Turns turns(GENERATE(false, true));
+  for (const Quantized type : {Quantized::int8, Quantized::int4, Quantized::e4m3}) {
+    for (const std::size_t count : {1u, 255u, 256u, 257u, 2100u}) {
+      const std::vector<float> values = numbers(count + 1);
+      for (const std::size_t offset : {0u, 1u}) {  // whole lanes, and single elements
+        const float* const in = values.data() + offset;
+        std::vector<unsigned char> expected(quantized_bytes(type, count));
+        std::vector<unsigned char> out(expected.size());
+        std::vector<float> factors(quantized_factors(count));
+        std::vector<float> found(factors.size());
+        shardwise::quantize(in, DType::f32, count, type, expected.data(), factors.data());
+        cuda::quantize(nullptr, in, DType::f32, count, type, out.data(), found.data());
+        REQUIRE(out == expected);
+        REQUIRE(same_bits(found, factors));
+        std::vector<float> back(count);
+        std::vector<float> expected_back(count);
+        shardwise::dequantize(out.data(), type, found.data(), count, expected_back.data(),
+                              DType::f32);
+        cuda::dequantize(nullptr, out.data(), type, found.data(), count, back.data(), DType::f32);
+        REQUIRE(same_bits(back, expected_back));
+      }
+    }
   }
 }

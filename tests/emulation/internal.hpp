@@ -81,8 +81,9 @@ class Condition {
 [[nodiscard]] int watchdog();
 
 /// A wait that must end. Its owner waits in slices and calls check() after each that ran out, with
-/// the big lock held; where nothing ran anywhere for watchdog() milliseconds, or ten times that
-/// passed in all, check() prints the state of all streams and ends the process with status 66.
+/// the big lock held. Where no task ended and the process hardly computed for watchdog()
+/// milliseconds, or ten times that passed in all, check() prints the state of all streams and ends
+/// the process with status 66.
 class Patience {
  public:
   explicit Patience(std::string what) : what_(std::move(what)) { restart(); }
@@ -95,6 +96,7 @@ class Patience {
   void restart();
   std::string what_;
   std::uint64_t progress_ = 0;
+  std::chrono::nanoseconds computed_{0};
   std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
   std::chrono::steady_clock::time_point last_ = begin_;
 };

@@ -21,8 +21,10 @@ shardwise_add_emulated_library(
   nccl_remote.cpp
   nccl_wire.cpp)
 target_link_libraries(emulated_nccl PRIVATE emulated_cudart)
-# Reductions are the bulk of the work; frame pointers, so that LeakSanitizer names the caller.
-target_compile_options(emulated_nccl PRIVATE -O2 -fno-omit-frame-pointer)
+# So that LeakSanitizer names the caller.
+target_compile_options(emulated_nccl PRIVATE -fno-omit-frame-pointer)
+# Reductions are the bulk of the work.
+set_source_files_properties(nccl_arithmetic.cpp PROPERTIES COMPILE_OPTIONS "-O3;-fno-trapping-math")
 
 shardwise_add_cuda_test(NAME nccl_collectives SOURCES nccl_conformance_test.cpp LABELS quick full sanitize)
 shardwise_add_cuda_test(NAME nccl_communicators SOURCES nccl_communicators_test.cpp
@@ -32,7 +34,7 @@ shardwise_add_cuda_test(NAME nccl_communicators SOURCES nccl_communicators_test.
 shardwise_add_cuda_test(NAME nccl_arithmetic SOURCES nccl_arithmetic_test.cpp nccl_arithmetic.cpp
                         LABELS quick full)
 
-add_executable(nccl_program nccl_program.cpp)
+add_executable(nccl_program nccl_program.cpp nccl_program_memory.cpp)
 target_link_libraries(nccl_program PRIVATE shardwise_own shardwise::cuda ${CMAKE_DL_LIBS})
 shardwise_add_cuda_test(NAME nccl_model SOURCES nccl_emulation_test.cpp LABELS quick full sanitize)
 target_compile_definitions(test_cuda_nccl_model
@@ -54,7 +56,7 @@ endif()
 
 # shardwise_add_nccl_program(SUFFIX flags...): nccl_program under a sanitizer.
 function(shardwise_add_nccl_program suffix)
-  add_executable(nccl_program_${suffix} nccl_program.cpp)
+  add_executable(nccl_program_${suffix} nccl_program.cpp nccl_program_memory.cpp)
   target_link_libraries(nccl_program_${suffix} PRIVATE shardwise_own shardwise::cuda ${CMAKE_DL_LIBS})
   target_compile_options(nccl_program_${suffix} PRIVATE -O1 -g1 -fno-omit-frame-pointer ${ARGN})
   target_link_options(nccl_program_${suffix} PRIVATE ${ARGN})

@@ -22,10 +22,4 @@ struct Contribution {
 void reduce(ncclDataType_t type, ncclRedOp_t reduction, std::span<const Contribution> ranks,
             std::size_t first, std::size_t count, std::byte* out);
 
-/// Conversions as the hardware makes them: nearest, ties to even, infinities kept, NaN stays NaN.
-float half_to_float(std::uint16_t bits);
-std::uint16_t float_to_half(float value);
-float bfloat16_to_float(std::uint16_t bits);
-std::uint16_t float_to_bfloat16(float value);
-
 }  // namespace emulation

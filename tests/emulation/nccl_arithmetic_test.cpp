@@ -13,6 +13,8 @@
 #include <random>
 #include <vector>
 
+#include "nccl_short_floats.hpp"
+
 using emulation::Contribution;
 
 namespace {
@@ -124,7 +126,10 @@ TEST_CASE("averages and pre-multiplied sums scale each rank's part in the elemen
                         {scalar(.5), scalar(10.)})
             .front() == 31.);
   CHECK(std::isnan(reduced<float>(ncclFloat32, ncclSum, {{std::nanf("")}, {1.F}}, 0).front()));
-  CHECK(reduced<float>(ncclFloat32, ncclMax, {{std::nanf("")}, {1.F}}, 0).front() == 1.F);
+  for (const auto extreme : {ncclMax, ncclMin}) {
+    CHECK(reduced<float>(ncclFloat32, extreme, {{std::nanf("")}, {1.F}}, 0).front() == 1.F);
+    CHECK(reduced<float>(ncclFloat32, extreme, {{1.F}, {std::nanf("")}}, 0).front() == 1.F);
+  }
 }
 
 TEST_CASE("float8 sums round to float8") {

@@ -259,6 +259,10 @@ TEST_CASE("a group may use several streams; its end is in the order of all of th
           const PinnedArray<float> host(count);
           own.upload(a, elements<float>(own.rank, count));
           own.upload(b, elements<float>(own.rank, count));
+          // Who does not wait for the first stream is too early by far.
+          PLAIN_CUDA(cudaLaunchHostFunc(
+              own.stream, [](void*) { std::this_thread::sleep_for(std::chrono::milliseconds(30)); },
+              nullptr));
           for (int i = 0; i < 10; ++i) {
             PLAIN_NCCL(ncclGroupStart());
             PLAIN_NCCL(

@@ -264,7 +264,7 @@ TEST_CASE("an injected failure shows on its rank; a lost operation shows nowhere
 TEST_CASE("a device that broke runs no collective, and its peers can abort") {
   if (!emulated(2)) SKIP("needs the emulation");
   const ncclUniqueId id = plain::unique_id();
-  std::atomic<bool> broken{false};
+  std::atomic<bool> issued{false};
   CHECK(on_threads(2, [&](int rank, const Check& check) {
           ncclComm_t world = nullptr;
           PLAIN_NCCL(ncclCommInitRank(&world, 2, id, rank));
@@ -277,12 +277,16 @@ TEST_CASE("a device that broke runs no collective, and its peers can abort") {
             set_option("fail_task", "fill:1:719");
             PLAIN_CUDA(cudaMemsetAsync(data, 0, 1024, stream));
             check(cudaStreamSynchronize(stream) == cudaErrorLaunchFailure, "the device breaks");
-            broken = true;
+          }
+          check(ncclAllReduce(data, data, 4, ncclFloat32, ncclSum, world, stream) == ncclSuccess,
+                "a launch that nobody looked at");
+          if (rank == 1) {
+            issued = true;
+            std::this_thread::sleep_for(std::chrono::milliseconds(50));
             check(ncclCommAbort(world) == ncclSuccess, "abort on the broken device");
             return;
           }
-          while (!broken) std::this_thread::yield();
-          PLAIN_NCCL(ncclAllReduce(data, data, 4, ncclFloat32, ncclSum, world, stream));
+          while (!issued) std::this_thread::yield();
           std::this_thread::sleep_for(std::chrono::milliseconds(20));
           check(cudaStreamQuery(stream) == cudaErrorNotReady, "the peer waits");
           PLAIN_NCCL(ncclCommAbort(world));

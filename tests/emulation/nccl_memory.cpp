@@ -59,7 +59,8 @@ ncclResult_t register_window(const std::shared_ptr<Communicator>& communicator, 
     case Outcome::done:
       break;
   }
-  // Without symmetric memory the real library succeeds and does not touch the window.
+  // Without symmetric memory the real library succeeds; the window is then a local registration, or
+  // stays as it was: the case that programs forget.
   if (!symmetric_supported()) {
     return ncclSuccess;
   }
@@ -184,6 +185,11 @@ ncclResult_t ncclCommWindowRegister(ncclComm_t handle, void* buffer, std::size_t
   }
   {
     const Guard guard(big_lock());
+    // The real library asks the driver for the memory's handle, which cudaMalloc's has not.
+    if (symmetric_supported() && block_of(base, bytes) == nullptr) {
+      return refuse(ncclUnhandledCudaError,
+                    "ncclCommWindowRegister: the buffer was not given by ncclMemAlloc");
+    }
     if (overlaps(communicator->windows, base, bytes)) {
       report("ncclCommWindowRegister: %p is in a window of %s already: register each range once",
              buffer, label(*communicator).c_str());

@@ -109,6 +109,7 @@ TEST_CASE("wrong memory is named") {
   find({{"window_offset", "offsets in the symmetric window differ"},
         {"window_unregistered", "ranks disagree on window registration"},
         {"window_sizes", "rank 3 has 32768 bytes"},
+        {"window_of_plain_memory", "was not given by ncclMemAlloc"},
         {"window_kept", "has 1 registrations: deregister before"},
         {"window_in_flight", "is used by 1 operations that have not ended"},
         {"registered_twice", "register each range once"},

@@ -1,49 +1,15 @@
-// Small programs with a bug each, and their correct twins: nccl_program SCENARIO correct|bug. What
-// the emulation must find is in nccl_negative_test.cpp.
+// Small programs with a bug each, and their correct twins: nccl_program SCENARIO correct|bug
+// [RANKS]. What the emulation must find is in nccl_negative_test.cpp.
 
-#include <atomic>
+#include "nccl_program.hpp"
+
 #include <cstring>
 #include <map>
 #include <string>
 
-#include "plain_nccl.hpp"
-
-using plain::Communicator;
-using plain::DeviceArray;
-using plain::Event;
-using plain::PinnedArray;
-using plain::Rank;
-using plain::Stream;
+using namespace program;
 
 namespace {
-
-constexpr std::size_t part = 512;
-constexpr auto on_device = cudaMemcpyDeviceToDevice;
-
-struct Buffers {
-  DeviceArray<float> whole;
-  DeviceArray<float> other;
-  explicit Buffers(const Rank& own)
-      : whole(part * static_cast<std::size_t>(own.ranks)),
-        other(part * static_cast<std::size_t>(own.ranks)) {
-    PLAIN_CUDA(cudaMemsetAsync(whole.data, 0, whole.bytes(), own.stream));
-    PLAIN_CUDA(cudaMemsetAsync(other.data, 0, other.bytes(), own.stream));
-    own.stream.synchronize();
-  }
-  float* mine(const Rank& own) const {
-    return whole.data + static_cast<std::size_t>(own.rank) * part;
-  }
-};
-
-void gather(const Rank& own, const Buffers& buffers, std::size_t count = part) {
-  PLAIN_NCCL(ncclAllGather(buffers.whole.data + static_cast<std::size_t>(own.rank) * count,
-                           buffers.whole.data, count, ncclFloat32, own.world, own.stream));
-}
-
-void reduce(const Rank& own, const Buffers& buffers, ncclRedOp_t reduction = ncclSum) {
-  PLAIN_NCCL(ncclAllReduce(buffers.other.data, buffers.other.data, part, ncclFloat32, reduction,
-                           own.world, own.stream));
-}
 
 // Protocol: the ranks' calls do not fit together.
 
@@ -142,156 +108,6 @@ void excluded_ranks(Rank& own, bool bug) {
   if (own.rank == 1) return;
   Communicator rest;
   PLAIN_NCCL(ncclCommShrink(own.world, &excluded, 1, &rest.handle, nullptr, NCCL_SHRINK_DEFAULT));
-}
-
-// Memory: windows, ranges, overlaps, devices.
-
-struct Arena {
-  char* memory = nullptr;
-  ncclWindow_t window = nullptr;
-  static constexpr std::size_t bytes = 1 << 17;
-  explicit Arena(const Rank& own) {
-    void* pointer = nullptr;
-    PLAIN_NCCL(ncclMemAlloc(&pointer, bytes));
-    memory = static_cast<char*>(pointer);
-    PLAIN_NCCL(ncclCommWindowRegister(own.world, memory, bytes, &window, NCCL_WIN_COLL_SYMMETRIC));
-    PLAIN_CUDA(cudaMemsetAsync(memory, 0, bytes, own.stream));
-  }
-  void release(const Rank& own) const {
-    own.stream.synchronize();
-    PLAIN_NCCL(ncclCommWindowDeregister(own.world, window));
-    PLAIN_NCCL(ncclMemFree(memory));
-  }
-};
-
-void gather_bytes(const Rank& own, char* all) {
-  PLAIN_NCCL(ncclAllGather(all + static_cast<std::size_t>(own.rank) * 4096, all, 4096, ncclInt8,
-                           own.world, own.stream));
-}
-
-void window_offset(Rank& own, bool bug) {
-  const Arena arena(own);
-  gather_bytes(own, arena.memory + (bug && own.rank == 2 ? 4096 : 0));
-  arena.release(own);
-}
-
-void window_unregistered(Rank& own, bool bug) {
-  const Arena arena(own);
-  const DeviceArray<char> plain_memory(1 << 16);
-  PLAIN_CUDA(cudaMemsetAsync(plain_memory.data, 0, plain_memory.bytes(), own.stream));
-  gather_bytes(own, bug && own.rank == 1 ? plain_memory.data : arena.memory);
-  arena.release(own);
-}
-
-void window_sizes(Rank& own, bool bug) {
-  void* memory = nullptr;
-  PLAIN_NCCL(ncclMemAlloc(&memory, 1 << 16));
-  ncclWindow_t window = nullptr;
-  PLAIN_NCCL(ncclCommWindowRegister(own.world, memory, bug && own.rank == 3 ? 1 << 15 : 1 << 16,
-                                    &window, NCCL_WIN_COLL_SYMMETRIC));
-  PLAIN_NCCL(ncclCommWindowDeregister(own.world, window));
-  PLAIN_NCCL(ncclMemFree(memory));
-}
-
-void window_kept(Rank& own, bool bug) {
-  const Arena arena(own);
-  gather_bytes(own, arena.memory);
-  if (!bug) return arena.release(own);
-  own.stream.synchronize();
-  PLAIN_NCCL(ncclMemFree(arena.memory));
-  PLAIN_NCCL(ncclCommWindowDeregister(own.world, arena.window));
-}
-
-void window_in_flight(Rank& own, bool bug) {
-  const Arena arena(own);
-  static std::atomic<int> deregistered{0};
-  if (bug) {
-    // Holds the gather up until every rank has taken its window away.
-    PLAIN_CUDA(cudaLaunchHostFunc(
-        own.stream,
-        [](void* ranks) {
-          while (deregistered < *static_cast<int*>(ranks)) std::this_thread::yield();
-        },
-        &own.ranks));
-  }
-  gather_bytes(own, arena.memory);
-  if (!bug) return arena.release(own);
-  PLAIN_NCCL(ncclCommWindowDeregister(own.world, arena.window));
-  ++deregistered;
-  own.stream.synchronize();
-  PLAIN_NCCL(ncclMemFree(arena.memory));
-}
-
-void registered_twice(Rank& own, bool bug) {
-  const DeviceArray<char> memory(1 << 16);
-  void* first = nullptr;
-  void* second = nullptr;
-  PLAIN_NCCL(ncclCommRegister(own.world, memory.data, 1 << 15, &first));
-  PLAIN_NCCL(
-      ncclCommRegister(own.world, memory.data + (bug ? 1 << 14 : 1 << 15), 1 << 15, &second));
-  PLAIN_NCCL(ncclCommDeregister(own.world, second));
-  PLAIN_NCCL(ncclCommDeregister(own.world, first));
-}
-
-void wrong_deregister(Rank& own, bool bug) {
-  const Arena arena(own);
-  if (bug && ncclCommDeregister(own.world, arena.window) != ncclInvalidArgument) std::exit(8);
-  arena.release(own);
-}
-
-void range(Rank& own, bool bug) {
-  const Buffers buffers(own);
-  gather(own, buffers, bug ? part + 1 : part);
-}
-
-void overlap(Rank& own, bool bug) {
-  const Buffers buffers(own);
-  const float* const send = bug ? buffers.whole.data : buffers.mine(own);
-  const ncclResult_t result =
-      ncclAllGather(send, buffers.whole.data, part, ncclFloat32, own.world, own.stream);
-  if (result != ncclSuccess && own.rank == 1) std::fprintf(stderr, "refused: %d\n", result);
-  if (bug && own.rank == 0) gather(own, buffers);  // its place is right: it waits for the others
-  if (bug) std::exit(4);
-}
-
-void stream_device(Rank& own, bool bug) {
-  const Buffers buffers(own);
-  PLAIN_CUDA(cudaSetDevice(bug ? (own.rank + 1) % own.ranks : own.rank));
-  const Stream stream;
-  PLAIN_CUDA(cudaSetDevice(own.rank));
-  const ncclResult_t result =
-      ncclAllGather(buffers.mine(own), buffers.whole.data, part, ncclFloat32, own.world, stream);
-  if (bug != (result == ncclInvalidUsage)) std::exit(5);
-  if (!bug) stream.synchronize();
-}
-
-void pointer_device(Rank& own, bool bug) {
-  static DeviceArray<float>* shared[8] = {};
-  static std::mutex mutex;
-  const DeviceArray<float> mine(part);
-  PLAIN_CUDA(cudaMemsetAsync(mine.data, 0, mine.bytes(), own.stream));
-  own.stream.synchronize();
-  {
-    const std::lock_guard guard(mutex);
-    shared[own.rank] = const_cast<DeviceArray<float>*>(&mine);
-  }
-  reduce(own, Buffers(own));
-  own.stream.synchronize();
-  const int whose = bug && own.rank == 1 ? 0 : own.rank;
-  const float* data = nullptr;
-  {
-    const std::lock_guard guard(mutex);
-    data = shared[whose]->data;
-  }
-  PLAIN_NCCL(ncclBroadcast(data, mine.data, part, ncclFloat32, 1, own.world, own.stream));
-  own.stream.synchronize();
-}
-
-void host_pointer(Rank& own, bool bug) {
-  const Buffers buffers(own);
-  std::vector<float> host(part);
-  PLAIN_NCCL(ncclBroadcast(bug ? host.data() : buffers.whole.data, buffers.other.data, part,
-                           ncclFloat32, 0, own.world, own.stream));
 }
 
 // Order: an event wait is missing. Only ThreadSanitizer is sure to see it.
@@ -445,45 +261,37 @@ void two_threads(Rank& own, bool bug) {
   if (bug) other.join();
 }
 
-using Scenario = void (*)(Rank&, bool);
-const std::map<std::string, Scenario> scenarios{{"order", order},
-                                                {"count", count},
-                                                {"reduction", reduction},
-                                                {"skip", skip},
-                                                {"two_communicators", two_communicators},
-                                                {"ungrouped", ungrouped},
-                                                {"message_count", message_count},
-                                                {"same_device", same_device},
-                                                {"world_size", world_size},
-                                                {"rank_twice", rank_twice},
-                                                {"excluded_ranks", excluded_ranks},
-                                                {"window_offset", window_offset},
-                                                {"window_unregistered", window_unregistered},
-                                                {"window_sizes", window_sizes},
-                                                {"window_kept", window_kept},
-                                                {"window_in_flight", window_in_flight},
-                                                {"registered_twice", registered_twice},
-                                                {"wrong_deregister", wrong_deregister},
-                                                {"range", range},
-                                                {"overlap", overlap},
-                                                {"stream_device", stream_device},
-                                                {"pointer_device", pointer_device},
-                                                {"host_pointer", host_pointer},
-                                                {"wait_before_gather", wait_before_gather},
-                                                {"wait_after_gather", wait_after_gather},
-                                                {"own_part", own_part},
-                                                {"overwrite", overwrite},
-                                                {"wait_before_reduce", wait_before_reduce},
-                                                {"wait_after_receive", wait_after_receive},
-                                                {"broadcast_as_barrier", broadcast_as_barrier},
-                                                {"leak", leak},
-                                                {"too_early", too_early},
-                                                {"after_destroy", after_destroy},
-                                                {"two_threads", two_threads}};
+std::map<std::string, Scenario> all_scenarios() {
+  std::map<std::string, Scenario> all = memory_scenarios();
+  all.merge(std::map<std::string, Scenario>{{"order", order},
+                                            {"count", count},
+                                            {"reduction", reduction},
+                                            {"skip", skip},
+                                            {"two_communicators", two_communicators},
+                                            {"ungrouped", ungrouped},
+                                            {"message_count", message_count},
+                                            {"same_device", same_device},
+                                            {"world_size", world_size},
+                                            {"rank_twice", rank_twice},
+                                            {"excluded_ranks", excluded_ranks},
+                                            {"wait_before_gather", wait_before_gather},
+                                            {"wait_after_gather", wait_after_gather},
+                                            {"own_part", own_part},
+                                            {"overwrite", overwrite},
+                                            {"wait_before_reduce", wait_before_reduce},
+                                            {"wait_after_receive", wait_after_receive},
+                                            {"broadcast_as_barrier", broadcast_as_barrier},
+                                            {"leak", leak},
+                                            {"too_early", too_early},
+                                            {"after_destroy", after_destroy},
+                                            {"two_threads", two_threads}});
+  return all;
+}
 
 }  // namespace
 
 int main(int argc, char** argv) {
+  const auto scenarios = all_scenarios();
   const auto scenario = argc == 3 || argc == 4 ? scenarios.find(argv[1]) : scenarios.end();
   if (scenario == scenarios.end()) {
     std::fprintf(stderr, "usage: nccl_program SCENARIO correct|bug [RANKS]\n");

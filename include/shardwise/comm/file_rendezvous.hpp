@@ -37,7 +37,7 @@ class FileRendezvous final : public Rendezvous {
  public:
   /// Joins the session of this run. ConfigError where another run uses the directory, where two
   /// processes come as the same rank, or ranks differ about the size; TimedOut.
-  FileRendezvous(std::string path, int rank, int size,
+  FileRendezvous(const std::string& path, int rank, int size,
                  std::chrono::nanoseconds timeout = std::chrono::minutes(2))
       : rank_(rank), size_(size), left_(rank) {
     if (size < 1 || rank < 0 || rank >= size) {

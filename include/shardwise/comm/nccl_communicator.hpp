@@ -44,12 +44,13 @@ class NcclCommunicator final : public Communicator {
  public:
   /// Made by all ranks of the rendezvous, each with its own device as the host thread's current
   /// one. ConfigError, BackendError, PeerFailed, TimedOut.
-  explicit NcclCommunicator(std::shared_ptr<Rendezvous> rendezvous, const NcclOptions& options = {})
+  explicit NcclCommunicator(const std::shared_ptr<Rendezvous>& rendezvous,
+                            const NcclOptions& options = {})
       : NcclCommunicator(rendezvous, options, nullptr) {}
 
   /// Adopts the host's `comm`, which must outlive this object and is not destroyed; its ranks are
   /// those of the rendezvous. See NcclOptions::abort_adopted.
-  NcclCommunicator(std::shared_ptr<Rendezvous> rendezvous, ncclComm_t comm,
+  NcclCommunicator(const std::shared_ptr<Rendezvous>& rendezvous, ncclComm_t comm,
                    const NcclOptions& options = {})
       : NcclCommunicator(rendezvous, options, comm) {}
 

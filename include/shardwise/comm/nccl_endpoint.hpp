@@ -25,6 +25,7 @@
 #include "fingerprint.hpp"
 #include "nccl_handle.hpp"
 #include "nccl_options.hpp"
+#include "nccl_range.hpp"
 #include "nccl_staging.hpp"
 #include "nccl_transfer.hpp"
 #include "nccl_watchdog.hpp"
@@ -35,6 +36,28 @@ namespace shardwise::inline v0_1::detail::nccl {
 /// One rank's end of a communicator: how its calls are issued, and what becomes of them where the
 /// communicator fails or goes.
 class Endpoint {
+  /// Where waiting ends: throws where the communicator has failed, or the host's time is up inside
+  /// NCCL, which waits for peers there when it connects to them.
+  class Patience {
+   public:
+    Patience(Endpoint& end, const Fingerprint& print, std::chrono::nanoseconds timeout) noexcept
+        : end_(end), print_(print), timeout_(timeout) {}
+
+    void operator()() const {
+      if (!end_.is_peaceful()) end_.throw_failure(print_);
+      if (std::chrono::steady_clock::now() - begin_ < timeout_) return;
+      end_.member_->wants_time_out.store(true);
+      end_.watchdog_->wake();
+      end_.throw_failure(print_);
+    }
+
+   private:
+    Endpoint& end_;
+    const Fingerprint& print_;
+    std::chrono::nanoseconds timeout_;
+    std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
+  };
+
  public:
   /// `member` has its channels.
   Endpoint(const NcclOptions& options, int device, std::shared_ptr<Member> member,
@@ -66,7 +89,7 @@ class Endpoint {
     if (!wait_for_all_calls()) {
       // Work that does not even end by an abort still uses this memory.
       static_cast<void>(staging_.release());
-      static_cast<void>(new std::shared_ptr<Member>(member_));
+      static_cast<void>(kept_.release());
     }
     for (const auto& channel : member_->channels) channel->handle->close(options_.shutdown_timeout);
   }
@@ -88,10 +111,11 @@ class Endpoint {
     check_stream(operation, items, info, stream);
     const Fingerprint print = detail::fingerprint_of(operation, items, info, root, sequence_ + 1);
     if (!is_peaceful()) throw_failure(print);
+    const Range range(print);
     try {
       const CudaDeviceGuard guard(device_);
       // The watchdog sees to time-outs of what was enqueued; this is for NCCL's own waiting.
-      const auto patience = patience_of(print, info.timeout);
+      const Patience patience(*this, print, info.timeout);
       if (options_.checked) compare(print, info.timeout, patience);
       ++sequence_;
       if (stream.memory == MemoryKind::host) {
@@ -115,6 +139,10 @@ class Endpoint {
       throw;
     } catch (const UsageError&) {
       throw;
+    } catch (const BackendError& error) {
+      const std::string message = format("{}\nin {}", error.what(), describe(print));
+      abort(message);
+      throw BackendError(message);
     } catch (const std::exception& error) {
       abort(format("{}\nin {}", error.what(), describe(print)));
       throw;
@@ -168,19 +196,6 @@ class Endpoint {
         name_of(operation), info.name, member_->rank);
   }
 
-  /// Where waiting ends: throws where the communicator has failed, or the host's time is up inside
-  /// NCCL, which waits for peers there when it connects to them.
-  [[nodiscard]] auto patience_of(const Fingerprint& print, std::chrono::nanoseconds timeout) {
-    return [this, &print, timeout, begin = std::chrono::steady_clock::now()] {
-      if (!is_peaceful()) throw_failure(print);
-      if (std::chrono::steady_clock::now() - begin < timeout) return;
-      member_->wants_time_out.store(true);
-      watchdog_->wake();
-      throw_failure(print);
-    };
-  }
-
-  template <class Patience>
   void compare(const Fingerprint& print, std::chrono::nanoseconds timeout,
                const Patience& patience) {
     std::vector<Fingerprint> calls(member_->world_ranks.size());
@@ -288,6 +303,9 @@ class Endpoint {
   int exceptions_;
   std::shared_ptr<Member> member_;
   std::shared_ptr<Watchdog> watchdog_;
+  // Outlives this object where work does not end.
+  std::unique_ptr<std::shared_ptr<Member>> kept_ =
+      std::make_unique<std::shared_ptr<Member>>(member_);
   std::unique_ptr<Staging> staging_;  // goes before the channels
   std::uint64_t sequence_ = 0;
   std::atomic<bool> aborting_{false};

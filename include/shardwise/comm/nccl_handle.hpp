@@ -144,7 +144,7 @@ class Handle {
          locked = mutex_.try_lock()) {
       pause();
     }
-    const ncclComm_t comm = std::exchange(comm_, nullptr);
+    auto* const comm = std::exchange(comm_, nullptr);
     if (locked) mutex_.unlock();
     if (comm == nullptr) return;
     if (!adopted_ || adopted_too) {
@@ -159,7 +159,7 @@ class Handle {
   /// The end in peace: waits until NCCL has flushed what this rank did, and aborts where that takes
   /// longer than `timeout`.
   void close(std::chrono::nanoseconds timeout) noexcept {
-    const ncclComm_t comm = [&] {
+    auto* const comm = [&] {
       const std::lock_guard lock(mutex_);
       if (comm_ != nullptr) {
         for (const Enrolled& enrolled : enrolled_) forget(comm_, enrolled);

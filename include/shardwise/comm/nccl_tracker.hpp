@@ -161,7 +161,7 @@ class Tracker {
     Slot(const Slot&) = delete;
     Slot& operator=(const Slot&) = delete;
     ~Slot() {
-      for (const cudaEvent_t event : {begin, end}) {
+      for (auto* const event : {begin, end}) {
         if (event != nullptr) cuda::forget(cudaEventDestroy(event));
       }
     }

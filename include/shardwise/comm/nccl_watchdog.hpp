@@ -152,8 +152,8 @@ class Watchdog {
     void look() {
       if (rendezvous->failure()) return run_failed(nullptr);
       const auto now = Clock::now();
-      for (std::size_t i = 0; i < members.size(); ++i) {
-        Member& member = *members[i];
+      for (const auto& each : members) {
+        Member& member = *each;
         if (member.state.load() != Member::State::peaceful) continue;
         if (member.wants_time_out.load()) return time_out(member);
         for (const auto& channel : member.channels) {

@@ -121,6 +121,7 @@ struct FlatParameter : Registration {
   typename Device::Event gathered = {};  ///< communication stream: the last read by a gather
   std::uint64_t version = 1;             ///< of the storage; every write adds 1
   std::uint64_t gathered_version = 0;    ///< of whole()
+  std::uint64_t copied_version = 0;      ///< of this rank's part of `copy`, if a step wrote it
   std::size_t index = 0;                 ///< in order of registration
   std::size_t leases = 0;
   std::size_t scopes = 0;  ///< full_parameters that it is in; each has one of the leases

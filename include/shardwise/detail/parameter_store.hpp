@@ -442,7 +442,7 @@ class ParameterStore {
     const bool scattered =
         parameter.sharded() ? parameter.in_pieces() : parameter.replicated_in_place();
     std::byte* const whole = parameter.whole();
-    if (casts) {
+    if (casts && parameter.copied_version != parameter.version) {
       for_each_place(parameter, scattered, begin, begin + parameter.owned_count(),
                      [&](std::byte* place, std::size_t first, std::size_t count) {
                        Device::convert(

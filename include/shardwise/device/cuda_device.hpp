@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <span>
+#include <type_traits>
 
 #include "../core/dtype.hpp"
 #include "../core/stream_ref.hpp"
@@ -21,6 +22,9 @@
 
 namespace shardwise::inline v0_1 {
 
+struct Adam;
+struct AdamW;
+
 /// A CUDA GPU as a device: the host thread's current one, when a Context is made and while it is
 /// used. Functions that take a Stream work on that stream's device. All enqueue and return unless
 /// they say that the host waits: work enqueued on `stream` later sees the result, and memory stays
@@ -33,6 +37,13 @@ struct CudaDevice {
   static constexpr MemoryKind memory = MemoryKind::cuda;
   /// Every buffer starts on such a boundary.
   static constexpr std::size_t alignment = 256;
+
+  /// Whether steps of this optimizer write what leases see, too, where that is a copy in bf16:
+  /// those that device/cuda_kernels.cu has.
+  template <class Optimizer, class T, class G>
+  static constexpr bool fuses_cast = (std::is_same_v<Optimizer, AdamW> ||
+                                      std::is_same_v<Optimizer, Adam>)&&std::is_same_v<T, float> &&
+                                     (std::is_same_v<G, float> || std::is_same_v<G, bf16>);
 
   /// The stream of the host's compute: the one that it names, or a new one. UsageError where that
   /// is a host's stream.

@@ -16,7 +16,8 @@
 /// device/cuda_operations.hpp and device/cuda_launch.cuh, compiled by nvcc in
 /// device/cuda_kernels.cu, which a program adds to its sources once. All functions enqueue on the
 /// stream, which belongs to the host thread's current device, and return; pointers are to memory of
-/// that device which stays alive in stream order. BackendError where CUDA refuses.
+/// that device which stays alive in stream order. BackendError where CUDA refuses. Where the host's
+/// bits are promised, a NaN is one on both; its own bits may differ.
 namespace shardwise::inline v0_1::detail::cuda {
 
 /// Runs `functor` (kernels/elements.hpp) over elements [0, count). Copied, trivially copyable.

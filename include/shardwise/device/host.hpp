@@ -25,6 +25,11 @@ struct HostDevice {
   /// Every buffer starts on such a boundary.
   static constexpr std::size_t alignment = 128;
 
+  /// Whether steps of this optimizer write what leases see, too, where that is a copy in bf16: for
+  /// the CPU the second pass at the next gather is cheaper than twice as many loops to compile.
+  template <class Optimizer, class T, class G>
+  static constexpr bool fuses_cast = false;
+
   /// The stream of the host's compute: inline, whatever stream the host names.
   [[nodiscard]] static Stream compute_stream(StreamRef adopted) {
     if (adopted.memory == MemoryKind::host && adopted.native == nullptr) return Stream();

@@ -69,7 +69,7 @@ struct NormTiles {
       for (std::size_t i = lane; i < norm_tile; i += batch * lanes) {
         T values[batch];
         for (std::size_t k = 0; k < batch; ++k) values[k] = elements[i + k * lanes];
-        for (std::size_t k = 0; k < batch; ++k) add(values[k], sum);
+        for (const T value : values) add(value, sum);
       }
     } else {
       for (std::size_t i = lane; i < rest; i += lanes) add(elements[i], sum);
@@ -105,7 +105,7 @@ struct NormSums {
       for (; tile + batch <= end; tile += batch) {
         double values[batch];
         for (std::size_t i = 0; i < batch; ++i) values[i] = partials[tile + i];
-        for (std::size_t i = 0; i < batch; ++i) sum += values[i];
+        for (const double value : values) sum += value;
       }
       for (; tile < end; ++tile) sum += partials[tile];
       results[range] = sum;

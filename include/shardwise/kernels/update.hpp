@@ -61,7 +61,12 @@ struct Update {
   /// The same step through the widest accesses: what a device runs.
   template <std::size_t Width>
   SHARDWISE_HOST_DEVICE void run_block(std::size_t first) const {
-    step_block<Width>(first, std::index_sequence_for<States...>());
+    static_cast<void>(step_block<Width>(first));
+  }
+  /// What run_block does; returns the new values of the parameter.
+  template <std::size_t Width>
+  SHARDWISE_HOST_DEVICE detail::Block<Parameter, Width> step_block(std::size_t first) const {
+    return step_block<Width>(first, std::index_sequence_for<States...>());
   }
 
  private:
@@ -73,7 +78,8 @@ struct Update {
   }
 
   template <std::size_t Width, std::size_t... Index>
-  SHARDWISE_HOST_DEVICE void step_block(std::size_t first, std::index_sequence<Index...>) const {
+  SHARDWISE_HOST_DEVICE detail::Block<Parameter, Width> step_block(
+      std::size_t first, std::index_sequence<Index...>) const {
     const auto factor = static_cast<Real>(coefficient);
     detail::Block<Parameter, Width> p;
     detail::Block<Gradient, Width> g;
@@ -91,6 +97,7 @@ struct Update {
       (s.store(static_cast<States*>(states[Index]) + first), ...);
     };
     update(detail::Block<States, Width>()...);
+    return p;
   }
 
   template <class... Blocks>
@@ -182,6 +189,39 @@ struct Update {
       (blocks.store(i, s), ...);
     };
     update(blocks.load(i)...);
+  }
+};
+
+/// A functor for Device::launch: the step of an Update, and its result rounded to Out beside it, so
+/// that a copy of the parameter in a narrower type costs no further pass. `out` overlaps nothing of
+/// the update.
+template <class Step, FloatingElement Out>
+struct UpdateAndCast {
+  Step step;
+  Out* out;
+
+  static constexpr std::size_t block_width = Step::block_width > 16 / sizeof(Out)
+                                                 ? Step::block_width
+                                                 : 16 / sizeof(Out);
+  template <std::size_t Width>
+  [[nodiscard]] bool aligned(std::size_t first) const noexcept {
+    return step.template aligned<Width>(first) && detail::is_aligned_for<Width>(out + first);
+  }
+  template <std::size_t Width>
+  SHARDWISE_HOST_DEVICE void run_block(std::size_t first) const {
+    const auto parameter = step.template step_block<Width>(first);
+    detail::Block<Out, Width> result;
+    for (std::size_t i = 0; i < Width; ++i) {
+      result.values[i] = cast_element<Out>(parameter.values[i]);
+    }
+    result.store(out + first);
+  }
+  template <std::size_t Width>
+  SHARDWISE_HOST_DEVICE void run(std::size_t first) const {
+    step.template run<Width>(first);
+    for (std::size_t i = first; i < first + Width; ++i) {
+      out[i] = cast_element<Out>(step.parameter[i]);
+    }
   }
 };
 
