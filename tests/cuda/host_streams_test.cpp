@@ -12,6 +12,7 @@
 
 #include "../support/device.hpp"
 #include "../support/ranks.hpp"
+#include "../support/sanitized.hpp"
 
 // A host that has a stream of its own and works on it by CUDA's calls.
 
@@ -136,7 +137,9 @@ TEST_CASE("a rank that throws ends its peers' waits for the device, and the devi
       CHECK_THROWS_WITH(run(), "the host's data is bad");
       CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(5));
       for (std::size_t rank = 1; rank < ends.size(); ++rank) {
-        CHECK_THAT(ends[rank], ContainsSubstring("0: rank 0 failed: the host's data is bad"));
+        CHECK_THAT(ends[rank], ContainsSubstring("0: rank 0 failed: "));
+        if (heard_early(ends[rank])) continue;
+        CHECK_THAT(ends[rank], ContainsSubstring("the host's data is bad"));
       }
       const auto wrong = on_ranks(world, [&](Communicator& communicator) {
         return halve(communicator, Strategy::zero3(), overlap);

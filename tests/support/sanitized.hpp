@@ -1,5 +1,7 @@
 #pragma once
 
+#include <string_view>
+
 namespace shardwise::test {
 
 /// Whether this build looks at every access: fewer cases do then.
@@ -14,5 +16,11 @@ inline constexpr bool sanitized = false;
 #else
 inline constexpr bool sanitized = false;
 #endif
+
+/// Whether a peer heard of a failure before its message was there. It waits some 50 ms for that,
+/// which under a sanitizer may be too short for a stack to unwind.
+inline bool heard_early(std::string_view message) {
+  return sanitized && message.find("an exception is unwinding its stack") != message.npos;
+}
 
 }  // namespace shardwise::test
