@@ -36,7 +36,8 @@ class ShardedGradient {
   /// where the parameter is not in place, or gradients travel in another type than they are written
   /// in.
   template <FloatingElement T>
-  ShardedGradient(ShardedParameter<T, Device>& parameter, Arena& arena)
+  requires(Device::memory == MemoryKind::host)
+      ShardedGradient(ShardedParameter<T, Device>& parameter, Arena& arena)
       : context_(&parameter.context()) {
     auto& flat = parameter.flat();
     begin(flat, Residency::in_place);
