@@ -23,6 +23,19 @@ std::vector<TensorSpec> tensor(std::string name, std::size_t count) {
   return {{std::move(name), {count}}};
 }
 
+/// Memory for slots of which there is not always enough.
+struct Limited final : SlotMemory {
+  std::size_t left = std::size_t{1} << 20;
+
+  [[nodiscard]] void* allocate(std::size_t bytes) override {
+    if (bytes > left) throw UsageError("nothing is left");
+    return Device::allocate(bytes);
+  }
+  void deallocate(void* memory, std::size_t bytes) noexcept override {
+    Device::deallocate(memory, bytes);
+  }
+};
+
 }  // namespace
 
 TEST_CASE("a parameter that is destroyed while it is held gives its slot back") {
@@ -37,6 +50,28 @@ TEST_CASE("a parameter that is destroyed while it is held gives its slot back") 
   a.reset();
   auto weights = b.gather();
   CHECK(weights[0].size() == 64);
+}
+
+TEST_CASE("a slot that could not grow is not taken for one that holds something") {
+  const auto alone = communicator_of_one();
+  Limited memory;
+  Strategy strategy = Strategy::zero3();
+  strategy.prefetch = 0;
+  Context<Device> context(*alone, strategy, {.slot_memory = &memory});
+  Parameter<float> a(context, tensor("a", 64));
+  Parameter<float> b(context, tensor("b", 64));
+  a.initialize([](const auto&, std::size_t) { return 1.0f; });
+  b.initialize([](const auto&, std::size_t) { return 2.0f; });
+  static_cast<void>(a.gather());
+  static_cast<void>(b.gather());
+  memory.left = 0;
+  Parameter<float> late(context, tensor("late", 5000));
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    CHECK_THROWS_WITH(a.gather(), "nothing is left");
+  }
+  memory.left = std::size_t{1} << 20;
+  CHECK(all_are(context, a.gather()[0], 1));
+  CHECK(all_are(context, b.gather()[0], 2));
 }
 
 TEST_CASE("gradients that are destroyed while their bucket waits, or open, leave no trace") {

@@ -408,9 +408,14 @@ class ParameterStore {
     if (!pool_of(unit).acquire(unit.slot, insist)) return false;
     Slot<Device>& slot = *unit.slot;
     if (pool_of(unit).is_small(slot)) {
-      wait_for_users(slot, unit.members.front()->name);
-      give_pages_back(slot);
-      pool_of(unit).grow(slot);
+      try {
+        wait_for_users(slot, unit.members.front()->name);
+        give_pages_back(slot);
+        pool_of(unit).grow(slot);
+      } catch (...) {
+        pool_of(unit).give_up(unit.slot);
+        throw;
+      }
     }
     pool_of(unit).mark(slot, State::empty);
     for (Parameter* member : unit.members) member->gathered_version = 0;
@@ -551,9 +556,13 @@ class ParameterStore {
     if (unit.residency == Residency::in_place) {
       give_pages_back(slot);
     } else {
-      Device::poison(engine_.compute, slot.buffer.data(), slot.buffer.size());
+      try {
+        Device::poison(engine_.compute, slot.buffer.data(), slot.buffer.size());
+        slot.hidden_from = unit.members.front()->name;
+      } catch (const BackendError&) {  // the device has failed, as the next call says
+        slot.hidden_from.clear();
+      }
       slot.last_use = engine_.compute.record();
-      slot.hidden_from = unit.members.front()->name;
     }
   }
 
