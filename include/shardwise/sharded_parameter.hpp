@@ -343,8 +343,9 @@ class ShardedParameter {
                    segment.count * sizeof(T));
   }
   void download(const Layout::Segment& segment, T* elements) {
-    Device::download(context_->engine().compute, elements, stored(segment),
-                     segment.count * sizeof(T));
+    auto& engine = context_->engine();
+    Device::download(engine.compute, elements, stored(segment), segment.count * sizeof(T));
+    engine.comm.check();  // an aborted collective ends the wait, too
   }
 
   // f(segment, elements in the host's memory) over what this rank stores of [begin, end): the

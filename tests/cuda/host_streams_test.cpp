@@ -8,8 +8,10 @@
 #include <shardwise/shardwise.hpp>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
+#include "../emulation/control.hpp"
 #include "../support/device.hpp"
 #include "../support/ranks.hpp"
 #include "../support/sanitized.hpp"
@@ -146,6 +148,69 @@ TEST_CASE("a rank that throws ends its peers' waits for the device, and the devi
       });
       for (const std::string& what : wrong) CHECK(what == "");
     }
+  }
+}
+
+TEST_CASE("leases end where the device has failed, and its error is what the host sees") {
+  if (!shardwise_emulation_present()) SKIP("devices fail when they like");
+  emulation_control::set_option("leaks", "note");  // a device that has failed takes nothing back
+  for (const bool debug : {false, true}) {
+    INFO("debug " << debug);
+    const auto texts = on_ranks(1, [&](Communicator& communicator) {
+      try {
+        Context<CudaDevice> context(communicator, Strategy::zero3(), {.debug = debug});
+        Parameter<float> parameter(context, {{"w", {3000}}});
+        Gradient<float> gradient(parameter);
+        parameter.initialize([](const auto&, std::size_t) { return 1.0f; });
+        const auto weights = parameter.gather();
+        auto lease = gradient.lease();
+        context.stream().synchronize();
+        emulation_control::set_option("fail_task", "fill:1:700");  // cudaErrorIllegalAddress
+        Device::zero(context.stream(), lease[0].data(), 4);
+        context.stream().synchronize();
+      } catch (const BackendError& error) {
+        return std::string(error.what());
+      }
+      return std::string("no error");
+    });
+    emulation_control::set_option("fail_task", nullptr);
+    emulation_control::reset();
+    CHECK_THAT(texts[0], ContainsSubstring("cudaErrorIllegalAddress"));
+  }
+}
+
+TEST_CASE("nobody reads what a reduction that was aborted has left") {
+  need_devices(2);
+  for (const Strategy& strategy : {Strategy::ddp(), Strategy::zero1(), Strategy::zero3()}) {
+    INFO(strategy.name());
+    std::string what = "no error";
+    std::size_t seen = 0;
+    const auto run = [&] {
+      run_on_ranks(2, [&](Communicator& communicator) {
+        Context<CudaDevice> context(communicator, strategy);
+        Parameter<float> parameter(context, {{"w", {3000}}});
+        Gradient<float> gradient(parameter);
+        State<Sgd> state(parameter, Sgd{});
+        parameter.initialize([](const auto&, std::size_t) { return 1.0f; });
+        auto lease = gradient.lease();
+        if (communicator.rank() == 1) {
+          context.stream().synchronize();
+          std::this_thread::sleep_for(std::chrono::milliseconds(100));  // the peer waits by then
+          throw std::runtime_error("the host's data is bad");
+        }
+        std::move(lease).reduce();
+        try {
+          state.step(parameter, gradient);
+          parameter.read([&](const auto&, std::size_t, auto elements) { seen += elements.size(); });
+        } catch (const PeerFailed& error) {
+          what = error.what();
+          throw;
+        }
+      });
+    };
+    CHECK_THROWS_WITH(run(), "the host's data is bad");
+    CHECK_THAT(what, ContainsSubstring("rank 1 failed"));
+    CHECK(seen == 0);
   }
 }
 

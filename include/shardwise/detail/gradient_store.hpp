@@ -434,15 +434,19 @@ class GradientStore {
     if (unit.slot == nullptr || unit.open > 0 || unit.ready > 0) return;
     Slot<Device>& slot = *unit.slot;
     auto& stream = engine_.communication;
-    stream.wait(engine_.compute.record());
-    if (unit.residency == Residency::in_place) {
-      if constexpr (Device::memory == MemoryKind::host) {  // arenas are of the host
-        clear_crumbs(unit, stream);
-        stream.enqueue(TakePagesBack<Device>{&slot, engine_.released(), &engine_.lost_pages});
+    try {
+      stream.wait(engine_.compute.record());
+      if (unit.residency == Residency::in_place) {
+        if constexpr (Device::memory == MemoryKind::host) {  // arenas are of the host
+          clear_crumbs(unit, stream);
+          stream.enqueue(TakePagesBack<Device>{&slot, engine_.released(), &engine_.lost_pages});
+        }
+      } else if (engine_.options.debug) {
+        Device::poison(stream, slot.buffer.data(), slot.buffer.size());
+        slot.hidden_from = unit.members.front()->parameter.name;
       }
-    } else if (engine_.options.debug) {
-      Device::poison(stream, slot.buffer.data(), slot.buffer.size());
-      slot.hidden_from = unit.members.front()->parameter.name;
+    } catch (const BackendError&) {  // the device has failed, as the next call says
+      engine_.quiesce();
     }
     slot.last_use = stream.record();
     pool_of(unit).mark(slot, State::empty);
