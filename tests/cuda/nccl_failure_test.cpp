@@ -1,3 +1,5 @@
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -30,6 +32,10 @@ using std::chrono::seconds;
 struct HostError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
+
+// Whether calls of ncclCommAbort hang, and how many are under way.
+std::atomic<bool> abort_hangs{false};
+std::atomic<int> aborting{0};
 
 // Seconds within which peers learn of a failure, or of their next call after it.
 constexpr double soon = sanitized ? 1.0 : 0.1;
@@ -512,5 +518,38 @@ TEST_CASE("the destructor does not wait for calls that never end") {
   for (const double seconds_waited : waited) CHECK(seconds_waited < 0.2 + 4 * soon);
 }
 
+TEST_CASE("the destructor does not wait for a watchdog that hangs in NCCL") {
+  if (present_worlds().empty()) SKIP("needs a device");
+  cuda_check(cudaSetDevice(0), "cudaSetDevice");
+  auto comm = std::make_unique<NcclCommunicator>(LocalRendezvous::make(1)[0]);
+  barrier(*comm, {"good"});
+  abort_hangs.store(true);
+  comm->abort("stop");
+  const auto begin = Clock::now();
+  std::thread rescue([&] {  // without it a failure of this test would not end
+    while (abort_hangs.load() && Clock::now() - begin < seconds(30)) {
+      std::this_thread::sleep_for(milliseconds(5));
+    }
+    abort_hangs.store(false);
+  });
+  comm.reset();
+  CHECK(Clock::now() - begin < seconds(20));
+  abort_hangs.store(false);
+  rescue.join();
+  while (aborting.load() > 0) std::this_thread::sleep_for(milliseconds(5));
+}
+
 }  // namespace
 }  // namespace shardwise::test
+
+/// NCCL's, which may hang.
+ncclResult_t ncclCommAbort(ncclComm_t comm) {
+  using namespace shardwise::test;
+  aborting.fetch_add(1);
+  while (abort_hangs.load()) std::this_thread::sleep_for(milliseconds(5));
+  auto* const real =
+      reinterpret_cast<ncclResult_t (*)(ncclComm_t)>(dlsym(RTLD_NEXT, "ncclCommAbort"));
+  const ncclResult_t result = real(comm);
+  aborting.fetch_sub(1);
+  return result;
+}

@@ -77,11 +77,12 @@ class Watchdog {
   Watchdog& operator=(const Watchdog&) = delete;
   /// Bounded: a thread that hangs in NCCL is left behind, with what it uses.
   ~Watchdog() {
-    std::unique_lock lock(shared_->mutex);
-    shared_->stop = true;
+    shared_->stop.store(true);
     shared_->changed.notify_all();
-    const bool ended = shared_->changed.wait_for(lock, patience, [&] { return shared_->ended; });
-    lock.unlock();
+    bool ended = false;
+    if (auto lock = lock_unless_it_hangs()) {
+      ended = shared_->changed.wait_for(lock, patience, [&] { return shared_->ended; });
+    }
     if (ended) {
       thread_.join();
     } else {
@@ -98,9 +99,9 @@ class Watchdog {
     const std::lock_guard lock(shared_->mutex);
     shared_->members.push_back(std::move(member));
   }
+  /// Bounded, too: a thread that hangs keeps the member.
   void remove(const std::shared_ptr<Member>& member) noexcept {
-    std::unique_lock lock(shared_->mutex);
-    std::erase(shared_->members, member);
+    if (const auto lock = lock_unless_it_hangs()) std::erase(shared_->members, member);
   }
 
   /// The watchdog has something to look at now.
@@ -111,7 +112,7 @@ class Watchdog {
 
  private:
   using Clock = std::chrono::steady_clock;
-  static constexpr auto patience = std::chrono::seconds(10);
+  static constexpr auto patience = std::chrono::seconds(5);
   static constexpr auto period = std::chrono::milliseconds(4);
   // Calls that wait longer are looked at more closely.
   static constexpr auto short_wait = std::chrono::milliseconds(20);
@@ -129,15 +130,15 @@ class Watchdog {
     std::mutex mutex;
     std::condition_variable changed;
     std::atomic<bool> woken{false};
-    bool stop = false;
+    std::atomic<bool> stop{false};
     bool ended = false;
     std::vector<std::shared_ptr<Member>> members;
 
     void run() noexcept {
       cuda::forget(cudaSetDevice(device));
       std::unique_lock lock(mutex);
-      while (!stop) {
-        changed.wait_for(lock, period, [&] { return stop || woken.load(); });
+      while (!stop.load()) {
+        changed.wait_for(lock, period, [&] { return stop.load() || woken.load(); });
         woken.store(false);
         try {
           look();
@@ -303,7 +304,20 @@ class Watchdog {
     }
   };
 
+  // The thread looks with the mutex held. Not timed_mutex, which race detectors do not know.
+  [[nodiscard]] std::unique_lock<std::mutex> lock_unless_it_hangs() noexcept {
+    std::unique_lock lock(shared_->mutex, std::try_to_lock);
+    const auto begin = Clock::now();
+    for (Backoff pause; !lock && !hangs_ && Clock::now() - begin < patience;) {
+      pause();
+      static_cast<void>(lock.try_lock());
+    }
+    hangs_ = !lock;
+    return lock;
+  }
+
   std::shared_ptr<Shared> shared_;
+  std::atomic<bool> hangs_{false};
   std::thread thread_;
 };
 
