@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <climits>
 #include <thread>
+#include <utility>
 
 #include "world.hpp"
 
@@ -323,6 +324,12 @@ SHARDWISE_EMULATED cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned lon
   Stream* const target = resolve("cudaStreamGetId", stream);
   if (target == nullptr) return status(cudaErrorInvalidResourceHandle);
   *id = static_cast<unsigned long long>(target->device) << 32 | target->number;
+  return cudaSuccess;
+}
+
+// Kept, and nothing depends on it.
+SHARDWISE_EMULATED cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
+  std::swap(*mode, this_thread().capture_mode);
   return cudaSuccess;
 }
 

@@ -154,6 +154,7 @@ struct ThreadState {
   cudaError_t last_error = cudaSuccess;
   double time = 0;
   Stream* worker_of = nullptr;
+  cudaStreamCaptureMode capture_mode = cudaStreamCaptureModeGlobal;
 };
 [[nodiscard]] ThreadState& this_thread();
 

@@ -182,6 +182,7 @@ class Tracker {
       const cudaError_t status = cudaEventQuery(slot.end);
       if (status == cudaSuccess) return;
       if (status != cudaErrorNotReady) cuda_check(status, "cudaEventQuery");
+      cuda::forget(status);  // no error that the host should find
       patience();
       pause();
     }

@@ -136,6 +136,10 @@ class Watchdog {
 
     void run() noexcept {
       cuda::forget(cudaSetDevice(device));
+      // Queries of events would break a graph that another thread is capturing; not those of a
+      // thread in this mode.
+      auto mode = cudaStreamCaptureModeThreadLocal;
+      cuda::forget(cudaThreadExchangeStreamCaptureMode(&mode));
       std::unique_lock lock(mutex);
       while (!stop.load()) {
         changed.wait_for(lock, period, [&] { return stop.load() || woken.load(); });
