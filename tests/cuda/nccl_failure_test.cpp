@@ -518,6 +518,36 @@ TEST_CASE("the destructor does not wait for calls that never end") {
   for (const double seconds_waited : waited) CHECK(seconds_waited < 0.2 + 4 * soon);
 }
 
+TEST_CASE("communicators whose calls wait for each other in one stream are ended together") {
+  for (const int world : failure_worlds()) {
+    for (const bool parts : {false, true}) {
+      RankEnd rethrown;
+      const auto ends =
+          ends_of(world,
+                  [&](Communicator& comm) {
+                    const std::unique_ptr<Communicator> part = comm.split(0, 0, {"part"});
+                    Communicator& first = parts ? *part : comm;
+                    CudaStream stream;
+                    const CollectiveCase reduce{Operation::reduce_scatter, {{.count = 9}}, 0};
+                    const CollectiveCase gather{Operation::all_gather, {{.count = 9}}, 0};
+                    CudaCall one(reduce, first, stream);
+                    CudaCall other(gather, comm, stream);
+                    if (comm.rank() == 0) {
+                      std::this_thread::sleep_for(milliseconds(30));
+                      throw HostError("no more data");
+                    }
+                    one.issue({"first", seconds(20)});
+                    other.issue({"behind it", seconds(20)});
+                    stream.synchronize();
+                    comm.check();
+                  },
+                  rethrown, {.separate_reductions = !parts});
+      CHECK(rethrown.what == "no more data");
+      for (std::size_t r = 1; r < ends.size(); ++r) CHECK(ends[r].kind == Kind::peer_failed);
+    }
+  }
+}
+
 TEST_CASE("the destructor does not wait for a watchdog that hangs in NCCL") {
   if (present_worlds().empty()) SKIP("needs a device");
   cuda_check(cudaSetDevice(0), "cudaSetDevice");

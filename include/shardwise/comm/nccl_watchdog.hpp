@@ -204,7 +204,7 @@ class Watchdog {
 
     void peer_left(Member& member, int r) {
       begin_failing(member);
-      end_calls(member);
+      end_calls({&member});
       member.failure.rank = member.world_ranks[static_cast<std::size_t>(r)];
       member.failure.message =
           "left the group (its communicator was destroyed; it returned early?)";
@@ -220,7 +220,7 @@ class Watchdog {
       }
       for (Member* const member : failing) begin_failing(*member);
       for (Member* const member : failing) publish(*member);
-      for (Member* const member : failing) end_calls(*member);
+      end_calls(failing);
       if (late != nullptr) {
         rendezvous->fail({late->world_rank(), describe_wait(*late)});
       }
@@ -252,8 +252,24 @@ class Watchdog {
       member.state.store(Member::State::failing);
     }
 
-    static void end_calls(const Member& member) {
-      for (const auto& channel : member.channels) channel->handle->abort(member.abort_adopted);
+    // All at once: NCCL's abort waits until the communicator's work has left the streams, where it
+    // may lie behind another one's that is to be aborted, too.
+    void end_calls(const std::vector<Member*>& ending) const {
+      std::vector<std::thread> threads;
+      for (const Member* const member : ending) {
+        for (const auto& channel : member->channels) {
+          const auto end = [this, handle = channel->handle, adopted_too = member->abort_adopted] {
+            cuda::forget(cudaSetDevice(device));
+            handle->abort(adopted_too);
+          };
+          try {
+            threads.emplace_back(end);
+          } catch (const std::exception&) {  // no thread: one after the other, then
+            end();
+          }
+        }
+      }
+      for (std::thread& thread : threads) thread.join();
     }
 
     // For whoever says which ranks are missing: the last call that this rank made.
