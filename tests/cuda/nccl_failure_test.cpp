@@ -548,6 +548,23 @@ TEST_CASE("communicators whose calls wait for each other in one stream are ended
   }
 }
 
+TEST_CASE("an arena's memory goes when an abort has let go of it") {
+  if (present_worlds().empty()) SKIP("needs a device");
+  cuda_check(cudaSetDevice(0), "cudaSetDevice");
+  NcclCommunicator comm(LocalRendezvous::make(1)[0]);
+  auto arena = std::make_unique<NcclArena>(comm, 4096);
+  abort_hangs.store(true);
+  comm.abort("stop");
+  while (aborting.load() == 0) std::this_thread::sleep_for(milliseconds(1));
+  std::thread later([] {
+    std::this_thread::sleep_for(milliseconds(100));
+    abort_hangs.store(false);
+  });
+  arena.reset();
+  CHECK(aborting.load() == 0);
+  later.join();
+}
+
 TEST_CASE("the destructor does not wait for a watchdog that hangs in NCCL") {
   if (present_worlds().empty()) SKIP("needs a device");
   cuda_check(cudaSetDevice(0), "cudaSetDevice");

@@ -301,6 +301,7 @@ ncclResult_t ncclCommAbort(ncclComm_t handle) {
   stop(*communicator, Stop::aborted);
   wait_until_idle(*communicator, "ncclCommAbort");
   wait_until_quiet(*communicator, "ncclCommAbort");
+  forget_registrations(*communicator);
   end(handle);
   return ncclSuccess;
 }

@@ -156,6 +156,8 @@ ncclResult_t submit(ncclComm_t handle, Call call, cudaStream_t stream);
 /// Fills in the call's places in windows and counts the path that the real library takes.
 ncclResult_t check_call(Communicator& communicator, const char* api, Call& call,
                         cudaStream_t stream);
+/// What an abort does with memory that is registered still.
+void forget_registrations(Communicator& communicator);
 /// Counts the operations in flight on the windows of a call.
 void use_windows(Communicator& communicator, const Call& call, int change);
 

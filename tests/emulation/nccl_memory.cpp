@@ -76,6 +76,17 @@ ncclResult_t register_window(const std::shared_ptr<Communicator>& communicator, 
 
 }  // namespace
 
+void forget_registrations(Communicator& communicator) {
+  const Guard guard(big_lock());
+  for (auto* const registered : {&communicator.registrations, &communicator.windows}) {
+    for (const auto& [base, entry] : *registered) {
+      count_registration(base, entry.bytes, -1);
+      delete entry.handle;
+    }
+    registered->clear();
+  }
+}
+
 }  // namespace emulation
 
 using namespace emulation;

@@ -39,7 +39,12 @@ class NcclArena final : public SlotMemory {
       }
     }
     data_.reset(data);
-    registration_ = communicator.enroll(data, bytes, info);
+    try {
+      registration_ = communicator.enroll(data, bytes, info);
+    } catch (...) {
+      communicator.withdraw(data);
+      throw;
+    }
   }
   NcclArena(const NcclArena&) = delete;
   NcclArena& operator=(const NcclArena&) = delete;

@@ -3,6 +3,7 @@
 #include <nccl.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <memory>
 #include <mutex>
@@ -116,12 +117,21 @@ class Handle {
 
   /// Before the memory goes: NCCL forgets it. Nobody uses it any more.
   void withdraw(const void* data) noexcept {
-    const std::lock_guard lock(mutex_);
-    std::erase_if(enrolled_, [&](const Enrolled& enrolled) {
-      if (enrolled.data != data) return false;
-      if (comm_ != nullptr) forget(comm_, enrolled);
-      return true;
-    });
+    {
+      const std::lock_guard lock(mutex_);
+      const auto count = std::erase_if(enrolled_, [&](const Enrolled& enrolled) {
+        if (enrolled.data != data) return false;
+        if (comm_ != nullptr) forget(comm_, enrolled);
+        return true;
+      });
+      if (count == 0) return;
+    }
+    // An abort forgets it, too, when it has ended.
+    const auto begin = std::chrono::steady_clock::now();
+    for (Backoff pause; is_aborting_.load() &&
+                        std::chrono::steady_clock::now() - begin < std::chrono::seconds(5);) {
+      pause();
+    }
   }
 
   /// What NCCL found out meanwhile; ncclInvalidUsage where the communicator is gone.
@@ -145,15 +155,17 @@ class Handle {
       pause();
     }
     auto* const comm = std::exchange(comm_, nullptr);
+    if (comm != nullptr) is_aborting_.store(true);
     if (locked) mutex_.unlock();
     if (comm == nullptr) return;
     if (!adopted_ || adopted_too) {
       static_cast<void>(ncclCommAbort(comm));
-      return;
-    }
+    } else {
 #if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 7)
-    static_cast<void>(ncclCommRevoke(comm, NCCL_REVOKE_DEFAULT));
+      static_cast<void>(ncclCommRevoke(comm, NCCL_REVOKE_DEFAULT));
 #endif
+    }
+    is_aborting_.store(false);
   }
 
   /// The end in peace: waits until NCCL has flushed what this rank did, and aborts where that takes
@@ -253,6 +265,7 @@ class Handle {
   ncclComm_t comm_ = nullptr;  // null: aborted or closed
   int rank_;
   bool adopted_;
+  std::atomic<bool> is_aborting_{false};
   std::vector<Enrolled> enrolled_;
 };
 
