@@ -74,6 +74,21 @@ TEST_CASE("a slot that could not grow is not taken for one that holds something"
   CHECK(all_are(context, b.gather()[0], 2));
 }
 
+TEST_CASE("full_parameters() needs no more of a memory for slots than the plan says") {
+  const auto alone = communicator_of_one();
+  Limited memory;
+  Context<Device> context(*alone, Strategy::zero3(), {.slot_memory = &memory});
+  std::vector<Parameter<float>> parameters;
+  for (const char* const name : {"a", "b", "c", "d"}) {
+    parameters.emplace_back(context, tensor(name, 640));
+    parameters.back().initialize([](const auto&, std::size_t) { return 3.0f; });
+  }
+  context.prepare();
+  memory.left = 0;
+  const auto everything = full_parameters(context);
+  for (auto& parameter : parameters) CHECK(all_are(context, parameter.gather()[0], 3));
+}
+
 TEST_CASE("gradients that are destroyed while their bucket waits, or open, leave no trace") {
   const auto alone = communicator_of_one();
   Communicator& comm = *alone;

@@ -48,7 +48,8 @@ struct ContextOptions {
   StreamRef stream = {};
   /// Where slots and landing buffers come from, if not from the device: memory that the
   /// communicator has registered, as large as plan().bytes.slots less plan().scalars, each slot
-  /// rounded up to 256 bytes. Must outlive the Context. All ranks alike.
+  /// rounded up to 256 bytes; what full_parameters() needs beyond is the device's. Must outlive the
+  /// Context. All ranks alike.
   SlotMemory* slot_memory = nullptr;
 };
 

@@ -602,7 +602,8 @@ class ParameterStore {
   void add_extra_slots() {
     for (const auto& unit : units_) {
       if (!unit->needs_slot || unit->slot != nullptr) continue;
-      pool_of(*unit).dedicate(unit->slot, unit->bytes, unit->pages.size(), engine_.recycling());
+      pool_of(*unit).dedicate(unit->slot, unit->bytes, unit->pages.size(), engine_.recycling(),
+                              true);
       unit->extra_slot = true;
       for (Parameter* member : unit->members) member->gathered_version = 0;
     }

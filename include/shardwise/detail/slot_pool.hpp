@@ -62,15 +62,17 @@ class SlotPool {
     recycling_ = recycling;
     for (const auto& slot : shared_) slot->pages.reserve(ranges_);
     while (shared_.size() < count) {
-      shared_.push_back(make(bytes_, ranges_));
+      shared_.push_back(make(bytes_, ranges_, memory_));
       shared_.back()->shared = true;
     }
   }
 
-  /// A slot that belongs to `place` alone, until it is given up.
-  void dedicate(SlotType*& place, std::size_t bytes, std::size_t ranges, Recycling recycling) {
+  /// A slot that belongs to `place` alone, until it is given up; an `extra` one, which no plan
+  /// counts, is the device's own memory.
+  void dedicate(SlotType*& place, std::size_t bytes, std::size_t ranges, Recycling recycling,
+                bool extra = false) {
     recycling_ = recycling;
-    dedicated_.push_back(make(bytes, ranges));
+    dedicated_.push_back(make(bytes, ranges, extra ? nullptr : memory_));
     place = dedicated_.back().get();
     place->owner = &place;
   }
@@ -114,7 +116,7 @@ class SlotPool {
     slot.buffer = {};
     slot.pages = {};
     slot.hidden_from.clear();
-    fill(slot, bytes_, ranges_);
+    fill(slot, bytes_, ranges_, memory_);
   }
 
   void mark(SlotType& slot, State state) noexcept {
@@ -125,15 +127,15 @@ class SlotPool {
   [[nodiscard]] std::size_t shared_count() const noexcept { return shared_.size(); }
 
  private:
-  std::unique_ptr<SlotType> make(std::size_t bytes, std::size_t ranges) {
+  std::unique_ptr<SlotType> make(std::size_t bytes, std::size_t ranges, SlotMemory* memory) {
     auto slot = std::make_unique<SlotType>();
-    fill(*slot, bytes, ranges);
+    fill(*slot, bytes, ranges, memory);
     return slot;
   }
 
-  void fill(SlotType& slot, std::size_t bytes, std::size_t ranges) {
+  void fill(SlotType& slot, std::size_t bytes, std::size_t ranges, SlotMemory* memory) {
     if (kind_ == SlotKind::buffer) {
-      slot.buffer = Buffer<Device>(ledger_, StateKind::slots, bytes, memory_);
+      slot.buffer = Buffer<Device>(ledger_, StateKind::slots, bytes, memory);
     } else {
       slot.pages = PagePool(ledger_, bytes, recycling_);
       slot.pages.reserve(ranges);
