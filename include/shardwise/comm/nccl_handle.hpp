@@ -59,7 +59,9 @@ class Handle {
   Handle(const Handle&) = delete;
   Handle& operator=(const Handle&) = delete;
   ~Handle() {
-    if (!adopted_) abort(true);
+    if (adopted_) return;
+    static_cast<void>(poll());  // what NCCL did meanwhile
+    abort(true);
   }
 
   /// Takes part in splitting this one; `color` is not negative.
@@ -68,10 +70,17 @@ class Handle {
                                               const std::string& name, const Patience& patience) {
     std::shared_ptr<Handle> result(new Handle(rank, false));
     ncclConfig_t config = config_of(options, name);
+    {
+      // NCCL writes the new one when it is made, which may be after the wait for it was given up.
+      const std::lock_guard lock(mutex_);
+      parts_.push_back(result);
+    }
     call("ncclCommSplit", patience, [&](ncclComm_t whole) {
       return ncclCommSplit(whole, color, rank, &result->comm_, &config);
     });
     result->settle("ncclCommSplit", patience, ncclInProgress);
+    const std::lock_guard lock(mutex_);
+    std::erase(parts_, result);
     return result;
   }
 
@@ -254,6 +263,7 @@ class Handle {
   int rank_;
   bool adopted_;
   std::vector<Enrolled> enrolled_;
+  std::vector<std::shared_ptr<Handle>> parts_;  // that are being split off, or were given up
 };
 
 }  // namespace shardwise::inline v0_1::detail::nccl
