@@ -87,7 +87,7 @@ std::string compare(Communicator& comm, unsigned seed, std::size_t part) {
       });
       const std::size_t count = scatter ? part : all;
       std::vector<float> expected(count, 5.0f), result(count, 5.0f);
-      ReduceSpec spec{DType::f32, 0.25, 1.0 + static_cast<double>(rank), accumulate};
+      ReduceSpec spec{DType::f32, 0.25, 1.0 + static_cast<double>(rank), accumulate, true};
       ReduceItem of_flat{flat.data(), expected.data(), count, DType::f32, spec};
       ReduceItem of_pieces{nullptr, result.data(), count, DType::f32, spec};
       of_pieces.pieces = source.pieces;

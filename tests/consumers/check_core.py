@@ -27,7 +27,7 @@ def components(folder, prefix, required, optional="", *variables, **expected):
 
 def installed():
     place.install()
-    project = place.cmake_of_readme("find_package(shardwise")
+    project = place.cmake_of_readme("find_package(shardwise 0.1")
     where = f"-DCMAKE_PREFIX_PATH={place.prefix}"
     place.configure(project, "installed", where)
     place.build_and_run("installed", "sum 105, C++20")

@@ -339,6 +339,7 @@ TEST_CASE("parts fail with the whole, and can be left without it") {
           }
           meet(comm, way, {"in the whole"});
           const auto part = comm.split(comm.rank() == failing ? 1 : 0, 0, {"part"});
+          barrier(comm, {"all are split"});
           if (comm.rank() == failing) throw HostError("alone in its part");
           meet(comm, way, {"bad", seconds(20)});
         },

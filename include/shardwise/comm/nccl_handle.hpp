@@ -60,7 +60,9 @@ class Handle {
   Handle(const Handle&) = delete;
   Handle& operator=(const Handle&) = delete;
   ~Handle() {
-    if (!adopted_) abort(true);
+    if (adopted_) return;
+    static_cast<void>(poll());  // what NCCL did meanwhile
+    abort(true);
   }
 
   /// Takes part in splitting this one; `color` is not negative.
@@ -69,10 +71,17 @@ class Handle {
                                               const std::string& name, const Patience& patience) {
     std::shared_ptr<Handle> result(new Handle(rank, false));
     ncclConfig_t config = config_of(options, name);
+    {
+      // NCCL writes the new one when it is made, which may be after the wait for it was given up.
+      const std::lock_guard lock(mutex_);
+      parts_.push_back(result);
+    }
     call("ncclCommSplit", patience, [&](ncclComm_t whole) {
       return ncclCommSplit(whole, color, rank, &result->comm_, &config);
     });
     result->settle("ncclCommSplit", patience, ncclInProgress);
+    const std::lock_guard lock(mutex_);
+    std::erase(parts_, result);
     return result;
   }
 
@@ -267,6 +276,7 @@ class Handle {
   bool adopted_;
   std::atomic<bool> is_aborting_{false};
   std::vector<Enrolled> enrolled_;
+  std::vector<std::shared_ptr<Handle>> parts_;  // that are being split off, or were given up
 };
 
 }  // namespace shardwise::inline v0_1::detail::nccl

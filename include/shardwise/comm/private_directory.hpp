@@ -67,10 +67,12 @@ class PrivateDirectory {
 
   /// Makes it where it is missing. ConfigError where somebody else owns it or may enter it.
   [[nodiscard]] static PrivateDirectory open(const std::string& path) {
-    if (::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) refuse("cannot make", path);
-    std::optional<PrivateDirectory> result = open_existing(path);
-    if (!result) refuse("cannot open", path);
-    return std::move(*result);
+    // Another process may remove it in between, a few times.
+    for (int attempt = 0; attempt < 100; ++attempt) {
+      if (::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) refuse("cannot make", path);
+      if (std::optional<PrivateDirectory> result = open_existing(path)) return std::move(*result);
+    }
+    refuse("cannot open", path);
   }
 
   /// Nothing where it does not exist.
