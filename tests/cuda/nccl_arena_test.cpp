@@ -258,6 +258,26 @@ TEST_CASE("a host's communicator is adopted, not destroyed, and refused where it
   CHECK(ncclCommDestroy(alone) == ncclSuccess);
 }
 
+TEST_CASE(
+    "an arena on a host's communicator leaves nothing registered there, also after a failure") {
+  const int world = present_worlds().back();
+  const auto texts = on_adopted(world, {}, [](NcclCommunicator& comm, ncclComm_t) {
+    try {
+      const NcclArena arena(comm, 4096);
+      if (comm.rank() == 0) comm.abort("stop");
+      CudaStream stream;
+      for (;;) {
+        comm.barrier({"until the abort"}, stream.ref());
+        stream.synchronize();
+      }
+    } catch (const PeerFailed&) {
+      return std::string();
+    }
+  });
+  for (const std::string& text : texts) CHECK(text == "");
+  CHECK(emulation_control::errors() == 0);
+}
+
 TEST_CASE("an arena without bytes is refused") {
   run_cuda_ranks(1, [](Communicator& comm) {
     CHECK_THROWS_AS(NcclArena(dynamic_cast<NcclCommunicator&>(comm), 0), UsageError);

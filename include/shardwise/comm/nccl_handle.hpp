@@ -126,21 +126,22 @@ class Handle {
 
   /// Before the memory goes: NCCL forgets it. Nobody uses it any more.
   void withdraw(const void* data) noexcept {
-    {
-      const std::lock_guard lock(mutex_);
-      const auto count = std::erase_if(enrolled_, [&](const Enrolled& enrolled) {
-        if (enrolled.data != data) return false;
-        if (comm_ != nullptr) forget(comm_, enrolled);
-        return true;
-      });
-      if (count == 0) return;
+    std::unique_lock lock(mutex_);
+    if (comm_ == nullptr) {  // an abort forgets it, too, when it has ended
+      lock.unlock();
+      const auto begin = std::chrono::steady_clock::now();
+      for (Backoff pause; is_aborting_.load() &&
+                          std::chrono::steady_clock::now() - begin < std::chrono::seconds(5);) {
+        pause();
+      }
+      lock.lock();
     }
-    // An abort forgets it, too, when it has ended.
-    const auto begin = std::chrono::steady_clock::now();
-    for (Backoff pause; is_aborting_.load() &&
-                        std::chrono::steady_clock::now() - begin < std::chrono::seconds(5);) {
-      pause();
-    }
+    auto* const comm = comm_ != nullptr ? comm_ : revoked_;
+    std::erase_if(enrolled_, [&](const Enrolled& enrolled) {
+      if (enrolled.data != data) return false;
+      if (comm != nullptr) forget(comm, enrolled);
+      return true;
+    });
   }
 
   /// What NCCL found out meanwhile; ncclInvalidUsage where the communicator is gone.
@@ -173,6 +174,7 @@ class Handle {
 #if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 7)
       static_cast<void>(ncclCommRevoke(comm, NCCL_REVOKE_DEFAULT));
 #endif
+      revoked_ = comm;
     }
     is_aborting_.store(false);
   }
@@ -275,6 +277,7 @@ class Handle {
   int rank_;
   bool adopted_;
   std::atomic<bool> is_aborting_{false};
+  ncclComm_t revoked_ = nullptr;  // the host's, which lives on; written before is_aborting_ ends
   std::vector<Enrolled> enrolled_;
   std::vector<std::shared_ptr<Handle>> parts_;  // that are being split off, or were given up
 };
