@@ -569,7 +569,10 @@ TEST_CASE("an arena's memory goes when an abort has let go of it") {
 TEST_CASE("the destructor does not wait for a watchdog that hangs in NCCL") {
   if (present_worlds().empty()) SKIP("needs a device");
   cuda_check(cudaSetDevice(0), "cudaSetDevice");
-  auto comm = std::make_unique<NcclCommunicator>(LocalRendezvous::make(1)[0]);
+  auto meeting = LocalRendezvous::make(1);
+  const std::weak_ptr<Rendezvous> used = meeting[0];
+  auto comm = std::make_unique<NcclCommunicator>(meeting[0]);
+  meeting.clear();
   barrier(*comm, {"good"});
   abort_hangs.store(true);
   comm->abort("stop");
@@ -584,7 +587,9 @@ TEST_CASE("the destructor does not wait for a watchdog that hangs in NCCL") {
   CHECK(Clock::now() - begin < seconds(20));
   abort_hangs.store(false);
   rescue.join();
-  while (aborting.load() > 0) std::this_thread::sleep_for(milliseconds(5));
+  // The thread that was left behind goes, and what it has kept.
+  for (int i = 0; i < 1000 && !used.expired(); ++i) std::this_thread::sleep_for(milliseconds(5));
+  CHECK(used.expired());
 }
 
 }  // namespace
