@@ -50,13 +50,6 @@ EDGES = [
     Edge("a gather is not recorded", PARAMETERS,
          "    const auto done = engine_.communication.record();\n",
          "    const typename Device::Event done;\n"),
-    Edge("debug mode fills a slot and records nothing", PARAMETERS,
-         """      Device::poison(engine_.compute, slot.buffer.data(), slot.buffer.size());
-      slot.last_use = engine_.compute.record();
-      slot.hidden_from = unit""",
-         """      Device::poison(engine_.compute, slot.buffer.data(), slot.buffer.size());
-      slot.last_use = {};
-      slot.hidden_from = unit"""),
     Edge("a reduction does not wait for the backward pass", GRADIENTS,
          "  void flush(Unit& unit) {\n    auto& stream = engine_.communication;\n"
          "    stream.wait(engine_.compute.record());\n",
