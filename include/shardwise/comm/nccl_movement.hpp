@@ -125,10 +125,9 @@ class Movement {
     const std::size_t size = size_of(item.dtype);
     for (std::size_t r = 0; r < size_; ++r) {
       const std::size_t begin = r * item.count;
-      for_each_piece(item.pieces, begin, begin + item.count,
-                     [&](std::size_t index, std::size_t first, std::size_t count) {
-                       const Piece& piece = item.pieces[index];
-                       std::byte* const here = piece.data + (first - piece.offset) * size;
+      for_each_place(static_cast<std::byte*>(item.recv), item.pieces, size, begin,
+                     begin + item.count,
+                     [&](std::byte* here, std::size_t first, std::size_t count) {
                        const void* from = here;
                        if (item.send != nullptr && r == rank_) {
                          from = static_cast<const std::byte*>(item.send) + (first - begin) * size;

@@ -137,17 +137,8 @@ class Transfer : public Movement<Patience> {
   // Calls f(address, first, count) for the stretches of the send buffer's elements [begin, end).
   template <class F>
   void for_each_sent(const ReduceItem& item, std::size_t begin, std::size_t end, const F& f) const {
-    const std::size_t size = size_of(item.dtype);
-    if (item.pieces.empty()) {
-      if (begin < end)
-        f(static_cast<const std::byte*>(item.send) + begin * size, begin, end - begin);
-      return;
-    }
-    for_each_piece(item.pieces, begin, end,
-                   [&](std::size_t index, std::size_t first, std::size_t count) {
-                     const Piece& piece = item.pieces[index];
-                     f(piece.data + (first - piece.offset) * size, first, count);
-                   });
+    for_each_place(static_cast<const std::byte*>(item.send), item.pieces, size_of(item.dtype),
+                   begin, end, f);
   }
 
   // Part q of this rank's contribution goes to rank q, which keeps rank r's at landing[r * part];

@@ -32,4 +32,20 @@ void for_each_piece(std::span<const Piece> pieces, std::size_t begin, std::size_
   }
 }
 
+/// f(address, first, count) for each part of elements [begin, end), of `size` bytes each, that lies
+/// in one place: in `pieces` or, where there are none, in the buffer `flat`. Byte is std::byte,
+/// const or not.
+template <class Byte, class F>
+void for_each_place(Byte* flat, std::span<const Piece> pieces, std::size_t size, std::size_t begin,
+                    std::size_t end, F&& f) {
+  if (pieces.empty()) {
+    if (begin < end) f(flat + begin * size, begin, end - begin);
+    return;
+  }
+  for_each_piece(pieces, begin, end, [&](std::size_t index, std::size_t first, std::size_t count) {
+    Byte* const data = pieces[index].data;
+    f(data + (first - pieces[index].offset) * size, first, count);
+  });
+}
+
 }  // namespace shardwise::inline v0_1

@@ -448,13 +448,14 @@ class ParameterStore {
         parameter.sharded() ? parameter.in_pieces() : parameter.replicated_in_place();
     std::byte* const whole = parameter.whole();
     if (casts && parameter.copied_version != parameter.version) {
-      for_each_place(parameter, scattered, begin, begin + parameter.owned_count(),
-                     [&](std::byte* place, std::size_t first, std::size_t count) {
-                       Device::convert(
-                           stream, place, parameter.lease,
-                           parameter.owned() + (first - begin) * size_of(parameter.storage),
-                           parameter.storage, count);
-                     });
+      for_each_place(
+          whole, scattered ? std::span<const Piece>(parameter.pieces) : std::span<const Piece>(),
+          size_of(parameter.lease), begin, begin + parameter.owned_count(),
+          [&](std::byte* place, std::size_t first, std::size_t count) {
+            Device::convert(stream, place, parameter.lease,
+                            parameter.owned() + (first - begin) * size_of(parameter.storage),
+                            parameter.storage, count);
+          });
     }
     if (parameter.updates_shard() && shard > 0) {
       GatherItem item{nullptr, scattered ? nullptr : whole, shard, parameter.lease};
@@ -474,23 +475,6 @@ class ParameterStore {
     }
     parameter.gathered_version = parameter.version;
     fetched_.push_back(&parameter);
-  }
-
-  // f(address, first, count) for what of flat elements [begin, end) of the whole parameter lies in
-  // one place.
-  template <class F>
-  static void for_each_place(const Parameter& parameter, bool scattered, std::size_t begin,
-                             std::size_t end, F&& f) {
-    const std::size_t size = size_of(parameter.lease);
-    if (!scattered) {
-      f(parameter.whole() + begin * size, begin, end - begin);
-      return;
-    }
-    for_each_piece(parameter.pieces, begin, end,
-                   [&](std::size_t index, std::size_t first, std::size_t count) {
-                     const Piece& piece = parameter.pieces[index];
-                     f(piece.data + (first - piece.offset) * size, first, count);
-                   });
   }
 
   // False where nothing had to travel.
