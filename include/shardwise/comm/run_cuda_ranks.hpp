@@ -16,6 +16,7 @@
 #include "communicator.hpp"
 #include "nccl_communicator.hpp"
 #include "nccl_options.hpp"
+#include "rank_failures.hpp"
 #include "rendezvous.hpp"
 
 namespace shardwise::inline v0_1 {
@@ -35,20 +36,15 @@ void run_cuda_ranks(int size, F&& f, const NcclOptions& options = {}) {
     raise<BackendError>("{} ranks need a CUDA device each, and there are {}", size, devices);
   }
   const std::vector<std::shared_ptr<Rendezvous>> meeting = LocalRendezvous::make(size);
-  std::vector<std::exception_ptr> failures(meeting.size());
+  detail::RankFailures failures(size);
   const auto run = [&](std::size_t r) {
-    const auto failed = [&](const char* message) {
-      failures[r] = std::current_exception();
-      meeting[r]->fail({static_cast<int>(r), message});
-    };
     try {
       cuda_check(cudaSetDevice(static_cast<int>(r)), "cudaSetDevice");
       NcclCommunicator communicator(meeting[r], options);
       f(static_cast<Communicator&>(communicator));
-    } catch (const std::exception& error) {
-      failed(error.what());
     } catch (...) {
-      failed("an exception that is not a std::exception");
+      const auto rank = static_cast<int>(r);
+      failures.add(rank, [&](const char* message) { meeting[r]->fail({rank, message}); });
     }
   };
   std::vector<std::thread> threads;
@@ -62,12 +58,7 @@ void run_cuda_ranks(int size, F&& f, const NcclOptions& options = {}) {
   }
   for (std::thread& thread : threads) thread.join();
   const auto first = meeting.front()->failure();
-  if (first && failures[static_cast<std::size_t>(first->rank)]) {
-    std::rethrow_exception(failures[static_cast<std::size_t>(first->rank)]);
-  }
-  for (const std::exception_ptr& failure : failures) {
-    if (failure) std::rethrow_exception(failure);
-  }
+  failures.rethrow(first ? first->rank : -1);
 }
 
 }  // namespace shardwise::inline v0_1

@@ -4,13 +4,13 @@
 #include <cstddef>
 #include <exception>
 #include <memory>
-#include <mutex>
 #include <numeric>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "communicator.hpp"
+#include "rank_failures.hpp"
 #include "thread_communicator.hpp"
 #include "thread_family.hpp"
 #include "thread_group.hpp"
@@ -26,42 +26,6 @@ namespace detail {
   std::iota(ranks.begin(), ranks.end(), 0);
   return std::make_shared<ThreadGroup>(std::make_shared<ThreadFamily>(), std::move(ranks), options);
 }
-
-/// The exceptions of run_ranks' ranks: which one is the original.
-class RankFailures {
- public:
-  explicit RankFailures(int size) : failures_(static_cast<std::size_t>(size)) {}
-
-  /// On the rank's thread, in a catch block: tells the peers and keeps the exception.
-  void add(Communicator& communicator) noexcept {
-    const std::exception_ptr failure = std::current_exception();
-    {
-      const std::lock_guard lock(mutex_);
-      failures_[static_cast<std::size_t>(communicator.rank())] = failure;
-      if (!earliest_) earliest_ = failure;
-    }
-    try {
-      throw;
-    } catch (const std::exception& error) {
-      communicator.abort(error.what());
-    } catch (...) {
-      communicator.abort("an exception that is not a std::exception");
-    }
-  }
-
-  /// Rethrows, if there is any: `first` is the rank whose failure the peers were told.
-  void rethrow(int first) const {
-    if (first >= 0 && failures_[static_cast<std::size_t>(first)]) {
-      std::rethrow_exception(failures_[static_cast<std::size_t>(first)]);
-    }
-    if (earliest_) std::rethrow_exception(earliest_);
-  }
-
- private:
-  std::mutex mutex_;
-  std::vector<std::exception_ptr> failures_;
-  std::exception_ptr earliest_;
-};
 
 }  // namespace detail
 
@@ -101,7 +65,7 @@ void run_ranks(int size, F&& f, const ThreadOptions& options = {}) {
         try {
           f(static_cast<Communicator&>(*own));
         } catch (...) {
-          failures.add(*own);
+          failures.add(own->rank(), [&](const char* message) { own->abort(message); });
         }
         owner->reset();
       });
