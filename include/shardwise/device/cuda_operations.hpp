@@ -149,11 +149,6 @@ void reduce_as(cudaStream_t stream, const Reduction& r) {
     ranges = ranges.subspan(table.ranges);
   }
 }
-[[gnu::weak]] void square_sums(cudaStream_t stream, const void* values, DType type,
-                               std::size_t count, double* partials, double* result) {
-  const NormRange range{values, type, count};
-  square_sums(stream, std::span(&range, 1), partials, result);
-}
 
 [[gnu::weak]] void find_special(cudaStream_t stream, const void* values, DType type,
                                 std::size_t count, std::uint32_t* found) {

@@ -73,8 +73,6 @@ void scale_add(cudaStream_t stream, void* out, DType output, const void* in, DTy
 /// are device memory; the span itself is read at once.
 void square_sums(cudaStream_t stream, std::span<const NormRange> ranges, double* partials,
                  double* results);
-void square_sums(cudaStream_t stream, const void* values, DType type, std::size_t count,
-                 double* partials, double* result);
 
 /// *found = 1 where an element is infinite or NaN, else it stays; device memory.
 void find_special(cudaStream_t stream, const void* values, DType type, std::size_t count,

@@ -30,7 +30,7 @@ struct HostDevice {
   template <class Optimizer, class T, class G>
   static constexpr bool fuses_cast = false;
 
-  /// The stream of the host's compute: inline, whatever stream the host names.
+  /// The stream of the host's compute: inline. UsageError where the host names another.
   [[nodiscard]] static Stream compute_stream(StreamRef adopted) {
     if (adopted.memory == MemoryKind::host && adopted.native == nullptr) return Stream();
     raise("ContextOptions::stream: on the CPU the compute stream is inline and none is adopted");
