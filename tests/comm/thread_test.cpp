@@ -14,16 +14,14 @@
 #include <vector>
 
 #include "../support/ranks.hpp"
-#include "cases.hpp"
 #include "failures.hpp"
+#include "results.hpp"
 
 namespace shardwise::test {
 namespace {
 
 using Catch::Matchers::ContainsSubstring;
 using std::chrono::milliseconds;
-
-using Results = std::vector<std::vector<Bytes>>;  // by case, by item
 
 // All cases in a row, so that buffers of one are gone while a slow peer may still be in the last.
 Results results_of(Communicator& comm, const std::vector<CollectiveCase>& cases, bool worker) {
@@ -36,19 +34,6 @@ Results results_of(Communicator& comm, const std::vector<CollectiveCase>& cases,
     results.push_back(call.results());
   }
   return results;
-}
-
-void check(const Results& results, const std::vector<CollectiveCase>& cases, int rank, int world) {
-  REQUIRE(results.size() == cases.size());
-  for (std::size_t i = 0; i < cases.size(); ++i) {
-    if (results[i] == RankCall::expected(cases[i], rank, world)) continue;
-    const ItemCase item = cases[i].items.empty() ? ItemCase() : cases[i].items.front();
-    FAIL_CHECK(name_of(cases[i].operation)
-               << " case " << i << ", rank " << rank << " of " << world << ", "
-               << cases[i].items.size() << " items, " << name_of(item.dtype) << " x " << item.count
-               << " -> " << name_of(item.output) << ", in place " << item.in_place
-               << ", accumulate " << item.accumulate << ", weighted " << item.weighted);
-  }
 }
 
 TEST_CASE("every collective equals the reference, inline and on a worker's stream") {

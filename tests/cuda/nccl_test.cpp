@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "../comm/cases.hpp"
+#include "../comm/results.hpp"
 #include "../support/ranks.hpp"
 #include "../support/sanitized.hpp"
 #include "nccl_ranks.hpp"
@@ -23,7 +23,6 @@ namespace shardwise::test {
 namespace {
 
 using Catch::Matchers::ContainsSubstring;
-using Results = std::vector<std::vector<Bytes>>;  // by case, by item
 
 std::atomic<int> modes_set{0};  // of threads, for captures by others
 
@@ -38,19 +37,6 @@ Results results_of(Communicator& comm, const std::vector<CollectiveCase>& cases)
   }
   comm.check();
   return results;
-}
-
-void check(const Results& results, const std::vector<CollectiveCase>& cases, int rank, int world) {
-  REQUIRE(results.size() == cases.size());
-  for (std::size_t i = 0; i < cases.size(); ++i) {
-    if (results[i] == RankCall::expected(cases[i], rank, world)) continue;
-    const ItemCase item = cases[i].items.empty() ? ItemCase() : cases[i].items.front();
-    FAIL_CHECK(name_of(cases[i].operation)
-               << " case " << i << ", rank " << rank << " of " << world << ", "
-               << cases[i].items.size() << " items, " << name_of(item.dtype) << " x " << item.count
-               << " -> " << name_of(item.output) << ", in place " << item.in_place
-               << ", accumulate " << item.accumulate << ", weighted " << item.weighted);
-  }
 }
 
 // The emulation keeps a thread for each stream: of the many cases some, others in each world.
