@@ -3,7 +3,6 @@ if(NOT TARGET cuda_gpt_parts OR NOT COMMAND shardwise_add_emulated_library)
   return()
 endif()
 
-set(SHARDWISE_EMULATION_LIBRARY_DIR ${shardwise_emulation_dir})
 shardwise_add_emulated_library(
   emulated_cublas
   libcublas.so.13
