@@ -2,9 +2,9 @@
 
 #include <fmt/core.h>
 
-#include <CLI/CLI.hpp>
-#include <sstream>
 #include <utility>
+
+#include "command_line.hpp"
 
 namespace train_gpt {
 namespace {
@@ -12,16 +12,6 @@ namespace {
 void require_positive(std::string_view name, std::size_t value) {
   if (value > 0) return;
   throw std::invalid_argument(fmt::format("--{} 0: it must be at least 1", name));
-}
-
-// CLI11 would read -1 as the largest count.
-template <class Count>
-CLI::Option* add_count(CLI::App& app, const std::string& name, Count& count,
-                       const std::string& description) {
-  const auto refuse_negative = [](const std::string& value) {
-    return value.starts_with('-') ? fmt::format("{} is negative", value) : std::string();
-  };
-  return app.add_option(name, count, description)->type_name("COUNT")->check(refuse_negative);
 }
 
 }  // namespace
@@ -55,49 +45,12 @@ Options parse_options(int count, const char* const* arguments) {
   app.add_option("--optimizer", o.optimizer, "Optimizer")
       ->check(CLI::IsMember({"adamw"}))
       ->group("Training");
-  app.add_option("--learning-rate", o.learning_rate, "Learning rate, constant")
-      ->check(CLI::PositiveNumber)
-      ->group("Training");
-  app.add_option("--clip", o.clip, "Largest norm of the gradient; 0: any")
-      ->check(CLI::NonNegativeNumber)
-      ->group("Training");
-  add_count(app, "--steps", o.steps, "Optimizer steps in all")->group("Training");
-  add_count(app, "--batch", o.batch, "Sequences per step, over all ranks")->group("Training");
-  add_count(app, "--micro-batches", o.micro_batches, "Parts in which a rank computes its share")
-      ->group("Training");
-  std::string accumulate = "reduce";
-  app.add_option("--accumulate", accumulate,
-                 "Micro-batches: reduce each, or hold the gradient and reduce once")
-      ->check(CLI::IsMember({"reduce", "hold"}))
-      ->group("Training");
-  add_count(app, "--seed", o.seed, "Seed of the initial values and of the order of the text")
-      ->group("Training");
-  app.add_option("--text", o.text, "Text to learn; by default Debian's licence texts")
-      ->check(CLI::ExistingFile)
-      ->group("Training");
+  add_training_options(app, o);
 
-  add_count(app, "--layers", o.layers, "Transformer blocks")->group("Model");
-  add_count(app, "--width", o.width, "Size of the residual stream")->group("Model");
-  add_count(app, "--heads", o.heads, "Attention heads of each block")->group("Model");
-  add_count(app, "--sequence", o.sequence, "Bytes that the model sees at once")->group("Model");
-
-  add_count(app, "--sample", o.sample, "Bytes of text to write after training")->group("Output");
-  app.add_option("--json", o.json, "File for the report")->group("Output");
-  app.add_flag("--quiet", o.quiet, "No progress line")->group("Output");
-
-  try {
-    app.parse(count, arguments);
-    o.accumulate = accumulate == "hold" ? Accumulate::hold : Accumulate::reduce;
+  parse(app, count, arguments, [&] {
     if (o.world_of_one_reference) o.ranks = 1;
     validate(o);
-  } catch (const CLI::ParseError& error) {
-    std::ostringstream out;
-    std::ostringstream errors;
-    const int code = app.exit(error, out, errors);
-    throw OptionsExit(out.str() + errors.str(), code);
-  } catch (const std::invalid_argument& error) {
-    throw OptionsExit(fmt::format("{}\n", error.what()), 2);
-  }
+  });
   return o;
 }
 
