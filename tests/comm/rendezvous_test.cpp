@@ -249,6 +249,27 @@ TEST_CASE("processes that are killed are found by their locks, wherever they are
   }
 }
 
+TEST_CASE("what a rank gave before it ended is received") {
+  // The peer puts its value and ends between a look at the key and one at the processes.
+  struct LateSight final : Rendezvous {
+    [[nodiscard]] int rank() const noexcept override { return 0; }
+    [[nodiscard]] int size() const noexcept override { return 2; }
+    void put(std::string_view, std::string_view) override {}
+    [[nodiscard]] std::optional<std::string> try_get(std::string_view key) override {
+      if (key.ends_with(".0")) return "own";
+      return ended ? std::optional<std::string>("given") : std::nullopt;
+    }
+    void fail(const RankFailure&) noexcept override {}
+    [[nodiscard]] std::optional<RankFailure> failure() noexcept override {
+      ended = true;
+      return RankFailure{1, "its process has ended", false};
+    }
+    bool ended = false;
+  };
+  LateSight late;
+  CHECK(joined(late.exchange("end", "own", seconds(5))) == "own;given;");
+}
+
 TEST_CASE("what an earlier run left is never read, and is removed") {
   const Scratch scratch;
   for (int run = 0; run < 3; ++run) {  // runs that end by a signal, after they have talked

@@ -131,6 +131,7 @@ class Rendezvous {
     auto pause = std::chrono::microseconds(20);
     while (!ready()) {
       if (const auto failed = failure()) {
+        if (ready()) return true;  // what a rank gave before it ended, it gave
         const RankFailure why = settled_failure(std::chrono::milliseconds(50));
         throw PeerFailed(detail::format("rank {} failed: {}\nwhile rank {} waited in \"{}\"",
                                         why.rank, why.message, rank(), what),
