@@ -59,6 +59,7 @@ int count_down(std::vector<Fault>& faults, std::string_view name, bool prefix) {
 
 __attribute__((constructor)) void start() {
   (void)world();
+  (void)is_reserved(nullptr);  // its table is there before a signal's handler looks into it
   install_access();
   install_fault_handler();
 }
