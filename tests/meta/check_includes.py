@@ -25,6 +25,7 @@ ROOMS = [
     ("lease", r"(lease|arena)\.hpp"),
     # Adapters: only the host's own sources include these, too.
     ("adapters", r"adapters/.*"),
+    ("config", r"config(/.*)?\.hpp"),
     ("sharded", r"(sharded_\w+|gradient_\w+|full_parameters|loss_scaler)\.hpp"),
 ]
 
@@ -46,6 +47,7 @@ ALLOWED = {
     "lease": BELOW_CONTEXT | {"context"},
     "sharded": BELOW_CONTEXT | {"context", "lease", "optim"},
     "umbrella": BELOW_CONTEXT | {"context", "lease", "sharded", "optim"},
+    "config": {"core", "strategy", "comm"},
     "adapters": BELOW_CONTEXT | {"context", "lease", "sharded", "optim"},
 }
 
