@@ -8,7 +8,7 @@
 #include "../core/format.hpp"
 #include "key.hpp"
 #include "load.hpp"
-#include "reading.hpp"
+#include "scan.hpp"
 
 namespace shardwise::inline v0_1 {
 
@@ -36,8 +36,8 @@ namespace shardwise::inline v0_1 {
     std::string note(key.note);
     if (key.outcome == ConfigOutcome::refused) note += ": not built yet";
     if (!key.means.empty()) note = detail::format("older spelling of `{}`", key.means);
-    table += detail::format("| `{}` | {} | {} | {} |\n", key.path,
-                            cell(detail::ConfigReading::expected_of(key)), outcome, cell(note));
+    table += detail::format("| `{}` | {} | {} | {} |\n", key.path, cell(detail::expected_of(key)),
+                            outcome, cell(note));
   }
   return table;
 }

@@ -75,9 +75,13 @@ inline constexpr std::size_t largest_config = std::size_t{1} << 20;
       if (key.path.find('.') == std::string_view::npos) words.push_back(key.path);
     }
     std::size_t score = 0;
+    std::size_t looked = 0;
     for (const ConfigMember& member : root.members) {
-      const std::string near = nearest_word(member.key, words);
-      if (!near.empty()) score += near == member.key ? 2u : 1u;
+      if (std::find(words.begin(), words.end(), member.key) != words.end()) {
+        score += 2;
+      } else if (looked++ < 100 && !nearest_word(member.key, words).empty()) {
+        score += 1;
+      }
     }
     if (score > most) {
       most = score;

@@ -2,11 +2,8 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <cstdint>
 #include <functional>
-#include <limits>
 #include <map>
-#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -16,8 +13,8 @@
 #include "../core/format.hpp"
 #include "document.hpp"
 #include "key.hpp"
-#include "number.hpp"
 #include "problem.hpp"
+#include "scan.hpp"
 #include "suggest.hpp"
 
 namespace shardwise::inline v0_1 {
@@ -33,19 +30,6 @@ struct ConfigKeyReport {
 };
 
 namespace detail {
-
-/// A value of a file that is of its key's kind and domain.
-struct ConfigValue {
-  const ConfigKey* key = nullptr;
-  std::string path;  ///< as it is spelled in the file
-  std::size_t offset = 0;
-  bool automatic = false;
-  bool flag = false;
-  std::uint64_t count = 0;
-  double number = 0;
-  std::string text;        ///< of a scalar; words are in lower case
-  std::size_t report = 0;  ///< index of its report
-};
 
 /// Reads a tree by a form's table: keys, duplicates, kinds, domains and what is not built; finds
 /// all that is wrong. What the values mean is the form's business.
@@ -183,6 +167,8 @@ class ConfigReading {
 
   void unknown(const std::string& path, const std::string& word, const std::string& shown,
                const ConfigMember& member) {
+    // More of them are another kind of file; looking for what was meant takes time.
+    if (++unknown_ > 100) return problem(member.offset, shown, "unknown key");
     std::vector<std::string_view> words;
     std::string elsewhere;
     for (const ConfigKey& key : table_) {
@@ -232,7 +218,8 @@ class ConfigReading {
     value.path = shown;
     // What is nothing, or a group, is shown by its key.
     value.offset = node.kind == ConfigNode::Kind::null ? member.offset : node.offset;
-    if (!scan(node, member, value)) return;
+    if (!scan_value(node, value)) return wrong_kind(shown, member, expected_of(key));
+    duplicates(shown, node);
     const std::string_view target = key.means.empty() ? std::string_view(path) : key.means;
     if (const ConfigValue* other = find(target)) {
       problem(member.offset, shown,
@@ -247,18 +234,6 @@ class ConfigReading {
     if (harmful) refusals_.push_back(&kept);
   }
 
-  [[nodiscard]] static bool is_harmless(const ConfigNode& node, const ConfigKey& key) {
-    if (node.kind == ConfigNode::Kind::map) return node.members.empty();
-    if (node.kind == ConfigNode::Kind::list) return node.items.empty();
-    std::string_view rest = key.harmless;
-    while (!rest.empty()) {
-      const std::size_t end = std::min(rest.find('|'), rest.size());
-      if (lower_case(node.text) == rest.substr(0, end)) return true;
-      rest.remove_prefix(std::min(end + 1, rest.size()));
-    }
-    return false;
-  }
-
   void wrong_kind(const std::string& shown, const ConfigMember& member, std::string_view expected) {
     const ConfigNode& node = member.value;
     const bool nothing = node.kind == ConfigNode::Kind::null;
@@ -270,167 +245,6 @@ class ConfigReading {
                    kind.empty() ? (nothing ? "nothing (null)" : node.shown()) : kind));
   }
 
-  [[nodiscard]] static std::string lower_case(std::string_view text) {
-    std::string result(text);
-    for (char& c : result) {
-      if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
-    }
-    return result;
-  }
-
-  // Limits of a numeric domain.
-  struct Range {
-    double least = -std::numeric_limits<double>::infinity();
-    double most = std::numeric_limits<double>::infinity();
-    bool above = false;  // the least is not of it
-    [[nodiscard]] bool has(double value) const noexcept {
-      return value <= most && (above ? value > least : value >= least);
-    }
-  };
-  [[nodiscard]] static Range range_of(std::string_view domain) {
-    Range range;
-    const std::size_t dots = domain.find("..");
-    if (dots == std::string_view::npos) return range;
-    std::string_view first = domain.substr(0, dots);
-    if (first.ends_with('<')) {
-      range.above = true;
-      first.remove_suffix(1);
-    }
-    range.least = parse_number(first).value_or(range.least);
-    range.most = parse_number(domain.substr(dots + 2)).value_or(range.most);
-    return range;
-  }
-  [[nodiscard]] static std::string range_text(std::string_view domain) {
-    const Range range = range_of(domain);
-    if (range.above) return format("above {}", range.least);
-    if (range.most == std::numeric_limits<double>::infinity()) {
-      return format("{} or more", range.least);
-    }
-    return format("from {} to {}", range.least, range.most);
-  }
-
-  // Whether `node` is what the key wants; a problem where it is not.
-  bool scan(const ConfigNode& node, const ConfigMember& member, ConfigValue& value) {
-    const ConfigKey& key = *value.key;
-    const std::string expected = expected_of(key);
-    const auto wrong = [&] {
-      wrong_kind(value.path, member, expected);
-      return false;
-    };
-    const bool scalar = node.kind == ConfigNode::Kind::scalar;
-    value.text = node.text;
-    if (scalar && key.automatic && node.text == "auto") {
-      value.automatic = true;
-      return true;
-    }
-    switch (key.kind) {
-      case ConfigKind::boolean:
-      case ConfigKind::map_or_flag:
-        if (!scalar || node.quoted || (node.text != "true" && node.text != "false")) return wrong();
-        value.flag = node.text == "true";
-        return true;
-      case ConfigKind::yes_no: {
-        if (!scalar) return wrong();
-        const std::string word = lower_case(node.text);
-        value.flag = word == "true" || word == "yes" || word == "on" || word == "1";
-        return value.flag || word == "false" || word == "no" || word == "off" || word == "0" ||
-               wrong();
-      }
-      case ConfigKind::integer:
-      case ConfigKind::bytes:
-        return (scalar && integer(node, value)) || wrong();
-      case ConfigKind::number: {
-        const std::optional<double> number =
-            scalar && !node.quoted ? parse_number(node.text) : std::nullopt;
-        value.number = number.value_or(0);
-        return (number && range_of(key.domain).has(*number)) || wrong();
-      }
-      case ConfigKind::word:
-        value.text = lower_case(node.text);
-        return (scalar && in_words(value.text, key.domain)) || wrong();
-      case ConfigKind::text:
-        return scalar || wrong();
-      case ConfigKind::list:
-        duplicates(value.path, node);
-        return node.kind == ConfigNode::Kind::list || wrong();
-      case ConfigKind::map:
-      case ConfigKind::free_map:
-        duplicates(value.path, node);
-        return node.kind == ConfigNode::Kind::map || wrong();
-      case ConfigKind::value:
-        duplicates(value.path, node);
-        return true;
-    }
-    return wrong();
-  }
-
-  [[nodiscard]] bool integer(const ConfigNode& node, ConfigValue& value) const {
-    const ConfigKey& key = *value.key;
-    if (node.quoted) return false;
-    const bool negative = node.text.starts_with('-');
-    const std::string_view digits = std::string_view(node.text).substr(negative ? 1 : 0);
-    const std::optional<std::uint64_t> count =
-        key.kind == ConfigKind::bytes && !negative ? parse_bytes(digits) : parse_count(digits);
-    constexpr auto largest = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
-    if (!count || *count > largest) return false;
-    value.number = static_cast<double>(*count) * (negative ? -1 : 1);
-    value.count = negative ? 0 : *count;
-    return range_of(key.domain).has(value.number);
-  }
-
-  [[nodiscard]] static bool in_words(std::string_view word, std::string_view domain) {
-    while (!domain.empty()) {
-      const std::size_t end = std::min(domain.find('|'), domain.size());
-      if (word == lower_case(domain.substr(0, end))) return true;
-      domain.remove_prefix(std::min(end + 1, domain.size()));
-    }
-    return false;
-  }
-
- public:
-  /// "an integer, 0 or more, or "auto"".
-  [[nodiscard]] static std::string expected_of(const ConfigKey& key) {
-    std::string text;
-    switch (key.kind) {
-      case ConfigKind::boolean:
-        text = "true or false";
-        break;
-      case ConfigKind::yes_no:
-        text = "yes or no";
-        break;
-      case ConfigKind::integer:
-      case ConfigKind::bytes:
-      case ConfigKind::number:
-        text = key.kind == ConfigKind::integer ? "an integer"
-               : key.kind == ConfigKind::bytes ? "bytes (a number, or as 25MiB)"
-                                               : "a number";
-        if (!key.domain.empty()) text += ", " + range_text(key.domain);
-        break;
-      case ConfigKind::word:
-        for (const char c : key.domain) text += c == '|' ? std::string(", ") : std::string(1, c);
-        text = "one of " + text;
-        break;
-      case ConfigKind::text:
-        text = "a text";
-        break;
-      case ConfigKind::list:
-        text = "a list";
-        break;
-      case ConfigKind::map_or_flag:
-        text = "a group of keys, or true or false";
-        break;
-      case ConfigKind::map:
-      case ConfigKind::free_map:
-        text = "a group of keys";
-        break;
-      case ConfigKind::value:
-        text = "any value";
-        break;
-    }
-    return key.automatic ? text + ", or \"auto\"" : text;
-  }
-
- private:
   // Of what is not read any further.
   void duplicates(const std::string& shown, const ConfigNode& node) {
     std::map<std::string, std::size_t> seen;
@@ -452,6 +266,7 @@ class ConfigReading {
   std::string_view text_;
   std::span<const ConfigKey> table_;
   Spell spell_ = nullptr;
+  std::size_t unknown_ = 0;
   std::map<std::string, ConfigValue, std::less<>> values_;
   std::vector<const ConfigValue*> refusals_;
   std::vector<ConfigKeyReport> reports_;
