@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <cstddef>
@@ -20,6 +21,16 @@ namespace {
 
 LoadedConfiguration zero(const std::string& keys, const Hints& hints = all_hints()) {
   return parse_config("{\"zero_optimization\": {" + keys + "}}", "f", hints);
+}
+
+// The paths of what is no group.
+void add_leaves(const detail::ConfigNode& map, const std::string& path,
+                std::vector<std::string>& leaves) {
+  for (const detail::ConfigMember& member : map.members) {
+    const std::string here = detail::joined_path(path, member.key);
+    if (member.value.members.empty()) leaves.push_back(here);
+    add_leaves(member.value, here, leaves);
+  }
 }
 
 // The one problem of a text.
@@ -127,6 +138,15 @@ TEST_CASE("what has no effect here is listed with the reason, and nothing is lef
   for (const std::string& name : fixtures_that_load()) {
     const auto loaded = load_config(fixture(name), all_hints());
     INFO(name);
+    std::vector<std::string> leaves;
+    add_leaves(detail::parse_document(read_text(fixture(name)), "f"), {}, leaves);
+    CHECK(leaves.size() > 10);
+    for (const std::string& leaf : leaves) {
+      INFO(leaf);
+      CHECK(std::any_of(loaded.keys().begin(), loaded.keys().end(), [&](const auto& key) {
+        return key.path == leaf || leaf.starts_with(key.path + ".");
+      }));
+    }
     for (const ConfigKeyReport& key : loaded.keys()) {
       INFO(key.path);
       CHECK_FALSE(key.note.empty());

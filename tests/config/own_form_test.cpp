@@ -99,6 +99,11 @@ TEST_CASE("neither a file's name nor a value ends a comment") {
       "name\nprefetch: 9 \xff\r# x");
   const auto again = parse_config(loaded.print(), "printed");
   CHECK(again.values() == loaded.values());
+  // What is shortened is still text.
+  for (const ConfigKeyReport& key : loaded.keys()) {
+    CHECK_FALSE(detail::find_non_utf8(key.value));
+    CHECK(key.value.find('\n') == std::string::npos);
+  }
 }
 
 TEST_CASE("fields are read as they are named, with 5e8 and MiB") {
