@@ -363,6 +363,20 @@ TEST_CASE("all errors come in one pass, in the file's order") {
   CHECK(found == expected);
 }
 
+TEST_CASE("auto is taken where Hugging Face makes nothing of it that matters here") {
+  const auto loaded = parse_config(
+      "{\"amp\": {\"enabled\": \"auto\", \"opt_level\": \"auto\"}, \"zero_optimization\": {"
+      "\"stage\": 3, \"offload_param\": {\"device\": \"auto\"}, "
+      "\"stage3_gather_16bit_weights_on_model_save\": \"auto\"}}",
+      "f");
+  CHECK(loaded.strategy() == Strategy::zero3());
+  for (const ConfigKeyReport& key : loaded.keys()) {
+    CHECK((key.outcome == Outcome::without_effect || key.path == "zero_optimization.stage"));
+  }
+  CHECK_THAT(only("{\"zero_optimization\": {\"stage\": \"auto\"}}"),
+             ContainsSubstring("expected an integer"));
+}
+
 TEST_CASE("null is as if the key were not there, where DeepSpeed takes it") {
   const auto loaded = parse_config(
       "{\"zero_optimization\": {\"stage\": 3, \"offload_param\": null, \"overlap_comm\": null}, "
