@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <new>
 #include <optional>
 #include <span>
 #include <string>
@@ -68,6 +69,7 @@ class Engine {
       : comm(communicator),
         strategy(default_strategy),
         options(given),
+        ledger(given.observer),
         compute(Device::compute_stream(given.stream)),
         communication(Device::communication_stream(default_strategy.overlap, compute)),
         scalars(ledger, StateKind::slots, scalar_bytes(fixed_scalars)) {
@@ -79,6 +81,10 @@ class Engine {
     if (!comm.accepts(Device::memory)) {
       raise("the {} communicator does not accept the memory of this device", comm.backend());
     }
+    if (options.observer == nullptr) return;
+    const std::string name = strategy.name();
+    options.observer->attach({rank(), world(), name, comm.backend(), strategy.overlap,
+                              strategy.prefetch, strategy.bucket_bytes});
   }
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -109,18 +115,27 @@ class Engine {
         name);
   }
 
-  /// Calls `operation`, which issues collectives on the communication stream, and accounts for it.
+  /// Calls `operation`, which issues one collective of `parts` on the communication stream, and
+  /// accounts for it.
   template <class Operation>
-  void issue(Activity activity, std::string_view name, std::size_t bytes, Operation&& operation) {
+  void issue(Activity activity, SubjectId subject, std::size_t bytes, std::size_t wire_bytes,
+             std::span<const ActivityPart> parts, Operation&& operation) {
+    ++sequence;
+    const bool blocking = communication.is_inline();
     const auto begin = Clock::now();
-    operation();
+    {
+      const Run run(*this, activity, subject);
+      operation();
+    }
     const auto end = Clock::now();
-    if (communication.is_inline()) statistics.waited += end - begin;
-    observe(activity, name, bytes, begin, end);
+    if (blocking) statistics.waited += end - begin;
+    if (options.observer == nullptr) return;
+    options.observer->record(
+        {activity, subject, sequence, bytes, wire_bytes, blocking, begin, end, parts});
   }
 
-  /// The compute stream waits for `event`; on the host that is the caller.
-  void wait(const Event& event, std::string_view name) {
+  /// The compute stream waits for `event`, the end of an `awaited`; on the host that is the caller.
+  void wait(const Event& event, SubjectId subject, Activity awaited) {
     if (Stream::reached(event)) {
       compute.wait(event);  // rethrows what failed
       return;
@@ -129,7 +144,7 @@ class Engine {
     compute.wait(event);
     const auto end = Clock::now();
     statistics.waited += end - begin;
-    observe(Activity::wait, name, 0, begin, end);
+    if (options.observer != nullptr) options.observer->waited({subject, awaited, begin, end});
   }
 
   /// Room for `count` values of this rank; the same memory until more are asked for.
@@ -168,7 +183,7 @@ class Engine {
         const auto end = Clock::now();
         engine.statistics.waited += end - begin;
         ++engine.statistics.traffic.scalar_calls;
-        engine.observe(Activity::scalar, name, bytes, begin, end);
+        engine.observe(Activity::scalar, engine.subject_of(name), bytes, begin, end);
       }
     };
     const Account account{*this, name, bytes};
@@ -193,9 +208,36 @@ class Engine {
     compute.drain();
   }
 
-  void observe(Activity activity, std::string_view name, std::size_t bytes, Clock::time_point begin,
+  /// The host did something that is no collective of parameters or gradients.
+  void observe(Activity activity, SubjectId subject, std::size_t bytes, Clock::time_point begin,
                Clock::time_point end) const noexcept {
-    if (options.observer != nullptr) options.observer->record({activity, name, bytes, begin, end});
+    if (options.observer == nullptr) return;
+    options.observer->record({activity, subject, 0, bytes, 0, true, begin, end, {}});
+  }
+  void mark(Mark mark, SubjectId subject = no_subject) const noexcept {
+    if (options.observer != nullptr) options.observer->mark({mark, subject});
+  }
+
+  /// A number for a new parameter, of which the observer knows when this returns; what the ledger
+  /// counts next is for it.
+  [[nodiscard]] SubjectId introduce(std::string_view name, std::size_t bytes) noexcept {
+    if (options.observer != nullptr) options.observer->introduce(subjects, name, true, bytes);
+    ledger.about(subjects);
+    return subjects++;
+  }
+  /// The number of a call that belongs to no parameter; calls of one name are one subject.
+  [[nodiscard]] SubjectId subject_of(std::string_view call) noexcept {
+    if (options.observer == nullptr) return no_subject;
+    for (const auto& [name, subject] : calls) {
+      if (name == call) return subject;
+    }
+    try {
+      calls.emplace_back(call, subjects);
+    } catch (const std::bad_alloc&) {
+      return no_subject;
+    }
+    options.observer->introduce(subjects, call, false, 0);
+    return subjects++;
   }
 
   /// What may be done with an arena's addresses while nothing is lent below them.
@@ -238,9 +280,27 @@ class Engine {
   std::vector<double> norm_sums;
   std::optional<std::string> dropped;  ///< name of the gradient whose lease was dropped
   std::vector<AddressRange*> arenas;
+  std::uint64_t sequence = 0;  ///< of the last collective of parameters or gradients
+  SubjectId subjects = 0;      ///< so many have a number
+  std::vector<std::pair<std::string, SubjectId>> calls;  ///< those that are no parameters
   std::atomic<bool> lost_pages{false};  ///< the system did not take pages of an arena back
 
  private:
+  /// The observer is told when what is enqueued meanwhile ran on the communication stream.
+  class Run {
+   public:
+    Run(Engine& engine, Activity activity, SubjectId subject) : stream_(engine.communication) {
+      Observer* const observer = engine.options.observer;
+      if (observer != nullptr) stream_.begin_run(*observer, engine.sequence, activity, subject);
+    }
+    Run(const Run&) = delete;
+    Run& operator=(const Run&) = delete;
+    ~Run() { stream_.end_run(); }
+
+   private:
+    Stream& stream_;
+  };
+
   void check_arenas() {
     for (AddressRange* arena : arenas) {
       const std::string violation = arena->take_violation(rank());
