@@ -42,6 +42,10 @@ Options parse_options(int count, const char* const* arguments) {
                "Train without the library, in one rank")
       ->group("Ranks");
 
+  app.add_option("--monitor", o.monitor,
+                 "Folder for report.html, trace.json, steps.jsonl and summary.json")
+      ->group("Output");
+
   app.add_option("--optimizer", o.optimizer, "Optimizer")
       ->check(CLI::IsMember({"adamw"}))
       ->group("Training");

@@ -1,0 +1,441 @@
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "../core/observer.hpp"
+#include "../statistics.hpp"
+#include "flight_recorder.hpp"
+#include "records.hpp"
+#include "step_log.hpp"
+
+namespace shardwise::inline v0_1 {
+
+struct MonitorOptions {
+  /// Steps at the beginning that are in no time or rate: memory is touched for the first time, and
+  /// slots are found. All the same they count where there are no others.
+  std::size_t warm_up = 1;
+  /// Spans of the timeline that are kept for each of its two threads: the last ones. 48 bytes each.
+  std::size_t spans = std::size_t{1} << 14;
+  /// Steps and changes of the ledger that are kept; where there are more every second one is.
+  std::size_t history = std::size_t{1} << 12;
+  /// A file that rank 0 writes a JSON line to at the end of every step; empty: none.
+  std::string step_log = {};
+};
+
+/// Writes down what one Context does: ContextOptions{.observer = &monitor}. It must outlive the
+/// Context, and a Context has one of its own on every rank. The trainer tells it of its steps by
+/// Context::end_step. It never communicates and never waits for a stream; memory is allocated when
+/// it is made and while parameters are, and none in steps that follow.
+///
+/// snapshot() gives the numbers of this rank; monitor/report.hpp brings those of all ranks
+/// together, and makes tables, traces and reports of them.
+class Monitor final : public Observer {
+ public:
+  explicit Monitor(MonitorOptions options = {})
+      : options_(std::move(options)),
+        history_(options_.history),
+        ledger_(options_.history),
+        host_(options_.spans),
+        communication_(options_.spans) {}
+  Monitor(const Monitor&) = delete;
+  Monitor& operator=(const Monitor&) = delete;
+
+  /// Bytes that this rank sent since the Context was made: what Statistics::traffic would be if
+  /// nobody reset it.
+  [[nodiscard]] const Traffic& traffic() const noexcept { return traffic_; }
+  /// Steps that ended.
+  [[nodiscard]] std::uint64_t steps() const noexcept { return rank_.steps; }
+  /// The last step that ended.
+  [[nodiscard]] const monitor::Step& last_step() const noexcept { return last_; }
+  /// False where the log of steps could not be written to its end.
+  [[nodiscard]] bool step_log_is_complete() const noexcept { return log_complete_; }
+
+  /// What was written down so far, on the host's thread between two steps or after the last one.
+  [[nodiscard]] monitor::Rank snapshot() const {
+    monitor::Rank result = rank_;
+    const bool none_timed = result.timed_steps == 0;
+    if (none_timed) {
+      result.sum = warm_up_.sum;
+      result.timed_steps = result.steps;
+    }
+    result.history = history_.values();
+    result.ledger = ledger_.values();
+    result.host = host_.values();
+    result.clock_ns = now();
+    std::vector<Runs> runs;
+    {
+      const std::lock_guard lock(mutex_);
+      runs = runs_;
+      result.communication = communication_.values();
+      result.least_run_ns = least_run_ns_;
+    }
+    for (std::size_t s = 0; s < result.subjects.size(); ++s) {
+      add(result.subjects[s], subjects_[s].timed);
+      if (none_timed) add(result.subjects[s], subjects_[s].warm_up);
+      for (std::size_t a = 0; a < monitor::activity_count; ++a) {
+        result.subjects[s].counters[a].run_ns += runs[s].timed[a];
+        if (none_timed) result.subjects[s].counters[a].run_ns += runs[s].warm_up[a];
+      }
+    }
+    if (none_timed) {
+      result.collectives = warm_up_.collectives;
+      result.payload = warm_up_.payload;
+    }
+    share_runs(result);
+    return result;
+  }
+
+  void attach(const ObservedContext& context) noexcept override {
+    rank_.rank = context.rank;
+    rank_.world = context.world;
+    rank_.strategy = context.strategy;
+    rank_.backend = context.backend;
+    rank_.overlap = context.overlap;
+    rank_.prefetch = context.prefetch;
+    rank_.bucket_bytes = context.bucket_bytes;
+    if (context.rank == 0 && !options_.step_log.empty()) {
+      try {
+        log_ = monitor::StepLog(options_.step_log);
+      } catch (const Error&) {
+        log_complete_ = false;
+      }
+    }
+  }
+
+  void introduce(SubjectId subject, std::string_view name, bool is_parameter,
+                 std::size_t bytes) noexcept override {
+    rank_.subjects.resize(std::max<std::size_t>(rank_.subjects.size(), subject + 1));
+    rank_.subjects[subject].name = name;
+    rank_.subjects[subject].is_parameter = is_parameter;
+    rank_.subjects[subject].bytes = bytes;
+    subjects_.resize(rank_.subjects.size());
+    const std::lock_guard lock(mutex_);
+    runs_.resize(rank_.subjects.size());
+  }
+
+  void record(const ActivityRecord& record) noexcept override {
+    const std::int64_t begin = to_ns(record.begin);
+    const std::int64_t end = to_ns(record.end);
+    count(record);
+    if (record.subject == no_subject) return;
+    interrupt(begin, end);
+    auto& counter = of(record.subject, record.activity);
+    const bool is_update = record.activity == Activity::update;
+    if (is_update) {
+      ++counter.calls;
+      counter.run_ns += end - begin;
+      step_.update_ns += end - begin;
+      end_micro_batch(begin);
+    } else if (record.blocking) {
+      counter.run_ns += end - begin;
+      counter.exposed_ns += end - begin;
+      step_.exposed_ns += end - begin;
+    }
+    const auto kind = is_update                             ? monitor::SpanKind::update
+                      : record.activity == Activity::scalar ? monitor::SpanKind::scalar
+                                                            : monitor::SpanKind::issue;
+    host_.add(
+        {begin, end, record.sequence, record.wire_bytes, record.subject, record.activity, kind});
+    if (record.blocking && record.sequence != 0) {
+      const std::lock_guard lock(mutex_);
+      communication_.add({begin, end, record.sequence, record.wire_bytes, record.subject,
+                          record.activity, monitor::SpanKind::run});
+      if (least_run_ns_ == 0 || end - begin < least_run_ns_) least_run_ns_ = end - begin;
+    }
+  }
+
+  void waited(const WaitRecord& record) noexcept override {
+    const std::int64_t begin = to_ns(record.begin);
+    const std::int64_t end = to_ns(record.end);
+    step_.exposed_ns += end - begin;
+    if (record.subject == no_subject) return;
+    interrupt(begin, end);
+    of(record.subject, record.awaited).exposed_ns += end - begin;
+    host_.add({begin, end, 0, 0, record.subject, record.awaited, monitor::SpanKind::wait});
+  }
+
+  void ran(const RunRecord& record) noexcept override {
+    const std::int64_t begin = to_ns(record.begin);
+    const std::int64_t end = to_ns(record.end);
+    const std::lock_guard lock(mutex_);
+    if (record.subject < runs_.size()) {
+      runs_[record.subject].now[static_cast<std::size_t>(record.activity)] += end - begin;
+    }
+    if (least_run_ns_ == 0 || end - begin < least_run_ns_) least_run_ns_ = end - begin;
+    communication_.add(
+        {begin, end, record.sequence, 0, record.subject, record.activity, monitor::SpanKind::run});
+  }
+
+  void mark(const MarkRecord& record) noexcept override {
+    const std::int64_t time = now();
+    const SubjectId subject = record.subject;
+    switch (record.mark) {
+      case Mark::step:
+        forget_unfinished_step();
+        begin_step(time);
+        return;
+      case Mark::micro_batch:
+        end_micro_batch(time);
+        micro_batch_begin_ns_ = time;
+        return;
+      case Mark::parameter_open:
+        relabel(time, {subject, subjects_[subject].gradient_is_open});
+        return;
+      case Mark::parameter_close:
+        if (label_.subject == subject && !label_.backward) relabel(time, {});
+        return;
+      case Mark::gradient_open:
+        subjects_[subject].gradient_is_open = true;
+        relabel(time, {subject, true});
+        return;
+      case Mark::gradient_close:
+        subjects_[subject].gradient_is_open = false;
+        if (label_.subject == subject) relabel(time, {});
+        return;
+    }
+  }
+
+  void end_step(const StepResult& result) noexcept override {
+    const std::int64_t time = now();
+    interrupt(time, time);
+    end_micro_batch(time);
+    step_.number = rank_.steps;
+    step_.loss = result.loss;
+    step_.tokens = result.tokens;
+    step_.end_ns = time;
+    step_.peak_bytes = rank_.peak.held.total();
+    host_.add({step_.begin_ns, time, step_.number, 0, no_subject, Activity::all_gather,
+               monitor::SpanKind::step});
+    commit();
+    history_.add(step_);
+    log_complete_ = log_.write(step_) && log_complete_;
+    last_ = step_;
+    ++rank_.steps;
+    micro_batches_ = 0;
+    begin_step(time);
+  }
+
+  void hold(const LedgerRecord& record) noexcept override {
+    std::size_t& held = held_[record.kind];
+    held = static_cast<std::size_t>(static_cast<std::int64_t>(held) + record.change);
+    ledger_.add({now(), held_});
+    if (held_.total() <= rank_.peak.held.total()) return;
+    rank_.peak = {held_, record.kind, static_cast<std::uint64_t>(record.change), record.subject,
+                  rank_.steps};
+  }
+
+ private:
+  using Counters = std::array<monitor::Counter, monitor::activity_count>;
+
+  /// What was counted of one subject in some steps.
+  struct Tally {
+    Counters counters = {};
+    std::int64_t forward_ns = 0;
+    std::int64_t backward_ns = 0;
+  };
+  struct SubjectState {
+    Tally now;      // the unfinished step
+    Tally warm_up;  // steps that warm up
+    Tally timed;
+    std::array<SubjectId, monitor::activity_count> leader = {};  // of its bucket
+    bool gradient_is_open = false;
+  };
+  /// Nanoseconds on the communication stream; under the mutex.
+  struct Runs {
+    std::array<std::int64_t, monitor::activity_count> now = {}, warm_up = {}, timed = {};
+  };
+  struct Sums {
+    monitor::Step sum;
+    std::uint64_t collectives = 0;
+    std::uint64_t payload = 0;
+  };
+  /// What the host computes: with the weights of which parameter, or for its gradient.
+  struct Label {
+    SubjectId subject = no_subject;
+    bool backward = false;
+  };
+
+  [[nodiscard]] static std::int64_t to_ns(std::chrono::steady_clock::time_point time) noexcept {
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(time.time_since_epoch()).count();
+  }
+  [[nodiscard]] static std::int64_t now() noexcept {
+    return to_ns(std::chrono::steady_clock::now());
+  }
+
+  [[nodiscard]] monitor::Counter& of(SubjectId subject, Activity activity) noexcept {
+    return subjects_[subject].now.counters[static_cast<std::size_t>(activity)];
+  }
+
+  void count(const ActivityRecord& record) noexcept {
+    switch (record.activity) {
+      case Activity::all_gather:
+        traffic_.all_gather += record.wire_bytes;
+        ++traffic_.all_gather_calls;
+        break;
+      case Activity::reduce_scatter:
+        traffic_.reduce_scatter += record.wire_bytes;
+        ++traffic_.reduce_scatter_calls;
+        break;
+      case Activity::all_reduce:
+        traffic_.all_reduce += record.wire_bytes;
+        ++traffic_.all_reduce_calls;
+        break;
+      case Activity::scalar:
+        ++traffic_.scalar_calls;
+        if (record.subject != no_subject) ++of(record.subject, record.activity).calls;
+        return;
+      case Activity::update:
+        return;
+    }
+    ++unfinished_.collectives;
+    unfinished_.payload += record.bytes;
+    const auto activity = static_cast<std::size_t>(record.activity);
+    for (const ActivityPart& part : record.parts) {
+      auto& counter = of(part.subject, record.activity);
+      ++counter.calls;
+      counter.wire_bytes += part.wire_bytes;
+      subjects_[part.subject].leader[activity] = record.subject;
+    }
+  }
+
+  void begin_step(std::int64_t time) noexcept {
+    step_ = {};
+    step_.begin_ns = time;
+    segment_begin_ns_ = time;
+    is_in_step_ = true;
+  }
+  // What the host did between the last step and one that it begins itself is in no step.
+  void forget_unfinished_step() noexcept {
+    unfinished_ = {};
+    for (SubjectState& subject : subjects_) subject.now = {};
+    const std::lock_guard lock(mutex_);
+    for (Runs& runs : runs_) runs.now = {};
+  }
+
+  void commit() noexcept {
+    const bool warms_up = rank_.steps < options_.warm_up;
+    Sums timed{rank_.sum, rank_.collectives, rank_.payload};
+    Sums& sums = warms_up ? warm_up_ : timed;
+    sums.sum.tokens += step_.tokens;
+    sums.sum.end_ns += step_.total_ns();
+    sums.sum.exposed_ns += step_.exposed_ns;
+    sums.sum.update_ns += step_.update_ns;
+    sums.sum.loss = step_.loss;
+    sums.sum.peak_bytes = step_.peak_bytes;
+    sums.collectives += unfinished_.collectives;
+    sums.payload += unfinished_.payload;
+    unfinished_ = {};
+    if (!warms_up) {
+      ++rank_.timed_steps;
+      rank_.sum = timed.sum;
+      rank_.collectives = timed.collectives;
+      rank_.payload = timed.payload;
+    }
+    for (SubjectState& subject : subjects_) {
+      Tally& tally = warms_up ? subject.warm_up : subject.timed;
+      for (std::size_t a = 0; a < monitor::activity_count; ++a) {
+        tally.counters[a] += subject.now.counters[a];
+      }
+      tally.forward_ns += subject.now.forward_ns;
+      tally.backward_ns += subject.now.backward_ns;
+      subject.now = {};
+    }
+    const std::lock_guard lock(mutex_);
+    for (Runs& runs : runs_) {
+      auto& to = warms_up ? runs.warm_up : runs.timed;
+      for (std::size_t a = 0; a < monitor::activity_count; ++a) to[a] += runs.now[a];
+      runs.now = {};
+    }
+  }
+
+  static void add(monitor::Subject& subject, const Tally& tally) noexcept {
+    for (std::size_t a = 0; a < monitor::activity_count; ++a) {
+      subject.counters[a] += tally.counters[a];
+    }
+    subject.forward_ns += tally.forward_ns;
+    subject.backward_ns += tally.backward_ns;
+  }
+
+  // A bucket's time was counted for its first member: each has its part by its bytes.
+  void share_runs(monitor::Rank& rank) const {
+    for (const Activity activity :
+         {Activity::all_gather, Activity::reduce_scatter, Activity::all_reduce}) {
+      const auto a = static_cast<std::size_t>(activity);
+      std::vector<double> bytes(rank.subjects.size());
+      std::vector<monitor::Counter> whole(rank.subjects.size());
+      for (std::size_t s = 0; s < rank.subjects.size(); ++s) {
+        whole[s] = rank.subjects[s].counters[a];
+        if (whole[s].calls == 0) continue;
+        bytes[subjects_[s].leader[a]] += static_cast<double>(whole[s].wire_bytes);
+      }
+      for (std::size_t s = 0; s < rank.subjects.size(); ++s) {
+        const SubjectId leader = subjects_[s].leader[a];
+        if (whole[s].calls == 0 || bytes[leader] == 0) continue;
+        const double part = static_cast<double>(whole[s].wire_bytes) / bytes[leader];
+        rank.subjects[s].counters[a].run_ns =
+            static_cast<std::int64_t>(part * static_cast<double>(whole[leader].run_ns));
+        if (rank.overlap) continue;  // without, the host stood still for the whole bucket
+        rank.subjects[s].counters[a].exposed_ns =
+            static_cast<std::int64_t>(part * static_cast<double>(whole[leader].exposed_ns));
+      }
+    }
+  }
+
+  // The host stopped to compute at `begin` and goes on at `end`.
+  void interrupt(std::int64_t begin, std::int64_t end) noexcept {
+    if (!is_in_step_) begin_step(begin);
+    const std::int64_t computed = begin - segment_begin_ns_;
+    if (label_.subject != no_subject && computed > 0) {
+      Tally& tally = subjects_[label_.subject].now;
+      (label_.backward ? tally.backward_ns : tally.forward_ns) += computed;
+      host_.add({segment_begin_ns_, begin, 0, 0, label_.subject, Activity::update,
+                 label_.backward ? monitor::SpanKind::backward : monitor::SpanKind::forward});
+    }
+    segment_begin_ns_ = std::max(segment_begin_ns_, end);
+  }
+  void relabel(std::int64_t time, Label label) noexcept {
+    interrupt(time, time);
+    label_ = label;
+  }
+  void end_micro_batch(std::int64_t time) noexcept {
+    if (micro_batch_begin_ns_ == 0) return;
+    host_.add({micro_batch_begin_ns_, time, micro_batches_++, 0, no_subject, Activity::all_gather,
+               monitor::SpanKind::micro_batch});
+    micro_batch_begin_ns_ = 0;
+  }
+
+  MonitorOptions options_;
+  monitor::Rank rank_;  // its lists apart
+  std::vector<SubjectState> subjects_;
+  Traffic traffic_;
+  monitor::Step step_;  // the unfinished one
+  monitor::Step last_;
+  Sums unfinished_;
+  Sums warm_up_;
+  bool is_in_step_ = false;
+  Label label_;
+  std::int64_t segment_begin_ns_ = 0;
+  std::int64_t micro_batch_begin_ns_ = 0;  // 0: none has begun
+  std::uint64_t micro_batches_ = 0;
+  Bytes held_;
+  monitor::ThinnedSeries<monitor::Step> history_;
+  monitor::ThinnedSeries<monitor::LedgerPoint> ledger_;
+  monitor::FlightRecorder<monitor::Span> host_;
+  monitor::StepLog log_;
+  bool log_complete_ = true;
+
+  mutable std::mutex mutex_;  // for what the communication stream's thread writes
+  std::vector<Runs> runs_;
+  monitor::FlightRecorder<monitor::Span> communication_;
+  std::int64_t least_run_ns_ = 0;
+};
+
+}  // namespace shardwise::inline v0_1
