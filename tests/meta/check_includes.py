@@ -23,6 +23,7 @@ ROOMS = [
     ("comm", r"comm/.*"),
     ("context", r"(context|memory_plan)\.hpp|detail/.*"),
     ("lease", r"(lease|arena)\.hpp"),
+    ("monitor", r"monitor/.*"),
     # Adapters: only the host's own sources include these, too.
     ("adapters", r"adapters/.*"),
     ("sharded", r"(sharded_\w+|gradient_\w+|full_parameters|loss_scaler)\.hpp"),
@@ -47,6 +48,7 @@ ALLOWED = {
     "sharded": BELOW_CONTEXT | {"context", "lease", "optim"},
     "umbrella": BELOW_CONTEXT | {"context", "lease", "sharded", "optim"},
     "adapters": BELOW_CONTEXT | {"context", "lease", "sharded", "optim"},
+    "monitor": {"core", "memory", "comm"},  # it is told through core/observer.hpp alone
 }
 
 # Headers of others than the standard library. Whoever is not named here includes none.
@@ -71,6 +73,7 @@ FOREIGN = {
     "detail/pages.hpp": {"sys/mman.h", "unistd.h"},
     "detail/fault_watch.hpp": {"signal.h", "ucontext.h"},
     "kernels/copy.hpp": {"emmintrin.h"},
+    "monitor/json.hpp": {"nlohmann/json.hpp"},
     "kernels/lanes.hpp": {"emmintrin.h"},
 }
 
@@ -78,6 +81,7 @@ FOREIGN = {
 UNREACHABLE = [
     (r"shardwise\.hpp", r"mpi\.h|cuda.*|nccl.*|nlohmann/.*|yaml-cpp/.*|torch/.*", "the umbrella is for every host"),
     (r"shardwise\.hpp", r"shardwise/comm/(self|thread)\.hpp", "the host includes the backend it wants"),
+    (r"monitor/monitor\.hpp", r"nlohmann/.*|shardwise/comm/.*", "a trainer includes it"),
     (r"kernels/.*|core/(dtype|host_device|reduce_spec|tensor_options)\.hpp", r"fmt/.*",
      "device code is compiled with it"),
 ]

@@ -275,7 +275,7 @@ inline constexpr std::array<std::string_view, 5> kind_classes{"k0", "k1", "k2", 
 
 /// The loss of each step that was kept.
 [[nodiscard]] inline std::string loss_chart(const Rank& rank) {
-  constexpr double left = 70, right = 20, top = 8, height = 180;
+  constexpr double left = 70, right = 70, top = 8, height = 180;
   const double width = detail::chart_width - left - right;
   std::vector<Svg::Point> values;
   for (const Step& step : rank.history) {
@@ -307,8 +307,8 @@ inline constexpr std::array<std::string_view, 5> kind_classes{"k0", "k1", "k2", 
   svg.path(curve, "curve");
   svg.circle(curve.back().x, curve.back().y, 4, "dot",
              detail::format("step {:.0f}: loss {:.4f}", values.back().x, values.back().y));
-  svg.text(curve.back().x - 8, curve.back().y - 8, detail::format("{:.4f}", values.back().y), "end",
-           "label strong");
+  svg.text(curve.back().x + 9, curve.back().y + 4, detail::format("{:.4f}", values.back().y),
+           "start", "label strong");
   return svg.str();
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <string>
@@ -39,6 +40,13 @@ inline constexpr double modest_rate = 1e9;
   return power;
 }
 
+// Ranks that share processors wait for each other to be run at all.
+[[nodiscard]] inline std::string crowd_note(const Summary& s) {
+  if (s.backend != "thread" || s.processors == 0 || s.world <= s.processors) return "";
+  return format(" ({} ranks share {} processors, and wait for each other's turn, too)", s.world,
+                s.processors);
+}
+
 [[nodiscard]] inline std::string straggler_sentence(const Summary& s) {
   const Straggler& slow = s.straggler;
   const std::string where =
@@ -52,9 +60,15 @@ inline constexpr double modest_rate = 1e9;
       percent_text(slow.surplus_ms(), s.step_ms), where);
 }
 
+// What one of them costs the step, or its stream.
+[[nodiscard]] inline double cost_of_collective(const Summary& s) {
+  return s.collectives > 0 ? std::max(s.collective_ms, s.exposed_ms / s.collectives) : 0;
+}
+
 [[nodiscard]] inline bool has_small_collectives(const Summary& s) {
   const double bytes_ms = s.payload_bytes / modest_rate * 1000;
-  return s.collectives >= 8 && s.payload_bytes < small_payload && s.collective_ms > 4 * bytes_ms &&
+  return s.collectives >= 8 && s.payload_bytes < small_payload &&
+         cost_of_collective(s) > 4 * bytes_ms &&
          static_cast<double>(s.bucket_bytes) < s.parameter_bytes / 8;
 }
 
@@ -67,7 +81,7 @@ inline constexpr double modest_rate = 1e9;
       "collectives of {} on average, each of which takes {} whatever it carries ('{}' is waited "
       "for longest); bucket_bytes is {}: set it to {} for about {:.0f} of them.",
       percent_text(s.exposed_ms, s.step_ms), time_text(s.exposed_ms), time_text(s.step_ms),
-      s.collectives, bytes_text(s.payload_bytes), time_text(s.collective_ms), worst.name,
+      s.collectives, bytes_text(s.payload_bytes), time_text(cost_of_collective(s)), worst.name,
       s.bucket_bytes == 0 ? "0" : bytes_text(static_cast<double>(s.bucket_bytes)),
       bytes_text(static_cast<double>(bucket)), std::max(1.0, std::ceil(fewer)));
 }
@@ -84,7 +98,7 @@ inline constexpr double modest_rate = 1e9;
   advice.emplace_back("a larger batch");
   if (gathers && s.prefetch < 2) advice.push_back(format("prefetch {}", s.prefetch + 1));
   if (gathers && s.strategy == "zero3") {
-    advice.emplace_back("zero2, which gathers once a step,");
+    advice.emplace_back("zero2 (it gathers once a step)");
   }
   if (!gathers && !scalars) {
     advice.emplace_back("one reduction a step (accumulation = hold)");
@@ -92,17 +106,18 @@ inline constexpr double modest_rate = 1e9;
   }
   if (scalars) {
     return format(
-        "communication-bound: {} of the step ({} of {}) waits for communication, most of it ({}) "
+        "communication-bound: {} of the step ({} of {}) waits for communication{}, most of it ({}) "
         "in '{}', where the ranks meet: what came before it is uneven between them or still on "
         "its way; {} would make it a smaller part.",
         percent_text(s.exposed_ms, s.step_ms), time_text(s.exposed_ms), time_text(s.step_ms),
-        time_text(of_kind), worst.name, list_of(advice));
+        crowd_note(s), time_text(of_kind), worst.name, list_of(advice));
   }
   return format(
-      "communication-bound: {} of the step ({} of {}) waits for communication, {} of it for {}, "
-      "most for '{}' ({}, {} of {} a step); {} would hide more of it.",
+      "communication-bound: {} of the step ({} of {}) waits for communication{}, {} of it for {}, "
+      "most for '{}' ({} a step for {}, at {}); {} would hide more of it.",
       percent_text(s.exposed_ms, s.step_ms), time_text(s.exposed_ms), time_text(s.step_ms),
-      time_text(of_kind), gathers ? "gathers of parameters" : "reductions of gradients", worst.name,
+      crowd_note(s), time_text(of_kind),
+      gathers ? "gathers of parameters" : "reductions of gradients", worst.name,
       time_text(worst.exposed_ms), bytes_text(worst.wire_bytes), bandwidth_text(worst.bandwidth()),
       list_of(advice));
 }
@@ -148,9 +163,8 @@ inline constexpr double modest_rate = 1e9;
   return format(
       "compute-bound: {} of the step ({} of {}) computes, {} waits for communication and {} "
       "updates parameters; {}.",
-      detail::format("{}", percent_text(s.compute_ms, s.step_ms)), time_text(s.compute_ms),
-      time_text(s.step_ms), percent_text(s.exposed_ms, s.step_ms),
-      percent_text(s.optimizer_ms, s.step_ms),
+      percent_text(s.compute_ms, s.step_ms), time_text(s.compute_ms), time_text(s.step_ms),
+      percent_text(s.exposed_ms, s.step_ms), percent_text(s.optimizer_ms, s.step_ms),
       s.world > 1 ? "communication is hidden well: more ranks, or a faster model, shorten it"
                   : "more ranks, or a faster model, shorten it");
 }

@@ -102,7 +102,7 @@ details > summary { cursor: pointer; color: var(--muted); font-size: 13px; paddi
                    row.run_ms > 0 ? time_text(row.run_ms) : "-", bandwidth_text(row.bandwidth()));
     const double width = longest_ms > 0 ? 90 * row.exposed_ms / longest_ms : 0;
     html += format(
-        "<td>{}</td><td style=\"text-align:left;width:110px\"><span class=\"meter\" "
+        "<td>{}</td><td style=\"text-align:left;width:120px\"><span class=\"meter\" "
         "style=\"width:{:.0f}px\"></span></td></tr>\n",
         row.exposed_ms > 0 ? time_text(row.exposed_ms) : "-", width);
   }
@@ -167,7 +167,7 @@ details > summary { cursor: pointer; color: var(--muted); font-size: 13px; paddi
   const auto& peak_rank = ranks[static_cast<std::size_t>(
       std::clamp<int>(s.peak_rank, 0, static_cast<int>(ranks.size()) - 1))];
   html += section(format("Memory over time, rank {}", s.peak_rank),
-                  format("The peak was reached by {}.", cause_of_peak(s)), ledger_chart(peak_rank));
+                  format("At the peak: {}.", cause_of_peak(s)), ledger_chart(peak_rank));
   html += section("Loss", "Of each step, as the trainer told it.", loss_chart(ranks[0]));
   html +=
       section("Parameters and operations",

@@ -88,6 +88,7 @@ void to_json(J& json, const Rank& r) {
           {"world", r.world},
           {"strategy", r.strategy},
           {"backend", r.backend},
+          {"processors", r.processors},
           {"overlap", r.overlap},
           {"prefetch", r.prefetch},
           {"bucket_bytes", r.bucket_bytes},
@@ -116,6 +117,7 @@ void from_json(const J& json, Rank& r) {
   json.at("world").get_to(r.world);
   json.at("strategy").get_to(r.strategy);
   json.at("backend").get_to(r.backend);
+  json.at("processors").get_to(r.processors);
   json.at("overlap").get_to(r.overlap);
   json.at("prefetch").get_to(r.prefetch);
   json.at("bucket_bytes").get_to(r.bucket_bytes);

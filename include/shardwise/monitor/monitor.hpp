@@ -8,6 +8,8 @@
 #include <mutex>
 #include <string>
 #include <string_view>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "../core/observer.hpp"
@@ -98,6 +100,7 @@ class Monitor final : public Observer {
     rank_.world = context.world;
     rank_.strategy = context.strategy;
     rank_.backend = context.backend;
+    rank_.processors = static_cast<int>(std::thread::hardware_concurrency());
     rank_.overlap = context.overlap;
     rank_.prefetch = context.prefetch;
     rank_.bucket_bytes = context.bucket_bytes;
@@ -227,8 +230,10 @@ class Monitor final : public Observer {
     std::size_t& held = held_[record.kind];
     held = static_cast<std::size_t>(static_cast<std::int64_t>(held) + record.change);
     ledger_.add({now(), held_});
-    if (held_.total() <= rank_.peak.held.total()) return;
-    rank_.peak = {held_, record.kind, static_cast<std::uint64_t>(record.change), record.subject,
+    const std::size_t total = held_.total();
+    if (record.change >= static_cast<std::int64_t>(total / 100)) growth_ = record;
+    if (total <= rank_.peak.held.total()) return;
+    rank_.peak = {held_, growth_.kind, static_cast<std::uint64_t>(growth_.change), growth_.subject,
                   rank_.steps};
   }
 
@@ -426,6 +431,7 @@ class Monitor final : public Observer {
   std::int64_t micro_batch_begin_ns_ = 0;  // 0: none has begun
   std::uint64_t micro_batches_ = 0;
   Bytes held_;
+  LedgerRecord growth_ = {StateKind::slots, 0, no_subject};  // the last that counts
   monitor::ThinnedSeries<monitor::Step> history_;
   monitor::ThinnedSeries<monitor::LedgerPoint> ledger_;
   monitor::FlightRecorder<monitor::Span> host_;

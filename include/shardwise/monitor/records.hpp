@@ -72,10 +72,10 @@ struct LedgerPoint {
   Bytes held;
 };
 
-/// When most was held, and what made it so.
+/// When most was held, and the last allocation on the way there that was worth a hundredth of it.
 struct Peak {
   Bytes held;
-  StateKind kind = StateKind::parameters;  ///< of the allocation that reached it
+  StateKind kind = StateKind::parameters;  ///< of that allocation
   std::uint64_t allocation = 0;            ///< its bytes
   SubjectId subject = no_subject;          ///< whom it was for
   std::uint64_t step = 0;                  ///< 0: before the first one or in it
@@ -111,6 +111,7 @@ struct Rank {
   int world = 1;
   std::string strategy;
   std::string backend;
+  int processors = 0;  ///< of the rank's machine; 0: unknown
   bool overlap = true;
   int prefetch = 0;
   std::uint64_t bucket_bytes = 0;

@@ -56,6 +56,7 @@ struct Summary {
   int world = 1;
   std::string strategy;
   std::string backend;
+  int processors = 0;  ///< of rank 0's machine; 0: unknown
   bool overlap = true;
   int prefetch = 0;
   std::uint64_t bucket_bytes = 0;
@@ -140,6 +141,7 @@ inline void find_surplus(std::span<const Rank> ranks, Straggler& straggler) {
   summary.world = first.world;
   summary.strategy = first.strategy;
   summary.backend = first.backend;
+  summary.processors = first.processors;
   summary.overlap = first.overlap;
   summary.prefetch = first.prefetch;
   summary.bucket_bytes = first.bucket_bytes;

@@ -30,6 +30,7 @@ namespace detail {
                {"strategy", s.strategy},
                {"world", s.world},
                {"backend", s.backend},
+               {"processors", s.processors},
                {"overlap", s.overlap},
                {"prefetch", s.prefetch},
                {"bucket_bytes", s.bucket_bytes},

@@ -10,11 +10,19 @@
 
 namespace shardwise::inline v0_1::monitor {
 
-/// What made the memory's peak: "slots of 1.2 MiB for 'h.0' in step 0".
+/// What made the memory's peak: "most of it slots (1.0 MiB, 55 %); the last to add to it were slots
+/// (210.3 KiB) for 'h.3', before the end of the first step".
 [[nodiscard]] inline std::string cause_of_peak(const Summary& s) {
+  Bytes held = s.peak.held;
+  StateKind most = StateKind::parameters;
+  for (const StateKind kind : state_kinds) {
+    if (held[kind] > held[most]) most = kind;
+  }
+  const auto bytes = static_cast<double>(held[most]);
   return shardwise::detail::format(
-      "{} ({}) for {}, {}", name_of(s.peak.kind),
-      bytes_text(static_cast<double>(s.peak.allocation)),
+      "most of it {} ({}, {}); the last to add to it were {} ({}) for {}, {}", name_of(most),
+      bytes_text(bytes), percent_text(bytes, static_cast<double>(held.total())),
+      name_of(s.peak.kind), bytes_text(static_cast<double>(s.peak.allocation)),
       s.peak_cause.empty() ? std::string("the context") : "'" + s.peak_cause + "'",
       s.peak.step == 0 ? std::string("before the end of the first step")
                        : shardwise::detail::format("in step {}", s.peak.step));
@@ -48,7 +56,8 @@ namespace shardwise::inline v0_1::monitor {
     if (held[kind] == 0) continue;
     text += format(" {} {},", name_of(kind), bytes_text(static_cast<double>(held[kind])));
   }
-  text += format("\n  reached by {}\n", cause_of_peak(s));
+  text.pop_back();
+  text += format("\n  {}\n", cause_of_peak(s));
 
   std::size_t width = 9;
   for (const Row& row : s.rows) width = std::max(width, row.name.size());
