@@ -40,7 +40,7 @@ def component_sets():
     components("core", place.prefix, "core", says="component core: TRUE")
     components("unknown", place.prefix, "core", "warp", says="component warp: FALSE")
     components("required", place.prefix, "core;warp",
-               fails_with=f"shardwise {options.version}: no component 'warp', only core, cuda and torch")
+               fails_with=f"shardwise {options.version}: no component 'warp', only core, cuda, monitor and torch")
     components("no-torch", place.prefix, "core", "torch", *ALONE, says="component torch: FALSE")
     components("torch", place.prefix, "core;torch", "", *ALONE,
                fails_with=f"shardwise {options.version}: component 'torch' needs libtorch")
