@@ -131,9 +131,10 @@ class Context {
     engine_.mark(Mark::step);
   }
   void begin_micro_batch() noexcept { engine_.mark(Mark::micro_batch); }
-  void end_step(const StepResult& result = {}) noexcept {
-    if (engine_.options.observer != nullptr) engine_.options.observer->end_step(result);
-  }
+  void end_step(const StepResult& result = {}) noexcept { engine_.timeline.end_step(result); }
+  /// The observer knows all that this rank did when this returns. On devices the host waits for
+  /// what it enqueued; on CPUs the observer knows already.
+  void flush_observer() noexcept { engine_.timeline.flush(); }
 
   /// The library's own side of a Context; not for hosts.
   [[nodiscard]] detail::Engine<Device>& engine() noexcept { return engine_; }

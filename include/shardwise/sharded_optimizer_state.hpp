@@ -72,13 +72,12 @@ class ShardedOptimizerState {
     auto& engine = context_->engine();
     context_->parameter_store().begin_write(flat_parameter, "step");
     context_->gradient_store().settle(flat_gradient, "step");
-    const auto begin_time = detail::Engine<Device>::Clock::now();
+    engine.timeline.begin_update();
     ++steps_;
     update<T, G>(flat_gradient);
     context_->parameter_store().end_write(flat_parameter, false);
     context_->gradient_store().consume(flat_gradient);
-    engine.observe(Activity::update, flat_parameter.subject, 0, begin_time,
-                   detail::Engine<Device>::Clock::now());
+    engine.timeline.end_update(flat_parameter.subject);
   }
 
   /// Updates so far.

@@ -69,7 +69,7 @@ FOREIGN = {
                       "run_cuda_ranks")},
     "comm/nccl_range.hpp": {"nvtx3/nvToolsExt.h"},
     **{f"device/cuda_{part}.hpp": {"cuda_runtime_api.h"}
-       for part in ("device", "error", "event", "guard", "memory", "seam", "stream")},
+       for part in ("device", "error", "event", "guard", "memory", "seam", "stream", "timeline")},
     "detail/pages.hpp": {"sys/mman.h", "unistd.h"},
     "detail/fault_watch.hpp": {"signal.h", "ucontext.h"},
     "kernels/copy.hpp": {"emmintrin.h"},

@@ -58,7 +58,7 @@ struct ActivityRecord {
   std::span<const ActivityPart> parts = {};  ///< valid during the call
 };
 
-/// The host stood still until an earlier collective had run.
+/// The compute stream (on CPUs the host) stood still until an earlier collective had run.
 struct WaitRecord {
   SubjectId subject;  ///< which parameter is wanted, or wants a slot
   Activity awaited;   ///< what had not run
@@ -79,6 +79,8 @@ struct RunRecord {
 enum class Mark : std::uint8_t {
   step,             ///< a step begins
   micro_batch,      ///< a micro-batch begins
+  step_announced,   ///< told at once, before `step`: what was issued since the last step is of none
+  step_issued,      ///< told at once, before end_step(): what was issued so far is of this step
   parameter_open,   ///< a parameter was lent
   parameter_close,  ///< its last lease ended
   gradient_open,    ///< a gradient was lent
@@ -87,7 +89,8 @@ enum class Mark : std::uint8_t {
 
 struct MarkRecord {
   Mark mark;
-  SubjectId subject;  ///< of leases
+  SubjectId subject;               ///< of leases
+  ActivityRecord::TimePoint time;  ///< when the compute stream came there
 };
 
 /// What the host says at the end of a step.
@@ -112,6 +115,10 @@ struct ObservedContext {
   bool overlap;
   int prefetch;
   std::size_t bucket_bytes;
+  /// The host runs ahead of the compute stream (a GPU's): marks, waits, updates and ends of steps
+  /// have the stream's times and are told later, in its order, as ran() is; issues and scalars have
+  /// the host's.
+  bool asynchronous;
 };
 
 /// A monitor implements this. A Context calls it on the thread that does what is reported, in
@@ -131,7 +138,8 @@ class Observer {
   virtual void waited(const WaitRecord& /*record*/) noexcept {}
   virtual void ran(const RunRecord& /*record*/) noexcept {}
   virtual void mark(const MarkRecord& /*record*/) noexcept {}
-  virtual void end_step(const StepResult& /*result*/) noexcept {}
+  virtual void end_step(const StepResult& /*result*/, ActivityRecord::TimePoint /*time*/) noexcept {
+  }
   virtual void hold(const LedgerRecord& /*record*/) noexcept {}
 };
 

@@ -72,6 +72,7 @@ class Engine {
         ledger(given.observer),
         compute(Device::compute_stream(given.stream)),
         communication(Device::communication_stream(default_strategy.overlap, compute)),
+        timeline(given.observer, compute, communication),
         scalars(ledger, StateKind::slots, scalar_bytes(fixed_scalars)) {
     strategy.validate();
     if (options.open_parameters == 0 || options.open_gradients == 0) {
@@ -84,7 +85,8 @@ class Engine {
     if (options.observer == nullptr) return;
     const std::string name = strategy.name();
     options.observer->attach({rank(), world(), name, comm.backend(), strategy.overlap,
-                              strategy.prefetch, strategy.bucket_bytes});
+                              strategy.prefetch, strategy.bucket_bytes,
+                              Device::Timeline::asynchronous});
   }
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -124,7 +126,7 @@ class Engine {
     const bool blocking = communication.is_inline();
     const auto begin = Clock::now();
     {
-      const Run run(*this, activity, subject);
+      const Run run(timeline, sequence, activity, subject);
       operation();
     }
     const auto end = Clock::now();
@@ -140,11 +142,12 @@ class Engine {
       compute.wait(event);  // rethrows what failed
       return;
     }
+    timeline.begin_wait();
     const auto begin = Clock::now();
     compute.wait(event);
     const auto end = Clock::now();
     statistics.waited += end - begin;
-    if (options.observer != nullptr) options.observer->waited({subject, awaited, begin, end});
+    timeline.end_wait({subject, awaited, begin, end});
   }
 
   /// Room for `count` values of this rank; the same memory until more are asked for.
@@ -183,7 +186,10 @@ class Engine {
         const auto end = Clock::now();
         engine.statistics.waited += end - begin;
         ++engine.statistics.traffic.scalar_calls;
-        engine.observe(Activity::scalar, engine.subject_of(name), bytes, begin, end);
+        if (engine.options.observer == nullptr) return;
+        engine.timeline.poll();  // what ran before
+        engine.options.observer->record(
+            {Activity::scalar, engine.subject_of(name), 0, bytes, 0, true, begin, end, {}});
       }
     };
     const Account account{*this, name, bytes};
@@ -206,17 +212,10 @@ class Engine {
   void quiesce() noexcept {
     communication.drain();
     compute.drain();
+    timeline.poll();
   }
 
-  /// The host did something that is no collective of parameters or gradients.
-  void observe(Activity activity, SubjectId subject, std::size_t bytes, Clock::time_point begin,
-               Clock::time_point end) const noexcept {
-    if (options.observer == nullptr) return;
-    options.observer->record({activity, subject, 0, bytes, 0, true, begin, end, {}});
-  }
-  void mark(Mark mark, SubjectId subject = no_subject) const noexcept {
-    if (options.observer != nullptr) options.observer->mark({mark, subject});
-  }
+  void mark(Mark mark, SubjectId subject = no_subject) noexcept { timeline.mark(mark, subject); }
 
   /// A number for a new parameter, of which the observer knows when this returns; what the ledger
   /// counts next is for it.
@@ -275,6 +274,7 @@ class Engine {
   Statistics statistics;
   Stream compute;
   Stream communication;
+  typename Device::Timeline timeline;  ///< for the observer
   Buffer<HostDevice> scalars;          ///< communicators bring them to where they need them
   std::vector<NormRange> norm_ranges;  ///< of the norm that is being computed
   std::vector<double> norm_sums;
@@ -287,18 +287,15 @@ class Engine {
 
  private:
   /// The observer is told when what is enqueued meanwhile ran on the communication stream.
-  class Run {
-   public:
-    Run(Engine& engine, Activity activity, SubjectId subject) : stream_(engine.communication) {
-      Observer* const observer = engine.options.observer;
-      if (observer != nullptr) stream_.begin_run(*observer, engine.sequence, activity, subject);
+  struct Run {
+    typename Device::Timeline& timeline;
+    Run(typename Device::Timeline& of, std::uint64_t number, Activity activity, SubjectId subject)
+        : timeline(of) {
+      timeline.begin_run(number, activity, subject);
     }
     Run(const Run&) = delete;
     Run& operator=(const Run&) = delete;
-    ~Run() { stream_.end_run(); }
-
-   private:
-    Stream& stream_;
+    ~Run() { timeline.end_run(); }
   };
 
   void check_arenas() {

@@ -19,6 +19,7 @@
 #include "cuda_memory.hpp"
 #include "cuda_seam.hpp"
 #include "cuda_stream.hpp"
+#include "cuda_timeline.hpp"
 
 namespace shardwise::inline v0_1 {
 
@@ -33,6 +34,7 @@ struct AdamW;
 struct CudaDevice {
   using Stream = CudaStream;
   using Event = CudaEvent;
+  using Timeline = CudaTimeline;
 
   static constexpr MemoryKind memory = MemoryKind::cuda;
   /// Every buffer starts on such a boundary.

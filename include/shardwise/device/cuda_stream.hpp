@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <memory>
 
-#include "../core/observer.hpp"
 #include "../core/stream_ref.hpp"
 #include "cuda_error.hpp"
 #include "cuda_event.hpp"
@@ -57,10 +56,6 @@ class CudaStream {
   [[nodiscard]] StreamRef ref() const noexcept { return {MemoryKind::cuda, stream_}; }
   [[nodiscard]] cudaStream_t native() const noexcept { return stream_; }
   [[nodiscard]] int device() const noexcept { return device_; }
-
-  /// Collectives are not timed on devices yet.
-  void begin_run(Observer&, std::uint64_t, Activity, SubjectId) noexcept {}
-  void end_run() noexcept {}
 
   /// Everything enqueued so far. Where CUDA refuses, the event counts as reached, and this stream's
   /// next wait() or synchronize(), and every wait for the event, throws what CUDA said.

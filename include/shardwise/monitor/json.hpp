@@ -89,6 +89,7 @@ void to_json(J& json, const Rank& r) {
           {"strategy", r.strategy},
           {"backend", r.backend},
           {"processors", r.processors},
+          {"asynchronous", r.asynchronous},
           {"overlap", r.overlap},
           {"prefetch", r.prefetch},
           {"bucket_bytes", r.bucket_bytes},
@@ -118,6 +119,7 @@ void from_json(const J& json, Rank& r) {
   json.at("strategy").get_to(r.strategy);
   json.at("backend").get_to(r.backend);
   json.at("processors").get_to(r.processors);
+  json.at("asynchronous").get_to(r.asynchronous);
   json.at("overlap").get_to(r.overlap);
   json.at("prefetch").get_to(r.prefetch);
   json.at("bucket_bytes").get_to(r.bucket_bytes);

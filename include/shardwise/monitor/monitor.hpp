@@ -104,6 +104,7 @@ class Monitor final : public Observer {
     rank_.overlap = context.overlap;
     rank_.prefetch = context.prefetch;
     rank_.bucket_bytes = context.bucket_bytes;
+    rank_.asynchronous = context.asynchronous;
     if (context.rank == 0 && !options_.step_log.empty()) {
       try {
         log_ = monitor::StepLog(options_.step_log);
@@ -129,7 +130,7 @@ class Monitor final : public Observer {
     const std::int64_t end = to_ns(record.end);
     count(record);
     if (record.subject == no_subject) return;
-    interrupt(begin, end);
+    if (record.blocking || !rank_.asynchronous) interrupt(begin, end);
     auto& counter = of(record.subject, record.activity);
     const bool is_update = record.activity == Activity::update;
     if (is_update) {
@@ -178,14 +179,22 @@ class Monitor final : public Observer {
   }
 
   void mark(const MarkRecord& record) noexcept override {
-    const std::int64_t time = now();
+    const std::int64_t time = to_ns(record.time);
     const SubjectId subject = record.subject;
     switch (record.mark) {
       case Mark::step:
         forget_unfinished_step();
         begin_step(time);
         return;
+      case Mark::step_announced:
+        unfinished_ = {};
+        for (SubjectState& state : subjects_) state.issued = {};
+        return;
+      case Mark::step_issued:
+        commit_counts();
+        return;
       case Mark::micro_batch:
+                interrupt(time, time);
         end_micro_batch(time);
         micro_batch_begin_ns_ = time;
         return;
@@ -206,8 +215,8 @@ class Monitor final : public Observer {
     }
   }
 
-  void end_step(const StepResult& result) noexcept override {
-    const std::int64_t time = now();
+  void end_step(const StepResult& result, ActivityRecord::TimePoint at) noexcept override {
+    const std::int64_t time = to_ns(at);
     interrupt(time, time);
     end_micro_batch(time);
     step_.number = rank_.steps;
@@ -247,8 +256,9 @@ class Monitor final : public Observer {
     std::int64_t backward_ns = 0;
   };
   struct SubjectState {
-    Tally now;      // the unfinished step
-    Tally warm_up;  // steps that warm up
+    Counters issued = {};  // calls and bytes of the unfinished step
+    Tally now;             // times of the unfinished step
+    Tally warm_up;         // steps that warm up
     Tally timed;
     std::array<SubjectId, monitor::activity_count> leader = {};  // of its bucket
     bool gradient_is_open = false;
@@ -275,6 +285,9 @@ class Monitor final : public Observer {
     return to_ns(std::chrono::steady_clock::now());
   }
 
+  [[nodiscard]] monitor::Counter& issued(SubjectId subject, Activity activity) noexcept {
+    return subjects_[subject].issued[static_cast<std::size_t>(activity)];
+  }
   [[nodiscard]] monitor::Counter& of(SubjectId subject, Activity activity) noexcept {
     return subjects_[subject].now.counters[static_cast<std::size_t>(activity)];
   }
@@ -295,7 +308,7 @@ class Monitor final : public Observer {
         break;
       case Activity::scalar:
         ++traffic_.scalar_calls;
-        if (record.subject != no_subject) ++of(record.subject, record.activity).calls;
+        if (record.subject != no_subject) ++issued(record.subject, record.activity).calls;
         return;
       case Activity::update:
         return;
@@ -304,7 +317,7 @@ class Monitor final : public Observer {
     unfinished_.payload += record.bytes;
     const auto activity = static_cast<std::size_t>(record.activity);
     for (const ActivityPart& part : record.parts) {
-      auto& counter = of(part.subject, record.activity);
+      auto& counter = issued(part.subject, record.activity);
       ++counter.calls;
       counter.wire_bytes += part.wire_bytes;
       subjects_[part.subject].leader[activity] = record.subject;
@@ -319,31 +332,37 @@ class Monitor final : public Observer {
   }
   // What the host did between the last step and one that it begins itself is in no step.
   void forget_unfinished_step() noexcept {
-    unfinished_ = {};
     for (SubjectState& subject : subjects_) subject.now = {};
     const std::lock_guard lock(mutex_);
     for (Runs& runs : runs_) runs.now = {};
   }
 
+  // Calls and bytes are of the steps in which they were issued, which the host may have ended long
+  // before the device does.
+  void commit_counts() noexcept {
+    const bool warms_up = issued_steps_++ < options_.warm_up;
+    (warms_up ? warm_up_.collectives : rank_.collectives) += unfinished_.collectives;
+    (warms_up ? warm_up_.payload : rank_.payload) += unfinished_.payload;
+    unfinished_ = {};
+    for (SubjectState& subject : subjects_) {
+      Tally& tally = warms_up ? subject.warm_up : subject.timed;
+      for (std::size_t a = 0; a < monitor::activity_count; ++a) {
+        tally.counters[a] += subject.issued[a];
+      }
+      subject.issued = {};
+    }
+  }
+
   void commit() noexcept {
     const bool warms_up = rank_.steps < options_.warm_up;
-    Sums timed{rank_.sum, rank_.collectives, rank_.payload};
-    Sums& sums = warms_up ? warm_up_ : timed;
-    sums.sum.tokens += step_.tokens;
-    sums.sum.end_ns += step_.total_ns();
-    sums.sum.exposed_ns += step_.exposed_ns;
-    sums.sum.update_ns += step_.update_ns;
-    sums.sum.loss = step_.loss;
-    sums.sum.peak_bytes = step_.peak_bytes;
-    sums.collectives += unfinished_.collectives;
-    sums.payload += unfinished_.payload;
-    unfinished_ = {};
-    if (!warms_up) {
-      ++rank_.timed_steps;
-      rank_.sum = timed.sum;
-      rank_.collectives = timed.collectives;
-      rank_.payload = timed.payload;
-    }
+    monitor::Step& sum = warms_up ? warm_up_.sum : rank_.sum;
+    sum.tokens += step_.tokens;
+    sum.end_ns += step_.total_ns();
+    sum.exposed_ns += step_.exposed_ns;
+    sum.update_ns += step_.update_ns;
+    sum.loss = step_.loss;
+    sum.peak_bytes = step_.peak_bytes;
+    if (!warms_up) ++rank_.timed_steps;
     for (SubjectState& subject : subjects_) {
       Tally& tally = warms_up ? subject.warm_up : subject.timed;
       for (std::size_t a = 0; a < monitor::activity_count; ++a) {
@@ -425,6 +444,7 @@ class Monitor final : public Observer {
   monitor::Step last_;
   Sums unfinished_;
   Sums warm_up_;
+  std::uint64_t issued_steps_ = 0;  // that the host has ended
   bool is_in_step_ = false;
   Label label_;
   std::int64_t segment_begin_ns_ = 0;

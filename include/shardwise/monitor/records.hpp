@@ -111,7 +111,8 @@ struct Rank {
   int world = 1;
   std::string strategy;
   std::string backend;
-  int processors = 0;  ///< of the rank's machine; 0: unknown
+  int processors = 0;         ///< of the rank's machine; 0: unknown
+  bool asynchronous = false;  ///< host's spans of the kinds issue and scalar have the host's times
   bool overlap = true;
   int prefetch = 0;
   std::uint64_t bucket_bytes = 0;
@@ -126,7 +127,7 @@ struct Rank {
   std::vector<Step> history;      ///< evenly thinned out where there were many
   std::vector<LedgerPoint> ledger;
   Peak peak;
-  std::vector<Span> host;           ///< of the host thread: those of the last steps, in order
+  std::vector<Span> host;           ///< of the host and the compute stream: the last ones
   std::vector<Span> communication;  ///< of the communication stream
   std::int64_t clock_ns = 0;        ///< this rank's clock at an instant that all ranks share
 };

@@ -61,6 +61,7 @@ inline void sort_spans(std::vector<Span>& spans) {
 [[nodiscard]] inline std::string chrome_trace(std::span<const Rank> ranks) {
   constexpr int host_thread = 1;
   constexpr int communication_thread = 2;
+  constexpr int issuing_thread = 3;  // of a host that runs ahead of its device
   std::int64_t origin = std::numeric_limits<std::int64_t>::max();
   for (const Rank& rank : ranks) {
     for (const Span& span : rank.host) {
@@ -88,6 +89,7 @@ inline void sort_spans(std::vector<Span>& spans) {
          {"args", {{"sort_index", rank.rank}}}});
     add_name("thread_name", rank.rank, host_thread, "compute");
     add_name("thread_name", rank.rank, communication_thread, "communication");
+    if (rank.asynchronous) add_name("thread_name", rank.rank, issuing_thread, "host");
 
     const std::int64_t offset = clock_offset(ranks[0], rank) - origin;
     const auto microseconds = [&](std::int64_t ns) {
@@ -119,7 +121,10 @@ inline void sort_spans(std::vector<Span>& spans) {
       sort_spans(spans);
       for (const Span& span : spans) {
         if (span.begin_ns + offset < 0) continue;
-        const int tid = host ? host_thread : communication_thread;
+        const bool issues = span.kind == SpanKind::issue || span.kind == SpanKind::scalar;
+        const int tid = !host                         ? communication_thread
+                        : rank.asynchronous && issues ? issuing_thread
+                                                      : host_thread;
         Json event = {{"ph", "X"},
                       {"cat", host ? "compute" : "communication"},
                       {"name", name_of_span(rank, span)},
