@@ -79,6 +79,7 @@ class Handle {
     call("ncclCommSplit", patience, [&](ncclComm_t whole) {
       return ncclCommSplit(whole, color, rank, &result->comm_, &config);
     });
+    for (Backoff pause; !result->is_made(); pause()) patience();  // the whole says nothing of it
     result->settle("ncclCommSplit", patience, ncclInProgress);
     const std::lock_guard lock(mutex_);
     std::erase(parts_, result);
@@ -93,6 +94,7 @@ class Handle {
     {
       const std::lock_guard lock(mutex_);
       result = comm_ == nullptr ? ncclInvalidUsage : f(comm_);
+      if (result == ncclSuccess) result = status_of(comm_);  // windows go on after they said so
     }
     settle(name, patience, result);
   }
@@ -147,10 +149,7 @@ class Handle {
   /// What NCCL found out meanwhile; ncclInvalidUsage where the communicator is gone.
   [[nodiscard]] ncclResult_t poll() noexcept {
     const std::lock_guard lock(mutex_);
-    ncclResult_t result = ncclInvalidUsage;
-    const ncclResult_t status =
-        comm_ == nullptr ? ncclSuccess : ncclCommGetAsyncError(comm_, &result);
-    return status == ncclSuccess ? result : status;
+    return comm_ == nullptr ? ncclInvalidUsage : status_of(comm_);
   }
 
   /// Ends whatever is under way, on this rank; later calls are refused. A host's communicator is
@@ -172,7 +171,7 @@ class Handle {
       static_cast<void>(ncclCommAbort(comm));
     } else {
 #if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 7)
-      static_cast<void>(ncclCommRevoke(comm, NCCL_REVOKE_DEFAULT));
+      if (ncclCommRevoke != nullptr) static_cast<void>(ncclCommRevoke(comm, NCCL_REVOKE_DEFAULT));
 #endif
       revoked_ = comm;
     }
@@ -235,6 +234,17 @@ class Handle {
     if (options.copy_engine) config.CTAPolicy = NCCL_CTA_POLICY_ZERO;
 #endif
     return config;
+  }
+
+  [[nodiscard]] static ncclResult_t status_of(ncclComm_t comm) noexcept {
+    ncclResult_t result = ncclSuccess;
+    const ncclResult_t status = ncclCommGetAsyncError(comm, &result);
+    return status == ncclSuccess ? result : status;
+  }
+
+  // Whether NCCL has written a part that it splits off, which it does on a thread of its own.
+  [[nodiscard]] bool is_made() noexcept {
+    return std::atomic_ref<ncclComm_t>(comm_).load(std::memory_order_acquire) != nullptr;
   }
 
   // Whether a peer's failure can be the reason.
