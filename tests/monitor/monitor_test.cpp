@@ -173,6 +173,20 @@ TEST_CASE("waits are of the parameter that was waited for") {
   CHECK(next.exposed_ns > waiting.sum.exposed_ns / 2);
 }
 
+TEST_CASE("a wait for a slot is for the collective that has it") {
+  // Rank 0 comes late to the reduction of layer 3; rank 1 finds both slots in use when it wants the
+  // gradient of layer 1.
+  WatchedRun run{.layers = 8};
+  run.strategy = Strategy::zero2();  // no gathers in the backward pass
+  run.compute = [](int rank, std::size_t layer) {
+    if (rank == 0 && layer == 3) std::this_thread::sleep_for(std::chrono::milliseconds(8));
+  };
+  const Rank waiting = see(2, run)[1].rank;
+  const auto& late = waiting.subjects[3][Activity::reduce_scatter];
+  CHECK(late.exposed_ns > 3 * 2 * 6'000'000);
+  CHECK(late.exposed_ns > waiting.sum.exposed_ns / 2);
+}
+
 TEST_CASE("a step is computation, exposed communication and updates") {
   for (const bool overlap : {true, false}) {
     WatchedRun run;

@@ -60,8 +60,8 @@ struct ActivityRecord {
 
 /// The compute stream (on CPUs the host) stood still until an earlier collective had run.
 struct WaitRecord {
-  SubjectId subject;  ///< which parameter is wanted, or wants a slot
-  Activity awaited;   ///< what had not run
+  SubjectId subject;  ///< whose collective had not run: of what is wanted, or what has its slot
+  Activity awaited;   ///< which one
   ActivityRecord::TimePoint begin;
   ActivityRecord::TimePoint end;
 };

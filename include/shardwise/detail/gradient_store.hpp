@@ -398,7 +398,7 @@ class GradientStore {
           name, pool_of(unit).shared_count(), holders);
     }
     Slot<Device>& slot = *unit.slot;
-    engine_.wait(slot.last_use, registration.subject, reduction_kind_of(registration));
+    engine_.wait(slot.last_use, slot.user, slot.use);
     if (pool_of(unit).is_small(slot)) {
       engine_.ledger.about(registration.subject);
       pool_of(unit).grow(slot);
@@ -459,6 +459,8 @@ class GradientStore {
       engine_.quiesce();
     }
     slot.last_use = stream.record();
+    slot.user = unit.members.front()->parameter.subject;
+    slot.use = reduction_kind_of(unit.members.front()->parameter);
     pool_of(unit).mark(slot, State::empty);
   }
 

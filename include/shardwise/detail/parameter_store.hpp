@@ -417,7 +417,7 @@ class ParameterStore {
     Slot<Device>& slot = *unit.slot;
     if (pool_of(unit).is_small(slot)) {
       try {
-        wait_for_users(slot, unit.members.front()->subject);
+        wait_for_users(slot);
         give_pages_back(slot);
         pool_of(unit).grow(slot);
       } catch (...) {
@@ -435,14 +435,14 @@ class ParameterStore {
   void put_below(Unit& unit) {
     Slot<Device>& slot = *unit.slot;
     if (slot.pages.is_lent_below(unit.pages)) return;  // and nobody need be waited for
-    wait_for_users(slot, unit.members.front()->subject);
+    wait_for_users(slot);
     if (engine_.options.debug) give_pages_back(slot);  // so that nothing is readable behind them
     slot.pages.lend(unit.pages);
   }
 
-  void wait_for_users(const Slot<Device>& slot, SubjectId subject) {
-    engine_.wait(slot.filled, subject, Activity::all_gather);
-    engine_.wait(slot.last_use, subject, Activity::all_gather);
+  void wait_for_users(const Slot<Device>& slot) {
+    engine_.wait(slot.filled, slot.user, slot.use);
+    engine_.wait(slot.last_use, slot.user, slot.use);
   }
 
   // The part that this rank contributes is put where the others read it; the collective follows.
@@ -508,7 +508,10 @@ class ParameterStore {
     const auto done = engine_.communication.record();
     for (Parameter* parameter : fetched_) {
       parameter->gathered = done;
-      if (parameter->unit->slot != nullptr) parameter->unit->slot->filled = done;
+      Slot<Device>* const slot = parameter->unit->slot;
+      if (slot == nullptr) continue;
+      slot->filled = done;
+      slot->user = parameter->subject;
     }
     fetched_.clear();
     return moves;

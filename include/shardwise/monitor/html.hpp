@@ -147,7 +147,7 @@ details > summary { cursor: pointer; color: var(--muted); font-size: 13px; paddi
                format("memory peak, rank {}", s.peak_rank));
   if (s.world > 1 && s.straggler.others_ms > 0) {
     html += tile(format("{:+.0f} %", 100 * s.straggler.surplus_ms() / s.straggler.others_ms),
-                 format("work of rank {}, the slowest, over the median of the others", s.slowest));
+                 format("more work than the median: rank {}, the slowest", s.slowest));
   }
   html += "</div>\n";
   if (ranks.empty()) return html + "</main>\n</body>\n</html>\n";
