@@ -2,7 +2,6 @@
 
 #include <fmt/core.h>
 
-#include <filesystem>
 #include <shardwise/monitor/report.hpp>
 #include <stdexcept>
 
@@ -10,7 +9,6 @@ namespace train_gpt {
 
 std::unique_ptr<shardwise::Monitor> make_monitor(const Options& options) {
   if (options.monitor.empty()) return nullptr;
-  std::filesystem::create_directories(options.monitor);
   return std::make_unique<shardwise::Monitor>(
       shardwise::MonitorOptions{.step_log = options.monitor + "/steps.jsonl"});
 }

@@ -8,8 +8,7 @@
 
 namespace train_gpt {
 
-/// A rank's monitor, for ContextOptions::observer; null where the options want none. Makes the
-/// folder.
+/// A rank's monitor, for ContextOptions::observer; null where the options want none.
 [[nodiscard]] std::unique_ptr<shardwise::Monitor> make_monitor(const Options& options);
 
 /// Brings all ranks' records together; rank 0 prints the table and writes trace.json, summary.json

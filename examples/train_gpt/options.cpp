@@ -80,6 +80,10 @@ void validate(const Options& o) {
                     "--backend threads",
                     o.ranks));
   }
+  if (o.world_of_one_reference && !o.monitor.empty()) {
+    throw std::invalid_argument(
+        "--monitor watches the library, which --world-of-one-reference does without");
+  }
   const std::size_t parts = o.ranks * o.micro_batches;
   if (o.batch % parts != 0) {
     throw std::invalid_argument(fmt::format(

@@ -177,12 +177,13 @@ TEST_CASE("a line of JSON for each step, and none that is no JSON") {
   step.loss = std::numeric_limits<double>::infinity();
   CHECK(monitor::StepLog(log).write(step));
   CHECK(Json::parse(content(log)).at("loss").is_null());
-  CHECK_THROWS_AS(monitor::StepLog((path / "no" / "folder").string()), BackendError);
+  CHECK(monitor::StepLog((path / "new" / "steps").string()).write(step));
+  CHECK_THROWS_AS(monitor::StepLog(log + "/below"), BackendError);
   std::filesystem::remove_all(path);
 }
 
 TEST_CASE("a log of steps that cannot be written is no end of training, and is told") {
-  const auto complete = watch(1, {}, {.step_log = "/no/such/folder/steps.jsonl"},
+  const auto complete = watch(1, {}, {.step_log = "/dev/null/steps.jsonl"},
                               [](Communicator&, const Monitor& monitor, const Counted&) {
                                 return std::pair(monitor.step_log_is_complete(), monitor.steps());
                               });

@@ -194,7 +194,7 @@ class Monitor final : public Observer {
         commit_counts();
         return;
       case Mark::micro_batch:
-                interrupt(time, time);
+        interrupt(time, time);
         end_micro_batch(time);
         micro_batch_begin_ns_ = time;
         return;

@@ -2,9 +2,12 @@
 
 #include <array>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <string>
+#include <system_error>
 
 #include "../core/error.hpp"
 #include "records.hpp"
@@ -16,8 +19,12 @@ namespace shardwise::inline v0_1::monitor {
 class StepLog {
  public:
   StepLog() = default;
-  /// Empties the file; BackendError where it cannot be written.
-  explicit StepLog(const std::string& path) : file_(std::fopen(path.c_str(), "w")) {
+  /// Empties the file, and makes the folder for it; BackendError where it cannot be written.
+  explicit StepLog(const std::string& path) {
+    std::error_code failed;
+    const auto folder = std::filesystem::path(path).parent_path();
+    if (!folder.empty()) std::filesystem::create_directories(folder, failed);
+    file_.reset(std::fopen(path.c_str(), "w"));
     if (!file_) raise<BackendError>("cannot write the log of steps {}", path);
   }
 
