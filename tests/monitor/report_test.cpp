@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <atomic>
 #include <catch2/catch_test_macros.hpp>
 #include <chrono>
 #include <cmath>
@@ -120,6 +121,20 @@ TEST_CASE("a rank that sleeps is named in the first sentence") {
   CHECK(contains(report.html("t"), "<p class=\"say\">limited by a straggler: rank 2 works"));
 }
 
+TEST_CASE("a step that takes long once makes no straggler") {
+  WatchedRun run;
+  run.steps = 9;
+  std::atomic<int> calls{0};
+  run.compute = [&](int rank, std::size_t) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    if (rank == 1 && calls++ == 40) std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  };
+  const MonitorReport report = report_of(2, run);
+  INFO(report.diagnosis());
+  CHECK(report.summary().ranks[1].work_ms() > 1.5 * report.summary().ranks[0].work_ms());
+  CHECK_FALSE(contains(report.diagnosis(), "straggler"));
+}
+
 TEST_CASE("ranks that are equal are no stragglers") {
   WatchedRun run;
   run.steps = 6;
@@ -130,7 +145,7 @@ TEST_CASE("ranks that are equal are no stragglers") {
 }
 
 TEST_CASE("a bucket that is too small is named in the first sentence") {
-  WatchedRun run{.layers = 48, .elements = 100, .steps = 8, .micro_batches = 1};
+  WatchedRun run{.layers = 48, .elements = 100, .steps = 60, .micro_batches = 1};
   run.strategy.bucket_bytes = 900;  // two layers
   const MonitorReport small = report_of(2, run);
   const std::string sentence = small.diagnosis();

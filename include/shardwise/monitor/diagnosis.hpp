@@ -54,7 +54,7 @@ inline constexpr double modest_rate = 1e9;
                          : format("in the {} of '{}'", slow.phase, slow.where);
   return format(
       "limited by a straggler: rank {} works {} of each step where the other ranks work {} "
-      "(median), and they wait for it {} of the step; most of the difference is {}: look at what "
+      "(medians), and they wait for it {} of the step; most of the difference is {}: look at what "
       "that rank runs on, or give it less of the batch.",
       slow.rank, time_text(slow.work_ms), time_text(slow.others_ms),
       percent_text(slow.surplus_ms(), s.step_ms), where);

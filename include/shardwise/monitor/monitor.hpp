@@ -1,11 +1,9 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <mutex>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -17,6 +15,7 @@
 #include "flight_recorder.hpp"
 #include "records.hpp"
 #include "step_log.hpp"
+#include "tally.hpp"
 
 namespace shardwise::inline v0_1 {
 
@@ -46,7 +45,7 @@ class Monitor final : public Observer {
         history_(options_.history),
         ledger_(options_.history),
         host_(options_.spans),
-        communication_(options_.spans) {}
+        runs_(options_.spans) {}
   Monitor(const Monitor&) = delete;
   Monitor& operator=(const Monitor&) = delete;
 
@@ -72,26 +71,19 @@ class Monitor final : public Observer {
     result.ledger = ledger_.values();
     result.host = host_.values();
     result.clock_ns = now();
-    std::vector<Runs> runs;
-    {
-      const std::lock_guard lock(mutex_);
-      runs = runs_;
-      result.communication = communication_.values();
-      result.least_run_ns = least_run_ns_;
-    }
     for (std::size_t s = 0; s < result.subjects.size(); ++s) {
-      add(result.subjects[s], subjects_[s].timed);
-      if (none_timed) add(result.subjects[s], subjects_[s].warm_up);
-      for (std::size_t a = 0; a < monitor::activity_count; ++a) {
-        result.subjects[s].counters[a].run_ns += runs[s].timed[a];
-        if (none_timed) result.subjects[s].counters[a].run_ns += runs[s].warm_up[a];
-      }
+      monitor::detail::Tally tally = subjects_[s].timed;
+      if (none_timed) tally += subjects_[s].warm_up;
+      result.subjects[s].counters = tally.counters;
+      result.subjects[s].forward_ns = tally.forward_ns;
+      result.subjects[s].backward_ns = tally.backward_ns;
     }
+    runs_.add_to(result, none_timed);
     if (none_timed) {
       result.collectives = warm_up_.collectives;
       result.payload = warm_up_.payload;
     }
-    share_runs(result);
+    monitor::detail::share_runs(result, subjects_);
     return result;
   }
 
@@ -121,7 +113,6 @@ class Monitor final : public Observer {
     rank_.subjects[subject].is_parameter = is_parameter;
     rank_.subjects[subject].bytes = bytes;
     subjects_.resize(rank_.subjects.size());
-    const std::lock_guard lock(mutex_);
     runs_.resize(rank_.subjects.size());
   }
 
@@ -148,11 +139,8 @@ class Monitor final : public Observer {
                                                             : monitor::SpanKind::issue;
     host_.add(
         {begin, end, record.sequence, record.wire_bytes, record.subject, record.activity, kind});
-    if (record.blocking && record.sequence != 0) {
-      const std::lock_guard lock(mutex_);
-      communication_.add({begin, end, record.sequence, record.wire_bytes, record.subject,
-                          record.activity, monitor::SpanKind::run});
-      if (least_run_ns_ == 0 || end - begin < least_run_ns_) least_run_ns_ = end - begin;
+    if (record.blocking && record.sequence != 0) {  // counted above
+      runs_.add(span_of_run(record.sequence, record.activity, record.subject, begin, end), false);
     }
   }
 
@@ -167,15 +155,9 @@ class Monitor final : public Observer {
   }
 
   void ran(const RunRecord& record) noexcept override {
-    const std::int64_t begin = to_ns(record.begin);
-    const std::int64_t end = to_ns(record.end);
-    const std::lock_guard lock(mutex_);
-    if (record.subject < runs_.size()) {
-      runs_[record.subject].now[static_cast<std::size_t>(record.activity)] += end - begin;
-    }
-    if (least_run_ns_ == 0 || end - begin < least_run_ns_) least_run_ns_ = end - begin;
-    communication_.add(
-        {begin, end, record.sequence, 0, record.subject, record.activity, monitor::SpanKind::run});
+    runs_.add(span_of_run(record.sequence, record.activity, record.subject, to_ns(record.begin),
+                          to_ns(record.end)),
+              true);
   }
 
   void mark(const MarkRecord& record) noexcept override {
@@ -188,7 +170,7 @@ class Monitor final : public Observer {
         return;
       case Mark::step_announced:
         unfinished_ = {};
-        for (SubjectState& state : subjects_) state.issued = {};
+        for (auto& state : subjects_) state.issued = {};
         return;
       case Mark::step_issued:
         commit_counts();
@@ -226,7 +208,7 @@ class Monitor final : public Observer {
     step_.peak_bytes = rank_.peak.held.total();
     host_.add({step_.begin_ns, time, step_.number, 0, no_subject, Activity::all_gather,
                monitor::SpanKind::step});
-    commit();
+    commit_times();
     history_.add(step_);
     log_complete_ = log_.write(step_) && log_complete_;
     last_ = step_;
@@ -247,26 +229,6 @@ class Monitor final : public Observer {
   }
 
  private:
-  using Counters = std::array<monitor::Counter, monitor::activity_count>;
-
-  /// What was counted of one subject in some steps.
-  struct Tally {
-    Counters counters = {};
-    std::int64_t forward_ns = 0;
-    std::int64_t backward_ns = 0;
-  };
-  struct SubjectState {
-    Counters issued = {};  // calls and bytes of the unfinished step
-    Tally now;             // times of the unfinished step
-    Tally warm_up;         // steps that warm up
-    Tally timed;
-    std::array<SubjectId, monitor::activity_count> leader = {};  // of its bucket
-    bool gradient_is_open = false;
-  };
-  /// Nanoseconds on the communication stream; under the mutex.
-  struct Runs {
-    std::array<std::int64_t, monitor::activity_count> now = {}, warm_up = {}, timed = {};
-  };
   struct Sums {
     monitor::Step sum;
     std::uint64_t collectives = 0;
@@ -286,10 +248,15 @@ class Monitor final : public Observer {
   }
 
   [[nodiscard]] monitor::Counter& issued(SubjectId subject, Activity activity) noexcept {
-    return subjects_[subject].issued[static_cast<std::size_t>(activity)];
+    return subjects_[subject].issued[activity];
   }
   [[nodiscard]] monitor::Counter& of(SubjectId subject, Activity activity) noexcept {
-    return subjects_[subject].now.counters[static_cast<std::size_t>(activity)];
+    return subjects_[subject].now[activity];
+  }
+  [[nodiscard]] static monitor::Span span_of_run(std::uint64_t sequence, Activity activity,
+                                                 SubjectId subject, std::int64_t begin,
+                                                 std::int64_t end) noexcept {
+    return {begin, end, sequence, 0, subject, activity, monitor::SpanKind::run};
   }
 
   void count(const ActivityRecord& record) noexcept {
@@ -332,28 +299,18 @@ class Monitor final : public Observer {
   }
   // What the host did between the last step and one that it begins itself is in no step.
   void forget_unfinished_step() noexcept {
-    for (SubjectState& subject : subjects_) subject.now = {};
-    const std::lock_guard lock(mutex_);
-    for (Runs& runs : runs_) runs.now = {};
+    for (auto& subject : subjects_) subject.now = {};
+    runs_.forget_unfinished();
   }
 
-  // Calls and bytes are of the steps in which they were issued, which the host may have ended long
-  // before the device does.
   void commit_counts() noexcept {
     const bool warms_up = issued_steps_++ < options_.warm_up;
     (warms_up ? warm_up_.collectives : rank_.collectives) += unfinished_.collectives;
     (warms_up ? warm_up_.payload : rank_.payload) += unfinished_.payload;
     unfinished_ = {};
-    for (SubjectState& subject : subjects_) {
-      Tally& tally = warms_up ? subject.warm_up : subject.timed;
-      for (std::size_t a = 0; a < monitor::activity_count; ++a) {
-        tally.counters[a] += subject.issued[a];
-      }
-      subject.issued = {};
-    }
+    for (auto& subject : subjects_) subject.commit_counts(warms_up);
   }
-
-  void commit() noexcept {
+  void commit_times() noexcept {
     const bool warms_up = rank_.steps < options_.warm_up;
     monitor::Step& sum = warms_up ? warm_up_.sum : rank_.sum;
     sum.tokens += step_.tokens;
@@ -363,54 +320,8 @@ class Monitor final : public Observer {
     sum.loss = step_.loss;
     sum.peak_bytes = step_.peak_bytes;
     if (!warms_up) ++rank_.timed_steps;
-    for (SubjectState& subject : subjects_) {
-      Tally& tally = warms_up ? subject.warm_up : subject.timed;
-      for (std::size_t a = 0; a < monitor::activity_count; ++a) {
-        tally.counters[a] += subject.now.counters[a];
-      }
-      tally.forward_ns += subject.now.forward_ns;
-      tally.backward_ns += subject.now.backward_ns;
-      subject.now = {};
-    }
-    const std::lock_guard lock(mutex_);
-    for (Runs& runs : runs_) {
-      auto& to = warms_up ? runs.warm_up : runs.timed;
-      for (std::size_t a = 0; a < monitor::activity_count; ++a) to[a] += runs.now[a];
-      runs.now = {};
-    }
-  }
-
-  static void add(monitor::Subject& subject, const Tally& tally) noexcept {
-    for (std::size_t a = 0; a < monitor::activity_count; ++a) {
-      subject.counters[a] += tally.counters[a];
-    }
-    subject.forward_ns += tally.forward_ns;
-    subject.backward_ns += tally.backward_ns;
-  }
-
-  // A bucket's time was counted for its first member: each has its part by its bytes.
-  void share_runs(monitor::Rank& rank) const {
-    for (const Activity activity :
-         {Activity::all_gather, Activity::reduce_scatter, Activity::all_reduce}) {
-      const auto a = static_cast<std::size_t>(activity);
-      std::vector<double> bytes(rank.subjects.size());
-      std::vector<monitor::Counter> whole(rank.subjects.size());
-      for (std::size_t s = 0; s < rank.subjects.size(); ++s) {
-        whole[s] = rank.subjects[s].counters[a];
-        if (whole[s].calls == 0) continue;
-        bytes[subjects_[s].leader[a]] += static_cast<double>(whole[s].wire_bytes);
-      }
-      for (std::size_t s = 0; s < rank.subjects.size(); ++s) {
-        const SubjectId leader = subjects_[s].leader[a];
-        if (whole[s].calls == 0 || bytes[leader] == 0) continue;
-        const double part = static_cast<double>(whole[s].wire_bytes) / bytes[leader];
-        rank.subjects[s].counters[a].run_ns =
-            static_cast<std::int64_t>(part * static_cast<double>(whole[leader].run_ns));
-        if (rank.overlap) continue;  // without, the host stood still for the whole bucket
-        rank.subjects[s].counters[a].exposed_ns =
-            static_cast<std::int64_t>(part * static_cast<double>(whole[leader].exposed_ns));
-      }
-    }
+    for (auto& subject : subjects_) subject.commit_times(warms_up);
+    runs_.commit(warms_up);
   }
 
   // The host stopped to compute at `begin` and goes on at `end`.
@@ -418,7 +329,7 @@ class Monitor final : public Observer {
     if (!is_in_step_) begin_step(begin);
     const std::int64_t computed = begin - segment_begin_ns_;
     if (label_.subject != no_subject && computed > 0) {
-      Tally& tally = subjects_[label_.subject].now;
+      auto& tally = subjects_[label_.subject].now;
       (label_.backward ? tally.backward_ns : tally.forward_ns) += computed;
       host_.add({segment_begin_ns_, begin, 0, 0, label_.subject, Activity::update,
                  label_.backward ? monitor::SpanKind::backward : monitor::SpanKind::forward});
@@ -438,7 +349,7 @@ class Monitor final : public Observer {
 
   MonitorOptions options_;
   monitor::Rank rank_;  // its lists apart
-  std::vector<SubjectState> subjects_;
+  std::vector<monitor::detail::SubjectTally> subjects_;
   Traffic traffic_;
   monitor::Step step_;  // the unfinished one
   monitor::Step last_;
@@ -458,10 +369,7 @@ class Monitor final : public Observer {
   monitor::StepLog log_;
   bool log_complete_ = true;
 
-  mutable std::mutex mutex_;  // for what the communication stream's thread writes
-  std::vector<Runs> runs_;
-  monitor::FlightRecorder<monitor::Span> communication_;
-  std::int64_t least_run_ns_ = 0;
+  monitor::detail::RunTally runs_;
 };
 
 }  // namespace shardwise::inline v0_1

@@ -40,10 +40,10 @@ struct Row {
   }
 };
 
-/// Where a rank is slower than the others.
+/// Where a rank is slower than the others, step by step: a step that took long once is no matter.
 struct Straggler {
   int rank = -1;         ///< the one that works longest in a step; -1: world of one
-  double work_ms = 0;    ///< its work in a step
+  double work_ms = 0;    ///< its work in a step, the median over steps
   double others_ms = 0;  ///< the median of the others'
   std::string where;     ///< the parameter with most of the surplus; empty: between leases
   std::string phase;     ///< "forward", "backward" or "optimizer"; empty: between leases
@@ -77,7 +77,7 @@ struct Summary {
   double parameter_bytes = 0;  ///< of all parameters in the lease type
 
   std::vector<RankSummary> ranks;
-  int slowest = 0;  ///< by its work in a step
+  int slowest = 0;  ///< by its work in a step, in the median
   int fastest = 0;
   Straggler straggler;
   std::vector<Row> rows;  ///< what was waited for longest comes first
@@ -106,9 +106,19 @@ namespace detail {
   return subject < rank.subjects.size() ? rank.subjects[subject].name : std::string();
 }
 
+// What a rank works in the median of its timed steps.
+[[nodiscard]] inline double median_work(const Rank& rank) {
+  const std::uint64_t warm_up = rank.steps - rank.timed_steps;
+  std::vector<double> work;
+  for (const Step& step : rank.history) {
+    if (step.number < warm_up) continue;
+    work.push_back(static_cast<double>(step.compute_ns() + step.update_ns) / 1e6);
+  }
+  return median(std::move(work));
+}
+
 // Which part of its work the rank needs longest for, compared with the median of the others.
-inline void find_surplus(std::span<const Rank> ranks, Straggler& straggler) {
-  const auto slow = static_cast<std::size_t>(straggler.rank);
+inline void find_surplus(std::span<const Rank> ranks, std::size_t slow, Straggler& straggler) {
   double largest = straggler.surplus_ms() / 2;  // else it is between leases
   const auto compare = [&](std::size_t subject, const char* phase, auto&& part) {
     std::vector<double> others;
@@ -205,23 +215,19 @@ inline void find_surplus(std::span<const Rank> ranks, Straggler& straggler) {
     summary.collective_ms = run_ms / summary.collectives;
   }
 
-  const auto by_work = [](const RankSummary& a, const RankSummary& b) {
-    return a.work_ms() < b.work_ms();
-  };
-  const auto slow = std::max_element(summary.ranks.begin(), summary.ranks.end(), by_work);
-  const auto fast = std::min_element(summary.ranks.begin(), summary.ranks.end(), by_work);
-  summary.slowest = slow->rank;
-  summary.fastest = fast->rank;
-  if (summary.ranks.size() < 2) return summary;
-  std::vector<double> others;
-  for (const RankSummary& rank : summary.ranks) {
-    if (rank.rank != slow->rank) others.push_back(rank.work_ms());
-  }
-  summary.straggler.rank = static_cast<int>(slow - summary.ranks.begin());
-  summary.straggler.work_ms = slow->work_ms();
-  summary.straggler.others_ms = detail::median(std::move(others));
-  detail::find_surplus(ranks, summary.straggler);
-  summary.straggler.rank = slow->rank;
+  std::vector<double> work;
+  for (const Rank& rank : ranks) work.push_back(detail::median_work(rank));
+  const auto slow = std::max_element(work.begin(), work.end());
+  const auto fast = std::min_element(work.begin(), work.end());
+  summary.slowest = ranks[static_cast<std::size_t>(slow - work.begin())].rank;
+  summary.fastest = ranks[static_cast<std::size_t>(fast - work.begin())].rank;
+  if (ranks.size() < 2) return summary;
+  const auto slow_index = static_cast<std::size_t>(slow - work.begin());
+  summary.straggler.rank = summary.slowest;
+  summary.straggler.work_ms = *slow;
+  work.erase(slow);
+  summary.straggler.others_ms = detail::median(std::move(work));
+  detail::find_surplus(ranks, slow_index, summary.straggler);
   return summary;
 }
 
