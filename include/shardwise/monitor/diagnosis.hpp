@@ -14,8 +14,6 @@ namespace shardwise::inline v0_1::monitor {
 
 namespace detail {
 
-using shardwise::detail::format;
-
 // From where on something is worth a sentence, as a part of the step.
 inline constexpr double straggling = 0.15;
 inline constexpr double communicating = 0.15;
