@@ -65,12 +65,16 @@ void audit(const char* kernel, int device, const void* argument, std::size_t byt
       fatal("kernel %s: argument %zu, byte %zu: %p is pageable host memory", kernel, index, offset,
             reinterpret_cast<void*>(word));
     }
+    if (a->is_mapping) {
+      // A base may be without memory where the kernel uses what comes behind it.
+      note_use(reinterpret_cast<const void*>(word), 1);
+      if (a->freed) continue;
+    }
     if (a->freed) {
       fatal("kernel %s: argument %zu, byte %zu: %p was freed before, by %s", kernel, index, offset,
             reinterpret_cast<void*>(word), a->freed_by.c_str());
     }
-    if (a->kind == Memory::device && a->device != device &&
-        world().devices.at(static_cast<std::size_t>(device)).peers.count(a->device) == 0) {
+    if (a->kind == Memory::device && !can_reach(device, *a)) {
       fatal(
           "kernel %s on device %d: argument %zu, byte %zu: memory of device %d, to which it has "
           "no peer access",

@@ -57,6 +57,40 @@ int device_count() {
 }
 thread_local int current_device = 0;
 
+/// The streams of each rank's device.
+class Streams {
+ public:
+  void add(cudaStream_t stream) {
+    const std::lock_guard lock(mutex_);
+    devices_[stream] = current_device;
+  }
+  void remove(cudaStream_t stream) {
+    const std::lock_guard lock(mutex_);
+    devices_.erase(stream);
+  }
+  std::vector<cudaStream_t> of_current() {
+    const std::lock_guard lock(mutex_);
+    std::vector<cudaStream_t> result;
+    for (const auto& [stream, device] : devices_) {
+      if (device == current_device) result.push_back(stream);
+    }
+    return result;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<cudaStream_t, int> devices_;
+};
+Streams& streams() {
+  static auto* const known = new Streams;  // outlives everything
+  return *known;
+}
+
+cudaError_t create_stream(cudaStream_t* stream) {
+  return next<cudaError_t(cudaStream_t*, unsigned)>("cudaStreamCreateWithFlags")(
+      stream, cudaStreamNonBlocking);
+}
+
 // Memory.
 
 cudaStream_t memory_stream() {
@@ -67,7 +101,7 @@ cudaStream_t memory_stream() {
     check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all),
           "cudaMemPoolSetAttribute");
     cudaStream_t made;
-    check(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking), "cudaStreamCreate");
+    check(create_stream(&made), "cudaStreamCreate");
     return made;
   }();
   return stream;
@@ -163,7 +197,6 @@ struct Call {
   std::size_t count;
   ncclDataType_t type;
   int peer;  // of a message, or the root
-  bool matched = false;
 
   bool is_message() const { return kind == Kind::send || kind == Kind::receive; }
   bool fits(const Call& other) const {
@@ -171,12 +204,24 @@ struct Call {
   }
 };
 
-/// What one rank issued at once.
+/// What one rank issued at once, in the order in which it is matched.
 struct Posted {
-  std::vector<Call> calls;
+  Posted(const std::vector<Call>& calls, std::uint32_t number) : ticket(number) {
+    left = calls.size();
+    for (const Call& call : calls) {
+      (call.kind == Kind::send      ? sends[call.peer]
+       : call.kind == Kind::receive ? receives[call.peer]
+                                    : collectives)
+          .push_back(call);
+    }
+  }
+
+  std::deque<Call> collectives;
+  std::map<int, std::deque<Call>> sends;  // by peer
+  std::map<int, std::deque<Call>> receives;
   std::vector<cudaEvent_t> ready;
   std::uint32_t ticket;
-  std::size_t matched = 0;
+  std::size_t left;
   bool awaited = false;
 };
 
@@ -198,7 +243,7 @@ class Clique : public std::enable_shared_from_this<Clique> {
       words_[r] = 0;
       members_[r].done = words_ + r;
     }
-    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
+    check(create_stream(&stream_), "cudaStreamCreate");
     worker_ = std::thread([this] { work(); });
   }
   ~Clique() {
@@ -209,18 +254,18 @@ class Clique : public std::enable_shared_from_this<Clique> {
     changed_.notify_all();
     worker_.join();
     check(cudaStreamSynchronize(stream_), "the end of a communicator");
-    check(cudaStreamDestroy(stream_), "cudaStreamDestroy");
+    check(next<cudaError_t(cudaStream_t)>("cudaStreamDestroy")(stream_), "cudaStreamDestroy");
     check(cudaFreeHost(words_), "cudaFreeHost");
   }
 
   int size() const { return static_cast<int>(members_.size()); }
 
   /// The streams wait for the calls; the host does not.
-  void post(int rank, std::vector<Call> calls, const std::vector<cudaStream_t>& streams) {
+  void post(int rank, const std::vector<Call>& calls, const std::vector<cudaStream_t>& streams) {
     const std::lock_guard lock(mutex_);
     Member& own = members_[static_cast<std::size_t>(rank)];
     if (own.has_left) return;
-    Posted posted{std::move(calls), {}, ++own.tickets};
+    Posted posted(calls, ++own.tickets);
     for (cudaStream_t stream : streams) {
       cudaEvent_t ready;
       check(cudaEventCreateWithFlags(&ready, cudaEventDisableTiming), "cudaEventCreate");
@@ -318,32 +363,31 @@ class Clique : public std::enable_shared_from_this<Clique> {
     }
   }
 
-  void finish(std::size_t rank, Call& call) {
+  // So many calls of the rank's front group are with the device.
+  void finish(std::size_t rank, std::size_t count) {
     Member& member = members_[rank];
-    call.matched = true;
-    if (++member.posted.front().matched < member.posted.front().calls.size()) return;
-    stream_writes(stream_, member.done, member.posted.front().ticket);
-    destroy(member.posted.front());
+    Posted& posted = member.posted.front();
+    posted.left -= count;
+    if (posted.left > 0) return;
+    stream_writes(stream_, member.done, posted.ticket);
+    destroy(posted);
     member.posted.pop_front();
   }
 
   bool match_collective() {
-    std::vector<Call*> calls(members_.size(), nullptr);
+    std::vector<Call> calls;
     for (std::size_t r = 0; r < members_.size(); ++r) {
-      Posted* const posted = front(r);
-      if (posted == nullptr) return false;
-      for (Call& call : posted->calls) {
-        if (!call.matched && !call.is_message()) {
-          calls[r] = &call;
-          break;
-        }
-      }
-      if (calls[r] == nullptr) return false;
-      if (!calls[r]->fits(*calls[0])) die("a collective", "ranks made different calls");
+      const Posted* const posted = front(r);
+      if (posted == nullptr || posted->collectives.empty()) return false;
+      calls.push_back(posted->collectives.front());
+      if (!calls[r].fits(calls[0])) die("a collective", "ranks made different calls");
     }
     for (std::size_t r = 0; r < members_.size(); ++r) await(*front(r));
     run(calls);
-    for (std::size_t r = 0; r < members_.size(); ++r) finish(r, *calls[r]);
+    for (std::size_t r = 0; r < members_.size(); ++r) {
+      front(r)->collectives.pop_front();
+      finish(r, 1);
+    }
     return true;
   }
 
@@ -351,32 +395,25 @@ class Clique : public std::enable_shared_from_this<Clique> {
     for (std::size_t from = 0; from < members_.size(); ++from) {
       Posted* const sender = front(from);
       if (sender == nullptr) continue;
-      for (Call& send : sender->calls) {
-        if (send.matched || send.kind != Kind::send) continue;
-        const auto to = static_cast<std::size_t>(send.peer);
+      for (auto& [peer, sends] : sender->sends) {
+        const auto to = static_cast<std::size_t>(peer);
         Posted* const receiver = front(to);
-        if (receiver == nullptr) continue;
-        for (Call& receive : receiver->calls) {
-          if (receive.matched || receive.kind != Kind::receive ||
-              receive.peer != static_cast<int>(from)) {
-            continue;
-          }
-          if (send.count != receive.count || send.type != receive.type) {
-            die("a message", "sender and receiver differ");
-          }
-          await(*sender);
-          await(*receiver);
-          copy(receive.receive, send.send, send.count * size_of(send.type));
-          if (from == to) {  // one group, which may end with the second of both
-            send.matched = true;
-            ++sender->matched;
-            finish(to, receive);
-          } else {
-            finish(to, receive);
-            finish(from, send);
-          }
-          return true;
+        if (sends.empty() || receiver == nullptr) continue;
+        auto& receives = receiver->receives[static_cast<int>(from)];
+        if (receives.empty()) continue;
+        const Call send = sends.front();
+        const Call receive = receives.front();
+        if (send.count != receive.count || send.type != receive.type) {
+          die("a message", "sender and receiver differ");
         }
+        sends.pop_front();
+        receives.pop_front();
+        await(*sender);
+        await(*receiver);
+        copy(receive.receive, send.send, send.count * size_of(send.type));
+        finish(to, from == to ? 2 : 1);
+        if (from != to) finish(from, 1);
+        return true;
       }
     }
     return false;
@@ -391,41 +428,41 @@ class Clique : public std::enable_shared_from_this<Clique> {
     if (!one_device::sum(stream_, call.type, pointers, call.count)) die("a sum", "refused");
   }
 
-  void run(const std::vector<Call*>& calls) {
-    const Call& first = *calls[0];
+  void run(const std::vector<Call>& calls) {
+    const Call& first = calls[0];
     const std::size_t bytes = first.count * size_of(first.type);
     const auto root = static_cast<std::size_t>(first.peer);
     Pointers pointers{};
     pointers.inputs = size();
     switch (first.kind) {
       case Kind::gather:
-        for (const Call* to : calls) {
+        for (const Call& to : calls) {
           for (std::size_t r = 0; r < calls.size(); ++r) {
-            copy(static_cast<std::byte*>(to->receive) + r * bytes, calls[r]->send, bytes);
+            copy(static_cast<std::byte*>(to.receive) + r * bytes, calls[r].send, bytes);
           }
         }
         return;
       case Kind::broadcast:
-        for (const Call* to : calls) copy(to->receive, calls[root]->send, bytes);
+        for (const Call& to : calls) copy(to.receive, calls[root].send, bytes);
         return;
       case Kind::scatter:
         pointers.outputs = 1;
         for (std::size_t part = 0; part < calls.size(); ++part) {
           for (std::size_t r = 0; r < calls.size(); ++r) {
-            pointers.in[r] = static_cast<const std::byte*>(calls[r]->send) + part * bytes;
+            pointers.in[r] = static_cast<const std::byte*>(calls[r].send) + part * bytes;
           }
-          pointers.out[0] = calls[part]->receive;
+          pointers.out[0] = calls[part].receive;
           add(first, pointers);
         }
         return;
       default:
         break;
     }
-    for (std::size_t r = 0; r < calls.size(); ++r) pointers.in[r] = calls[r]->send;
+    for (std::size_t r = 0; r < calls.size(); ++r) pointers.in[r] = calls[r].send;
     if (first.kind == Kind::all_reduce) {
-      for (const Call* to : calls) pointers.out[pointers.outputs++] = to->receive;
+      for (const Call& to : calls) pointers.out[pointers.outputs++] = to.receive;
     } else {
-      pointers.out[pointers.outputs++] = calls[root]->receive;
+      pointers.out[pointers.outputs++] = calls[root].receive;
     }
     add(first, pointers);
   }
@@ -486,7 +523,7 @@ ncclResult_t flush() {
       for (cudaStream_t stream : streams) known = known || stream == call.second;
       if (!known) streams.push_back(call.second);
     }
-    communicator->clique->post(communicator->rank, std::move(own), streams);
+    communicator->clique->post(communicator->rank, own, streams);
   }
   return ncclSuccess;
 }
@@ -529,13 +566,34 @@ cudaError_t cudaGetDevice(int* device) {
   return status;
 }
 
-// CUDA's own wait for everything that runs on the device, and with it for peers.
+// CUDA's own wait for everything that runs on the device, and with it for peers: these wait for the
+// rank's own streams, as on a device of its own.
 cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
   const cudaError_t status = cudaMallocAsync(memory, bytes, memory_stream());
   return status == cudaSuccess ? cudaStreamSynchronize(memory_stream()) : status;
 }
 cudaError_t cudaFree(void* memory) {
-  return memory == nullptr ? cudaSuccess : cudaFreeAsync(memory, memory_stream());
+  if (memory == nullptr) return cudaSuccess;
+  for (cudaStream_t stream : streams().of_current()) {
+    if (const cudaError_t failed = cudaStreamSynchronize(stream)) return failed;
+  }
+  return cudaFreeAsync(memory, memory_stream());
+}
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
+  const cudaError_t status =
+      next<cudaError_t(cudaStream_t*, unsigned)>("cudaStreamCreateWithFlags")(stream, flags);
+  if (status == cudaSuccess) streams().add(*stream);
+  return status;
+}
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, int priority) {
+  const cudaError_t status = next<cudaError_t(cudaStream_t*, unsigned, int)>(
+      "cudaStreamCreateWithPriority")(stream, flags, priority);
+  if (status == cudaSuccess) streams().add(*stream);
+  return status;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  streams().remove(stream);
+  return next<cudaError_t(cudaStream_t)>("cudaStreamDestroy")(stream);
 }
 cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned flags) {
   return pinned().allocate(memory, bytes, flags);
@@ -543,6 +601,24 @@ cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned flags) {
 cudaError_t cudaFreeHost(void* memory) {
   pinned().free(memory);
   return cudaSuccess;
+}
+
+// Copies of pageable memory wait for their stream with the driver's lock held, which peers need.
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream) {
+  using Copy = cudaError_t(void*, const void*, std::size_t, cudaMemcpyKind, cudaStream_t);
+  static Copy* const copy = next<Copy>("cudaMemcpyAsync");
+  const void* const host = kind == cudaMemcpyHostToDevice   ? from
+                           : kind == cudaMemcpyDeviceToHost ? to
+                                                            : nullptr;
+  if (host != nullptr && bytes > 0) {
+    cudaPointerAttributes attributes;
+    if (cudaPointerGetAttributes(&attributes, host) == cudaSuccess &&
+        attributes.type == cudaMemoryTypeUnregistered) {
+      if (const cudaError_t failed = cudaStreamSynchronize(stream)) return failed;
+    }
+  }
+  return copy(to, from, bytes, kind, stream);
 }
 
 ncclResult_t ncclGetVersion(int* version) {

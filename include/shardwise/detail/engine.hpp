@@ -23,6 +23,7 @@
 #include "../statistics.hpp"
 #include "../strategy.hpp"
 #include "address_range.hpp"
+#include "in_place.hpp"
 
 namespace shardwise::inline v0_1 {
 
@@ -150,6 +151,22 @@ class Engine {
     timeline.end_wait({subject, awaited, begin, end});
   }
 
+  /// The host waits for `event`, before it does what is in no stream's order. Throws what failed.
+  void await(const Event& event, SubjectId subject, Activity awaited) {
+    if constexpr (!MapsMemory<Device>) {
+      wait(event, subject, awaited);
+    } else {
+      if (Stream::reached(event)) return;
+      timeline.begin_wait();
+      const auto begin = Clock::now();
+      Stream::await(event);
+      const auto end = Clock::now();
+      statistics.waited += end - begin;
+      timeline.end_wait({subject, awaited, begin, end});
+      comm.check();  // an aborted collective ends the wait, too
+    }
+  }
+
   /// Room for `count` values of this rank; the same memory until more are asked for.
   [[nodiscard]] std::span<double> local_scalars(std::size_t count) {
     reserve_scalars(count);
@@ -246,15 +263,15 @@ class Engine {
 
   /// How pages come below the arenas of this context: refill where one of them cannot move them.
   [[nodiscard]] Recycling recycling() const noexcept {
-    for (const AddressRange* arena : arenas) {
+    for (const RangeOf<Device>* arena : arenas) {
       if (arena->recycling() == Recycling::refill) return Recycling::refill;
     }
     return Recycling::move;
   }
 
   /// The arena that holds `tensor`; UsageError where there is none.
-  [[nodiscard]] AddressRange& arena_of(const HostTensor& tensor) const {
-    for (AddressRange* arena : arenas) {
+  [[nodiscard]] RangeOf<Device>& arena_of(const HostTensor& tensor) const {
+    for (RangeOf<Device>* arena : arenas) {
       if (arena->contains(tensor.data, tensor.bytes())) return *arena;
     }
     raise(
@@ -279,7 +296,7 @@ class Engine {
   std::vector<NormRange> norm_ranges;  ///< of the norm that is being computed
   std::vector<double> norm_sums;
   std::optional<std::string> dropped;  ///< name of the gradient whose lease was dropped
-  std::vector<AddressRange*> arenas;
+  std::vector<RangeOf<Device>*> arenas;
   std::uint64_t sequence = 0;  ///< of the last collective of parameters or gradients
   SubjectId subjects = 0;      ///< so many have a number
   std::vector<std::pair<std::string, SubjectId>> calls;  ///< those that are no parameters
@@ -299,7 +316,7 @@ class Engine {
   };
 
   void check_arenas() {
-    for (AddressRange* arena : arenas) {
+    for (RangeOf<Device>* arena : arenas) {
       const std::string violation = arena->take_violation(rank());
       if (!violation.empty()) raise("{}", violation);
     }

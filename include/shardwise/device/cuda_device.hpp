@@ -20,6 +20,7 @@
 #include "cuda_seam.hpp"
 #include "cuda_stream.hpp"
 #include "cuda_timeline.hpp"
+#include "cuda_virtual_memory.hpp"
 
 namespace shardwise::inline v0_1 {
 
@@ -35,6 +36,8 @@ struct CudaDevice {
   using Stream = CudaStream;
   using Event = CudaEvent;
   using Timeline = CudaTimeline;
+  /// How residency in_place brings memory below a host's addresses.
+  using VirtualMemory = CudaVirtualMemory;
 
   static constexpr MemoryKind memory = MemoryKind::cuda;
   /// Every buffer starts on such a boundary.
