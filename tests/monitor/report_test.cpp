@@ -159,7 +159,7 @@ TEST_CASE("a rank that is slow in most steps is a straggler, one that was slow o
   CHECK(once.straggler.surplus_ms() == 0);
   CHECK(once.ranks[1].work_ms() > once.ranks[0].work_ms());
   CHECK_FALSE(contains(monitor::diagnosis(once), "straggler"));
-    CHECK(monitor::summarize(ranks_with({})).straggler.surplus_ms() == 0);
+  CHECK(monitor::summarize(ranks_with({})).straggler.surplus_ms() == 0);
   // The step that warms up is not among the nine.
   CHECK(monitor::summarize(ranks_with({0, 1, 2, 3, 4})).straggler.surplus_ms() == 0);
 }

@@ -98,7 +98,7 @@ class ObservedStreams {
     return nullptr;
   }
   void push(CudaStream& stream, TimedEntry entry) noexcept {
-        TimedQueue& queue = stream.native() == compute_.native() ? points_ : runs_;
+    TimedQueue& queue = stream.native() == compute_.native() ? points_ : runs_;
     if (queue.full() || entry.end == nullptr) {
       give_back(entry.begin);
       give_back(entry.end);
