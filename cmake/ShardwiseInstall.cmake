@@ -14,6 +14,7 @@ write_basic_package_version_file(${PROJECT_BINARY_DIR}/shardwise-config-version.
 install(FILES ${PROJECT_BINARY_DIR}/shardwise-config.cmake
               ${PROJECT_BINARY_DIR}/shardwise-config-version.cmake
               ${PROJECT_SOURCE_DIR}/cmake/shardwise-torch.cmake
+              ${PROJECT_SOURCE_DIR}/cmake/shardwise-monitor.cmake
               ${PROJECT_SOURCE_DIR}/cmake/shardwise-cuda.cmake
               ${PROJECT_SOURCE_DIR}/cmake/shardwise-configuration.cmake
               ${PROJECT_SOURCE_DIR}/cmake/FindNCCL.cmake

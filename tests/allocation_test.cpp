@@ -8,7 +8,9 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <shardwise/monitor/monitor.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #ifdef SHARDWISE_TEST_CUDA
@@ -138,14 +140,14 @@ struct Held {
 /// Everything that a training step may contain.
 template <FloatingElement L, FloatingElement G>
 Held train(Communicator& communicator, Strategy strategy, std::int64_t before, std::size_t size,
-           SteadyState& steady) {
+           SteadyState& steady, Observer* observer = nullptr) {
   strategy.lease = dtype_of<L>;
   Held held;
 #ifdef SHARDWISE_TEST_CUDA
   const std::size_t communicator_bytes = emulation_control::used_bytes(communicator.rank());
 #endif
   {
-    Context<Device> context(communicator, strategy, {.open_parameters = 2});
+    Context<Device> context(communicator, strategy, {.open_parameters = 2, .observer = observer});
     std::vector<Parameter<float>> parameters;
     std::vector<Gradient<G>> gradients;
     std::vector<State<AdamW>> states;
@@ -195,6 +197,7 @@ Held train(Communicator& communicator, Strategy strategy, std::int64_t before, s
       (void)context.mean(1);
       (void)context.any(false);
       (void)context.weighted_mean(1, 2);
+      context.end_step({.loss = 1, .tokens = 2});
     }
     held.steady = steady.end(context);
     held.allocator = live - before;
@@ -254,6 +257,27 @@ TEST_CASE("steady state makes no heap allocation: fp32") {
   check_steady_state<float, float>({1, 2, 4});
 }
 TEST_CASE("steady state makes no heap allocation: bf16") { check_steady_state<bf16, float>({3}); }
+
+TEST_CASE("steady state makes no heap allocation: watched by a monitor, which sees all of it") {
+  for (const int world : {1, 3}) {
+    for (const Strategy& strategy : strategies()) {
+      INFO(strategy.name() << " world " << world);
+      SteadyState steady;
+      const auto ranks = on_ranks(world, [&](Communicator& communicator) {
+        Monitor monitor({.spans = 100, .history = 4, .step_log = "/dev/null"});
+        const Held held = train<float, float>(communicator, strategy, 0, 1000, steady, &monitor);
+        return std::pair(held, monitor.snapshot());
+      });
+      for (const auto& [held, seen] : ranks) {
+        CHECK(held.steady == 0);
+        CHECK(seen.steps == 6);
+        CHECK(seen.timed_steps == 5);
+        CHECK(seen.peak.held == held.ledger);
+        CHECK(seen.host.size() == 100);
+      }
+    }
+  }
+}
 
 TEST_CASE("steady state makes no heap allocation: in buffers of the host") {
   for (const int world : {1, 3}) {

@@ -44,9 +44,17 @@ struct Counter : Observer {
   std::map<std::string, int> gathers;
   std::map<std::string, int> reductions;
 
+  std::vector<std::string> names;  // of subjects
+
+  void introduce(SubjectId subject, std::string_view name, bool, std::size_t) noexcept override {
+    names.resize(subject + 1);
+    names[subject] = name;
+  }
   void record(const ActivityRecord& record) noexcept override {
-    if (record.activity == Activity::gather) ++gathers[std::string(record.name)];
-    if (record.activity == Activity::reduce) ++reductions[std::string(record.name)];
+    if (record.activity == Activity::all_gather) ++gathers[names[record.subject]];
+    if (record.activity == Activity::reduce_scatter || record.activity == Activity::all_reduce) {
+      ++reductions[names[record.subject]];
+    }
   }
 };
 

@@ -52,6 +52,10 @@ Options parse_options(int count, const char* const* arguments) {
                "Train without the library, in one rank")
       ->group("Ranks");
 
+  app.add_option("--monitor", o.monitor,
+                 "Folder for report.html, trace.json, steps.jsonl and summary.json")
+      ->group("Output");
+
   app.add_option("--optimizer", o.optimizer, "Optimizer")
       ->check(CLI::IsMember({"adamw"}))
       ->group("Training");
@@ -90,6 +94,10 @@ void validate(const Options& o) {
         fmt::format("--backend self is a world of one, but --ranks is {}: give --ranks 1 or "
                     "--backend threads",
                     o.ranks));
+  }
+  if (o.world_of_one_reference && !o.monitor.empty()) {
+    throw std::invalid_argument(
+        "--monitor watches the library, which --world-of-one-reference does without");
   }
   const std::size_t parts = o.ranks * o.micro_batches;
   if (o.batch % parts != 0) {

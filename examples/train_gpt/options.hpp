@@ -55,6 +55,7 @@ struct Options {
   std::string text;        ///< a file; empty: see Text::load
   std::size_t sample = 0;  ///< bytes to write after training
   std::string json;        ///< file for the report; empty: none
+  std::string monitor;     ///< folder for what a monitor saw; empty: none watches
   bool world_of_one_reference = false;
   bool quiet = false;            ///< no progress line; for programs that train several times
   bool keep_parameters = false;  ///< Report::values; for programs that compare trainers

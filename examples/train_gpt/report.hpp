@@ -75,6 +75,9 @@ class Recorder {
   /// After the update; `waited` since begin_step, in all.
   void end_step(double loss, double grad_norm, std::chrono::nanoseconds waited = {});
 
+  /// Of the last step.
+  [[nodiscard]] double loss() const { return report_.loss.back(); }
+
   /// Ends the line of progress; a report of losses, norms and times, the rest empty.
   [[nodiscard]] Report finish();
 

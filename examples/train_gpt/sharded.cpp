@@ -61,7 +61,7 @@ Report run(const Options& options, const Text& text, shardwise::Context<>& conte
   Recorder recorder(options, share.rank == 0);
   for (std::size_t step = 0; step < options.steps; ++step) {
     recorder.begin_step();
-    context.reset_statistics();
+    context.begin_step();
     double loss = 0;
     for (micro = 0; micro < options.micro_batches; ++micro) {
       batch.read(text, options.seed, step, share.first(micro));
@@ -91,6 +91,7 @@ Report run(const Options& options, const Text& text, shardwise::Context<>& conte
       states[unit].step(parameters[unit], gradients[unit]);
     }
     recorder.end_step(context.mean(loss), norm, context.statistics().waited);
+    context.end_step({recorder.loss(), options.batch * options.sequence});
   }
 
   Report report = recorder.finish();

@@ -5,6 +5,8 @@
 #include <shardwise/comm/thread.hpp>
 #include <stdexcept>
 
+#include "monitoring.hpp"
+
 namespace train_gpt {
 namespace {
 
@@ -82,8 +84,12 @@ void take_largest(Report& report, const Report& other) {
 Report on_ranks(const Options& options, const std::function<Report(shardwise::Context<>&)>& train) {
   const auto on_rank = [&](shardwise::Communicator& comm) {
     // The head reads the embedding beside the final norm: two parameters open at once.
-    shardwise::Context<> context(comm, strategy_of(options), {.open_parameters = 2});
-    return train(context);
+    const auto monitor = make_monitor(options);
+    shardwise::Context<> context(comm, strategy_of(options),
+                                 {.open_parameters = 2, .observer = monitor.get()});
+    Report report = train(context);
+    finish_monitor(options, comm, monitor.get());
+    return report;
   };
   if (options.backend == "self") {
     if (options.ranks != 1)

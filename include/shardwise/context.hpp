@@ -9,6 +9,7 @@
 #include "comm/collectives.hpp"
 #include "comm/communicator.hpp"
 #include "core/math.hpp"
+#include "core/observer.hpp"
 #include "detail/engine.hpp"
 #include "detail/gradient_store.hpp"
 #include "detail/parameter_store.hpp"
@@ -121,6 +122,19 @@ class Context {
 
   [[nodiscard]] const Statistics& statistics() const noexcept { return engine_.statistics; }
   void reset_statistics() noexcept { engine_.statistics = {}; }
+
+  /// What a trainer may say of its progress, for ContextOptions::observer; nothing happens where
+  /// there is none, and no rank waits for another. A step lasts to end_step(), from begin_step()
+  /// or else from the end of the last one. begin_step() resets the statistics, too.
+  void begin_step() noexcept {
+    reset_statistics();
+    engine_.mark(Mark::step);
+  }
+  void begin_micro_batch() noexcept { engine_.mark(Mark::micro_batch); }
+  void end_step(const StepResult& result = {}) noexcept { engine_.timeline.end_step(result); }
+  /// The observer knows all that this rank did when this returns. On devices the host waits for
+  /// what it enqueued; on CPUs the observer knows already.
+  void flush_observer() noexcept { engine_.timeline.flush(); }
 
   /// The library's own side of a Context; not for hosts.
   [[nodiscard]] detail::Engine<Device>& engine() noexcept { return engine_; }

@@ -8,17 +8,10 @@
 #include <utility>
 
 #include "core/error.hpp"
+#include "core/observer.hpp"
+#include "core/state_kind.hpp"
 
 namespace shardwise::inline v0_1 {
-
-/// What a buffer is for.
-enum class StateKind : std::uint8_t {
-  parameters,       ///< storage at rest and replicated copies in the lease type
-  gradients,        ///< stored gradients
-  optimizer_state,  ///< element state of the optimizer
-  slots,            ///< everything else that a step needs: slots, landing buffers, scalars
-  crumbs            ///< of residency in_place: what stays below the host's addresses at release
-};
 
 /// Bytes on one rank, by kind; capacities, padding included.
 struct Bytes {
@@ -52,6 +45,10 @@ struct Bytes {
 /// What a Context really holds, counted at each allocation.
 class Ledger {
  public:
+  Ledger() = default;
+  /// `observer` is told of every change; may be null, must outlive the ledger.
+  explicit Ledger(Observer* observer) noexcept : observer_(observer) {}
+
   [[nodiscard]] const Bytes& held() const noexcept { return held_; }
   /// The highest total so far.
   [[nodiscard]] std::size_t peak() const noexcept { return peak_; }
@@ -59,12 +56,25 @@ class Ledger {
   void add(StateKind kind, std::size_t bytes) noexcept {
     held_[kind] += bytes;
     peak_ = std::max(peak_, held_.total());
+    tell(kind, static_cast<std::int64_t>(bytes));
   }
-  void remove(StateKind kind, std::size_t bytes) noexcept { held_[kind] -= bytes; }
+  void remove(StateKind kind, std::size_t bytes) noexcept {
+    held_[kind] -= bytes;
+    tell(kind, -static_cast<std::int64_t>(bytes));
+  }
+
+  /// What comes next is for this parameter: for the observer.
+  void about(SubjectId subject) noexcept { subject_ = subject; }
 
  private:
+  void tell(StateKind kind, std::int64_t change) const noexcept {
+    if (observer_ != nullptr && change != 0) observer_->hold({kind, change, subject_});
+  }
+
   Bytes held_;
   std::size_t peak_ = 0;
+  Observer* observer_ = nullptr;
+  SubjectId subject_ = no_subject;
 };
 
 /// So many bytes in a ledger, wherever they lie, for as long as it lives. Move-only; the ledger

@@ -31,6 +31,7 @@ class ShardedOptimizerState {
       : optimizer(settings), context_(&parameter.context()), parameter_(&parameter.flat()) {
     validate();
     auto& engine = context_->engine();
+    engine.ledger.about(parameter_->subject);
     for_each_state([&]<class State>(std::size_t index) {
       const std::size_t bytes = parameter_->owned_count() * sizeof(State);
       buffers_[index] = Buffer<Device>(engine.ledger, StateKind::optimizer_state, bytes);
@@ -71,13 +72,12 @@ class ShardedOptimizerState {
     auto& engine = context_->engine();
     context_->parameter_store().begin_write(flat_parameter, "step");
     context_->gradient_store().settle(flat_gradient, "step");
-    const auto begin_time = detail::Engine<Device>::Clock::now();
+    engine.timeline.begin_update();
     ++steps_;
     update<T, G>(flat_gradient);
     context_->parameter_store().end_write(flat_parameter, false);
     context_->gradient_store().consume(flat_gradient);
-    engine.observe(Activity::update, parameter.name(), 0, begin_time,
-                   detail::Engine<Device>::Clock::now());
+    engine.timeline.end_update(flat_parameter.subject);
   }
 
   /// Updates so far.

@@ -9,6 +9,7 @@ add_library(
   ${suite}/lease_test.cpp
   ${suite}/lifetime_test.cpp
   ${suite}/memory_test.cpp
+  ${suite}/monitor/timeline_test.cpp
   ${suite}/sharded_parameter_test.cpp
   ${suite}/training_test.cpp
   host_streams_test.cpp)

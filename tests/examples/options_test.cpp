@@ -89,6 +89,8 @@ TEST_CASE("a batch that does not divide names its numbers and the next one that 
   CHECK_THROWS_WITH(parse({"--ranks", "7", "--batch", "1"}), ContainsSubstring("is 7"));
   // The reference is a world of one.
   CHECK(parse({"--ranks", "3", "--batch", "16", "--world-of-one-reference"}).ranks == 1);
+  CHECK(parse({"--monitor", "folder"}).monitor == "folder");
+  CHECK(code_of({"--monitor", "folder", "--world-of-one-reference"}) == 2);
 }
 
 TEST_CASE("what does not fit together is refused") {

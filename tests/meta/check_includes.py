@@ -23,6 +23,7 @@ ROOMS = [
     ("comm", r"comm/.*"),
     ("context", r"(context|memory_plan)\.hpp|detail/.*"),
     ("lease", r"(lease|arena)\.hpp"),
+    ("monitor", r"monitor/.*"),
     # Adapters: only the host's own sources include these, too.
     ("adapters", r"adapters/.*"),
     ("config", r"config(/.*)?\.hpp"),
@@ -49,6 +50,7 @@ ALLOWED = {
     "umbrella": BELOW_CONTEXT | {"context", "lease", "sharded", "optim"},
     "config": {"core", "strategy", "comm"},
     "adapters": BELOW_CONTEXT | {"context", "lease", "sharded", "optim"},
+    "monitor": {"core", "memory", "comm"},  # it is told through core/observer.hpp alone
 }
 
 # Headers of others than the standard library. Whoever is not named here includes none.
@@ -71,11 +73,12 @@ FOREIGN = {
                       "run_cuda_ranks")},
     "comm/nccl_range.hpp": {"nvtx3/nvToolsExt.h"},
     **{f"device/cuda_{part}.hpp": {"cuda_runtime_api.h"}
-       for part in ("device", "error", "event", "guard", "memory", "seam", "stream")},
+       for part in ("device", "error", "event", "guard", "memory", "seam", "stream", "timeline")},
     "device/cuda_virtual_memory.hpp": {"cuda.h", "cudaTypedefs.h", "cuda_runtime_api.h"},
     "detail/pages.hpp": {"sys/mman.h", "unistd.h"},
     "detail/fault_watch.hpp": {"signal.h", "ucontext.h"},
     "kernels/copy.hpp": {"emmintrin.h"},
+    "monitor/json.hpp": {"nlohmann/json.hpp"},
     "kernels/lanes.hpp": {"emmintrin.h"},
 }
 
@@ -85,6 +88,7 @@ UNREACHABLE = [
     (r"shardwise\.hpp", r"shardwise/comm/(self|thread)\.hpp", "the host includes the backend it wants"),
     (r"shardwise\.hpp", r"shardwise/config.*", "it is a component"),
     (r"config/write\.hpp", r"yaml-cpp/.*", "writing needs no parser"),
+    (r"monitor/monitor\.hpp", r"nlohmann/.*|shardwise/comm/.*", "a trainer includes it"),
     (r"kernels/.*|core/(dtype|host_device|reduce_spec|tensor_options)\.hpp", r"fmt/.*",
      "device code is compiled with it"),
 ]

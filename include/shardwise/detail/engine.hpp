@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <new>
 #include <optional>
 #include <span>
 #include <string>
@@ -69,8 +70,10 @@ class Engine {
       : comm(communicator),
         strategy(default_strategy),
         options(given),
+        ledger(given.observer),
         compute(Device::compute_stream(given.stream)),
         communication(Device::communication_stream(default_strategy.overlap, compute)),
+        timeline(given.observer, compute, communication),
         scalars(ledger, StateKind::slots, scalar_bytes(fixed_scalars)) {
     strategy.validate();
     if (options.open_parameters == 0 || options.open_gradients == 0) {
@@ -80,6 +83,11 @@ class Engine {
     if (!comm.accepts(Device::memory)) {
       raise("the {} communicator does not accept the memory of this device", comm.backend());
     }
+    if (options.observer == nullptr) return;
+    const std::string name = strategy.name();
+    options.observer->attach({rank(), world(), name, comm.backend(), strategy.overlap,
+                              strategy.prefetch, strategy.bucket_bytes,
+                              Device::Timeline::asynchronous});
   }
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -110,40 +118,51 @@ class Engine {
         name);
   }
 
-  /// Calls `operation`, which issues collectives on the communication stream, and accounts for it.
+  /// Calls `operation`, which issues one collective of `parts` on the communication stream, and
+  /// accounts for it.
   template <class Operation>
-  void issue(Activity activity, std::string_view name, std::size_t bytes, Operation&& operation) {
+  void issue(Activity activity, SubjectId subject, std::size_t bytes, std::size_t wire_bytes,
+             std::span<const ActivityPart> parts, Operation&& operation) {
+    ++sequence;
+    const bool blocking = communication.is_inline();
     const auto begin = Clock::now();
-    operation();
+    {
+      const Run run(timeline, sequence, activity, subject);
+      operation();
+    }
     const auto end = Clock::now();
-    if (communication.is_inline()) statistics.waited += end - begin;
-    observe(activity, name, bytes, begin, end);
+    if (blocking) statistics.waited += end - begin;
+    if (options.observer == nullptr) return;
+    options.observer->record(
+        {activity, subject, sequence, bytes, wire_bytes, blocking, begin, end, parts});
   }
 
-  /// The compute stream waits for `event`; on the host that is the caller.
-  void wait(const Event& event, std::string_view name) {
+  /// The compute stream waits for `event`, the end of an `awaited`; on the host that is the caller.
+  void wait(const Event& event, SubjectId subject, Activity awaited) {
     if (Stream::reached(event)) {
       compute.wait(event);  // rethrows what failed
       return;
     }
+    timeline.begin_wait();
     const auto begin = Clock::now();
     compute.wait(event);
     const auto end = Clock::now();
     statistics.waited += end - begin;
-    observe(Activity::wait, name, 0, begin, end);
+    timeline.end_wait({subject, awaited, begin, end});
   }
 
   /// The host waits for `event`, before it does what is in no stream's order. Throws what failed.
-  void await(const Event& event, std::string_view name) {
+  void await(const Event& event, SubjectId subject, Activity awaited) {
     if constexpr (!MapsMemory<Device>) {
-      wait(event, name);
+      wait(event, subject, awaited);
     } else {
       if (Stream::reached(event)) return;
+      timeline.begin_wait();
       const auto begin = Clock::now();
       Stream::await(event);
       const auto end = Clock::now();
       statistics.waited += end - begin;
-      observe(Activity::wait, name, 0, begin, end);
+      timeline.end_wait({subject, awaited, begin, end});
       comm.check();  // an aborted collective ends the wait, too
     }
   }
@@ -184,7 +203,10 @@ class Engine {
         const auto end = Clock::now();
         engine.statistics.waited += end - begin;
         ++engine.statistics.traffic.scalar_calls;
-        engine.observe(Activity::scalar, name, bytes, begin, end);
+        if (engine.options.observer == nullptr) return;
+        engine.timeline.poll();  // what ran before
+        engine.options.observer->record(
+            {Activity::scalar, engine.subject_of(name), 0, bytes, 0, true, begin, end, {}});
       }
     };
     const Account account{*this, name, bytes};
@@ -207,11 +229,31 @@ class Engine {
   void quiesce() noexcept {
     communication.drain();
     compute.drain();
+    timeline.poll();
   }
 
-  void observe(Activity activity, std::string_view name, std::size_t bytes, Clock::time_point begin,
-               Clock::time_point end) const noexcept {
-    if (options.observer != nullptr) options.observer->record({activity, name, bytes, begin, end});
+  void mark(Mark mark, SubjectId subject = no_subject) noexcept { timeline.mark(mark, subject); }
+
+  /// A number for a new parameter, of which the observer knows when this returns; what the ledger
+  /// counts next is for it.
+  [[nodiscard]] SubjectId introduce(std::string_view name, std::size_t bytes) noexcept {
+    if (options.observer != nullptr) options.observer->introduce(subjects, name, true, bytes);
+    ledger.about(subjects);
+    return subjects++;
+  }
+  /// The number of a call that belongs to no parameter; calls of one name are one subject.
+  [[nodiscard]] SubjectId subject_of(std::string_view call) noexcept {
+    if (options.observer == nullptr) return no_subject;
+    for (const auto& [name, subject] : calls) {
+      if (name == call) return subject;
+    }
+    try {
+      calls.emplace_back(call, subjects);
+    } catch (const std::bad_alloc&) {
+      return no_subject;
+    }
+    options.observer->introduce(subjects, call, false, 0);
+    return subjects++;
   }
 
   /// What may be done with an arena's addresses while nothing is lent below them.
@@ -249,14 +291,30 @@ class Engine {
   Statistics statistics;
   Stream compute;
   Stream communication;
+  typename Device::Timeline timeline;  ///< for the observer
   Buffer<HostDevice> scalars;          ///< communicators bring them to where they need them
   std::vector<NormRange> norm_ranges;  ///< of the norm that is being computed
   std::vector<double> norm_sums;
   std::optional<std::string> dropped;  ///< name of the gradient whose lease was dropped
   std::vector<RangeOf<Device>*> arenas;
+  std::uint64_t sequence = 0;  ///< of the last collective of parameters or gradients
+  SubjectId subjects = 0;      ///< so many have a number
+  std::vector<std::pair<std::string, SubjectId>> calls;  ///< those that are no parameters
   std::atomic<bool> lost_pages{false};  ///< the system did not take pages of an arena back
 
  private:
+  /// The observer is told when what is enqueued meanwhile ran on the communication stream.
+  struct Run {
+    typename Device::Timeline& timeline;
+    Run(typename Device::Timeline& of, std::uint64_t number, Activity activity, SubjectId subject)
+        : timeline(of) {
+      timeline.begin_run(number, activity, subject);
+    }
+    Run(const Run&) = delete;
+    Run& operator=(const Run&) = delete;
+    ~Run() { timeline.end_run(); }
+  };
+
   void check_arenas() {
     for (RangeOf<Device>* arena : arenas) {
       const std::string violation = arena->take_violation(rank());

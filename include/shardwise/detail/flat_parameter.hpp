@@ -50,6 +50,13 @@ void check_buffers(std::string_view what, const Registration& registration,
   return pieces;
 }
 
+/// The observer knows of it before its memory is allocated.
+template <class Device>
+[[nodiscard]] Registration introduced(Engine<Device>& engine, Registration registration) {
+  registration.subject = engine.introduce(registration.name, registration.lease_bytes());
+  return registration;
+}
+
 /// One flat parameter of any element type: its storage on this rank and where it stands.
 template <class Device>
 struct FlatParameter : Registration {
@@ -57,7 +64,7 @@ struct FlatParameter : Registration {
   /// with this object.
   FlatParameter(Engine<Device>& engine, Registration registration,
                 std::vector<Piece> host_pieces = {}, RangeOf<Device>* host_arena = nullptr)
-      : Registration(std::move(registration)),
+      : Registration(introduced(engine, std::move(registration))),
         shard_begin(layout.shard_begin(engine.rank())),
         value(engine.ledger, StateKind::parameters, storage_in_place() ? 0 : storage_bytes()),
         copy(engine.ledger, StateKind::parameters, replicated_in_place() ? 0 : copy_bytes()),

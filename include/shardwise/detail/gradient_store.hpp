@@ -35,7 +35,7 @@ struct FlatGradient {
   /// `host_pieces`: where its tensors lie in an arena; none where it is not in place.
   FlatGradient(Engine<Device>& engine, FlatParameter<Device>& of, DType type,
                std::vector<Piece> host_pieces = {}, RangeOf<Device>* host_arena = nullptr)
-      : parameter(of),
+      : parameter((engine.ledger.about(of.subject), of)),
         stored(type),
         value(engine.ledger, StateKind::gradients,
               (is_whole() ? of.layout.padded_size() : of.layout.shard_size()) * size_of(type)),
@@ -157,6 +157,7 @@ class GradientStore {
     form_units();
     allocate_slots();
     items_.reserve(gradients_.size());
+    parts_.reserve(gradients_.size());
     engine_.reserve_scalars(gradients_.size());
     prepared_ = true;
     complete_ = true;
@@ -165,6 +166,7 @@ class GradientStore {
   /// Lends the whole gradient, zeroed; a tied gradient that is open already as it is.
   void open(Gradient& gradient) {
     engine_.check();
+    engine_.ledger.about(gradient.parameter.subject);
     prepare();
     Unit& unit = *gradient.unit;
     if (gradient.leases > 0) {
@@ -181,11 +183,12 @@ class GradientStore {
           registration.name);
     }
     if (registration.lends_stored_gradient()) {
-      engine_.wait(gradient.reduced, registration.name);
+      engine_.wait(gradient.reduced, registration.subject, reduction_kind_of(registration));
     } else {
       // While others of its bucket are under way, the slot has not been anybody else's.
-      if (unit.open + unit.ready > 0) engine_.wait(gradient.reduced, registration.name);
-      borrow(unit, registration.name);
+      if (unit.open + unit.ready > 0)
+        engine_.wait(gradient.reduced, registration.subject, reduction_kind_of(registration));
+      borrow(unit, registration);
     }
     const std::size_t size = size_of(registration.gradient_lease);
     if (gradient.in_pieces()) {
@@ -197,6 +200,7 @@ class GradientStore {
     }
     gradient.leases = 1;
     ++unit.open;
+    engine_.mark(Mark::gradient_open, registration.subject);
   }
 
   /// Reduces a contribution out of the host's own buffers, one for each tensor, null where it has
@@ -222,7 +226,7 @@ class GradientStore {
     ++gradient.unit->open;
     gradient.leases = 1;
     reduce(gradient, weight);
-    engine_.wait(gradient.reduced, registration.name);
+    engine_.wait(gradient.reduced, registration.subject, reduction_kind_of(registration));
   }
 
   /// UsageError where reduce() may not be called now; nothing has changed then.
@@ -273,7 +277,8 @@ class GradientStore {
             gradient.parameter.name);
     }
     flush(gradient);
-    engine_.wait(gradient.reduced, gradient.parameter.name);
+    engine_.wait(gradient.reduced, gradient.parameter.subject,
+                 reduction_kind_of(gradient.parameter));
     if (gradient.fresh) {
       Device::zero(engine_.compute, gradient.value.data(), gradient.value.size());
     }
@@ -305,6 +310,7 @@ class GradientStore {
   // One lease less; true where it was the last.
   bool close(Gradient& gradient) noexcept {
     if (--gradient.leases > 0) return false;
+    engine_.mark(Mark::gradient_close, gradient.parameter.subject);
     --gradient.unit->open;
     if (std::exchange(gradient.contributed, false)) {
       gradient.ready = true;
@@ -374,7 +380,8 @@ class GradientStore {
         Buffer<Device>(engine_.ledger, StateKind::slots, plan.landing, engine_.options.slot_memory);
   }
 
-  void borrow(Unit& unit, const std::string& name) {
+  void borrow(Unit& unit, const Registration& registration) {
+    const std::string& name = registration.name;
     if (unit.slot == nullptr && !acquire(unit)) {
       std::string holders;
       for (const auto& other : units_) {
@@ -391,22 +398,23 @@ class GradientStore {
           name, pool_of(unit).shared_count(), holders);
     }
     Slot<Device>& slot = *unit.slot;
-    engine_.wait(slot.last_use, name);
+    engine_.wait(slot.last_use, slot.user, slot.use);
     if (pool_of(unit).is_small(slot)) {
-      engine_.await(slot.last_use, name);
+      engine_.await(slot.last_use, slot.user, slot.use);
+      engine_.ledger.about(registration.subject);
       pool_of(unit).grow(slot);
     }
     if (engine_.options.debug) check_untouched(unit);
-    if (unit.residency == Residency::in_place) put_below(unit, name);
+    if (unit.residency == Residency::in_place) put_below(unit);
     pool_of(unit).mark(slot, State::open);
   }
 
-  void put_below(Unit& unit, const std::string& name) {
+  void put_below(Unit& unit) {
     Slot<Device>& slot = *unit.slot;
     if constexpr (MapsMemory<Device>) {
       // Released gradients keep the memory until it is needed here.
       if (slot.pages.is_lent_below(unit.pages)) return;
-      engine_.await(slot.last_use, name);
+      engine_.await(slot.last_use, slot.user, slot.use);
       slot.pages.lend(unit.pages);
     } else {
       if (!slot.pages.lent()) slot.pages.lend(unit.pages);
@@ -466,6 +474,8 @@ class GradientStore {
       engine_.quiesce();
     }
     slot.last_use = stream.record();
+    slot.user = unit.members.front()->parameter.subject;
+    slot.use = reduction_kind_of(unit.members.front()->parameter);
     pool_of(unit).mark(slot, State::empty);
   }
 
@@ -512,7 +522,6 @@ class GradientStore {
     auto& stream = engine_.communication;
     stream.wait(engine_.compute.record());
     const Registration& first = unit.members.front()->parameter;
-    const std::string& name = first.name;
     const bool scatter = first.updates_shard();
     std::size_t bytes = 0;
     std::byte* landing = landing_.data();
@@ -526,6 +535,7 @@ class GradientStore {
       }
       if (padded > 0) {
         items_.push_back(item(*member, landing));
+        parts_.push_back({registration.subject, sent_for(registration)});
         landing += engine_.comm.landing_bytes(items_.back(), scatter);
         bytes += padded * size_of(registration.wire);
       }
@@ -533,27 +543,39 @@ class GradientStore {
       member->fresh = false;
     }
     unit.ready = 0;
-    issue(scatter, name, bytes);
+    issue(first, bytes);
     give_back(unit);
     const auto done = stream.record();  // the host's addresses are free again, too
     for (Gradient* member : unit.members) member->reduced = done;
   }
 
-  void issue(bool scatter, const std::string& name, std::size_t bytes) {
+  [[nodiscard]] static Activity reduction_kind_of(const Registration& registration) noexcept {
+    return registration.updates_shard() ? Activity::reduce_scatter : Activity::all_reduce;
+  }
+  // Bytes that this rank sends to reduce the gradient, by the formula of Traffic.
+  [[nodiscard]] std::size_t sent_for(const Registration& registration) const noexcept {
+    const auto others = static_cast<std::size_t>(engine_.world() - 1);
+    const std::size_t once = registration.layout.shard_size() * size_of(registration.wire) * others;
+    return registration.updates_shard() ? once : 2 * once;
+  }
+
+  void issue(const Registration& first, std::size_t bytes) {
     if (items_.empty()) return;
-    const auto world = static_cast<std::size_t>(engine_.world());
     Traffic& traffic = engine_.statistics.traffic;
-    const std::size_t sent = bytes / world * (world - 1);
+    std::size_t sent = 0;
+    for (const ActivityPart& part : parts_) sent += part.wire_bytes;
+    const bool scatter = first.updates_shard();
     if (scatter) {
       traffic.reduce_scatter += sent;
       ++traffic.reduce_scatter_calls;
     } else {
-      traffic.all_reduce += 2 * sent;
+      traffic.all_reduce += sent;
       ++traffic.all_reduce_calls;
     }
     const Emptied<ReduceItem> emptied{items_};
-    engine_.issue(Activity::reduce, name, bytes, [&] {
-      const auto info = engine_.info(name);
+    const Emptied<ActivityPart> no_parts{parts_};
+    engine_.issue(reduction_kind_of(first), first.subject, bytes, sent, parts_, [&] {
+      const auto info = engine_.info(first.name);
       if (scatter) {
         engine_.comm.reduce_scatter(items_, info, engine_.communication.ref());
       } else {
@@ -569,6 +591,7 @@ class GradientStore {
   std::vector<Gradient*> gradients_;
   std::vector<std::unique_ptr<Unit>> units_;
   std::vector<ReduceItem> items_;
+  std::vector<ActivityPart> parts_;  // of items_
   bool prepared_ = false;
   bool complete_ = false;  // all gradients have units and slots
 };

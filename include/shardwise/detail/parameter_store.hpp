@@ -92,6 +92,7 @@ class ParameterStore {
     form_units();
     allocate_slots();
     items_.reserve(parameters_.size());
+    parts_.reserve(parameters_.size());
     fetched_.reserve(parameters_.size());
     wanted_.reserve(parameters_.size());
     prepared_ = true;
@@ -102,6 +103,7 @@ class ParameterStore {
   /// Gathers several parameters in one grouped operation and lends them: the compute stream waits.
   void open(std::span<Parameter* const> wanted) {
     engine_.check();
+    if (!wanted.empty()) engine_.ledger.about(wanted.front()->subject);
     prepare();
     for (const Parameter* parameter : wanted) {
       if (parameter->residency != Residency::host_buffer || parameter->leases > 0) continue;
@@ -119,6 +121,7 @@ class ParameterStore {
   template <class T>
   void open_into(Parameter& parameter, std::span<T* const> buffers) {
     engine_.check();
+    engine_.ledger.about(parameter.subject);
     prepare();
     place(parameter, buffers);
     if (parameter.sharded() && parameter.leases == 0) parameter.gathered_version = 0;
@@ -159,6 +162,7 @@ class ParameterStore {
   /// Starts to gather a parameter that is wanted soon, where a slot is free for it.
   void prefetch(Parameter& parameter) {
     engine_.check();
+    engine_.ledger.about(parameter.subject);
     prepare();
     if (parameter.residency == Residency::host_buffer) {
       raise("parameter '{}' cannot be prefetched: the host gives its buffer with the gather",
@@ -166,13 +170,13 @@ class ParameterStore {
     }
     // Where others of its bucket are lent the slot must not change below them.
     if (parameter.unit->leases > 0) return;
-    if (fetch(*parameter.unit, false)) flush(parameter.name);
+    if (fetch(*parameter.unit, false)) flush(parameter);
   }
 
   /// Takes a loan back: the slot's next writer waits for what the compute stream has been given.
   void close(Parameter& parameter) noexcept {
     Unit& unit = *parameter.unit;
-    --parameter.leases;
+    if (--parameter.leases == 0) engine_.mark(Mark::parameter_close, parameter.subject);
     if (--unit.leases > 0 || unit.slot == nullptr) return;
     Slot<Device>& slot = *unit.slot;
     slot.last_use = engine_.compute.record();
@@ -221,7 +225,7 @@ class ParameterStore {
       raise("{} of parameter '{}' while {} lease(s) of it are open: release them first", what,
             parameter.name, parameter.leases);
     }
-    engine_.wait(parameter.gathered, parameter.name);
+    engine_.wait(parameter.gathered, parameter.subject, Activity::all_gather);
   }
   /// `everything`: the whole storage was written, on all ranks alike, not the owned range alone.
   void end_write(Parameter& parameter, bool everything) noexcept {
@@ -250,6 +254,7 @@ class ParameterStore {
   // A gather has failed: nothing of it is open, or on its way.
   void abort(std::span<Parameter* const> lent) noexcept {
     items_.clear();
+    parts_.clear();
     for (Parameter* parameter : fetched_) parameter->gathered_version = 0;
     fetched_.clear();
     for (Parameter* parameter : lent) close(*parameter);
@@ -395,12 +400,15 @@ class ParameterStore {
   // Issues what was queued; the compute stream waits for it.
   void settle(std::span<Parameter* const> opened) {
     const std::string& name = opened.front()->name;
-    const bool moved = flush(name);
+    const bool moved = flush(*opened.front());
     for (Parameter* parameter : opened) {
-      engine_.wait(parameter->gathered, parameter->name);
+      engine_.wait(parameter->gathered, parameter->subject, Activity::all_gather);
       // Others of its bucket may be on their way into the same slot.
       const Slot<Device>* const slot = parameter->unit->slot;
-      if (slot != nullptr) engine_.wait(slot->filled, parameter->name);
+      if (slot != nullptr) engine_.wait(slot->filled, parameter->subject, Activity::all_gather);
+    }
+    for (const Parameter* parameter : opened) {
+      if (parameter->leases == 1) engine_.mark(Mark::parameter_open, parameter->subject);
     }
     if (!engine_.options.debug || everything_ > 0) return;
     if (!moved) {  // ranks agree on free gathers, too
@@ -438,7 +446,7 @@ class ParameterStore {
     Slot<Device>& slot = *unit.slot;
     if (pool_of(unit).is_small(slot)) {
       try {
-        wait_for_users(slot, unit.members.front()->name);
+        wait_for_users(slot);
         give_pages_back(slot);
         pool_of(unit).grow(slot);
       } catch (...) {
@@ -456,20 +464,19 @@ class ParameterStore {
   void put_below(Unit& unit) {
     Slot<Device>& slot = *unit.slot;
     if (slot.pages.is_lent_below(unit.pages)) return;  // and nobody need be waited for
-    const std::string& name = unit.members.front()->name;
     if constexpr (MapsMemory<Device>) {
-      engine_.await(slot.filled, name);
-      engine_.await(slot.last_use, name);
+      engine_.await(slot.filled, slot.user, slot.use);
+      engine_.await(slot.last_use, slot.user, slot.use);
     } else {
-      wait_for_users(slot, name);
+      wait_for_users(slot);
       if (engine_.options.debug) give_pages_back(slot);  // so that nothing is readable behind them
     }
     slot.pages.lend(unit.pages);
   }
 
-  void wait_for_users(const Slot<Device>& slot, const std::string& name) {
-    engine_.wait(slot.filled, name);
-    engine_.wait(slot.last_use, name);
+  void wait_for_users(const Slot<Device>& slot) {
+    engine_.wait(slot.filled, slot.user, slot.use);
+    engine_.wait(slot.last_use, slot.user, slot.use);
   }
 
   // The part that this rank contributes is put where the others read it; the collective follows.
@@ -507,30 +514,38 @@ class ParameterStore {
       }
       if (scattered) item.pieces = parameter.pieces;
       items_.push_back(item);
+      const auto others = static_cast<std::size_t>(engine_.world() - 1);
+      parts_.push_back({parameter.subject, shard * size_of(parameter.lease) * others});
     }
     parameter.gathered_version = parameter.version;
     fetched_.push_back(&parameter);
   }
 
   // False where nothing had to travel.
-  bool flush(const std::string& name) {
+  bool flush(const Parameter& first) {
     const bool moves = !items_.empty();
     if (moves) {
       std::size_t sent = 0;
-      for (const GatherItem& item : items_) sent += item.count * size_of(item.dtype);
+      std::size_t bytes = 0;
       const auto world = static_cast<std::size_t>(engine_.world());
-      engine_.statistics.traffic.all_gather += sent * (world - 1);
+      for (const GatherItem& item : items_) bytes += item.count * size_of(item.dtype) * world;
+      for (const ActivityPart& part : parts_) sent += part.wire_bytes;
+      engine_.statistics.traffic.all_gather += sent;
       ++engine_.statistics.traffic.all_gather_calls;
       const Emptied<GatherItem> emptied{items_};
-      engine_.issue(Activity::gather, name, sent * world, [&] {
-        engine_.comm.all_gather(items_, engine_.info(name), engine_.communication.ref());
+      const Emptied<ActivityPart> no_parts{parts_};
+      engine_.issue(Activity::all_gather, first.subject, bytes, sent, parts_, [&] {
+        engine_.comm.all_gather(items_, engine_.info(first.name), engine_.communication.ref());
       });
     }
     if (fetched_.empty()) return moves;
     const auto done = engine_.communication.record();
     for (Parameter* parameter : fetched_) {
       parameter->gathered = done;
-      if (parameter->unit->slot != nullptr) parameter->unit->slot->filled = done;
+      Slot<Device>* const slot = parameter->unit->slot;
+      if (slot == nullptr) continue;
+      slot->filled = done;
+      slot->user = parameter->subject;
     }
     fetched_.clear();
     return moves;
@@ -669,6 +684,7 @@ class ParameterStore {
   std::vector<Parameter*> parameters_;
   std::vector<std::unique_ptr<Unit>> units_;
   std::vector<GatherItem> items_;
+  std::vector<ActivityPart> parts_;  // of items_
   std::vector<Parameter*> fetched_;
   std::vector<Unit*> wanted_;
   std::size_t registered_ = 0;

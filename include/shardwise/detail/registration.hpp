@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../core/dtype.hpp"
+#include "../core/observer.hpp"
 #include "../layout.hpp"
 #include "../strategy.hpp"
 #include "address_range.hpp"
@@ -114,6 +115,7 @@ struct Registration {
   Residency residency;
   Placed placed;  ///< in_place: what of the whole parameter comes and goes
   std::string name;
+  SubjectId subject = no_subject;  ///< for observers
   Residency gradient_residency = Residency::slots;
   bool gradient_late = false;
   Placed gradient_placed;

@@ -39,8 +39,10 @@ struct Slot {
   Slot** owner = nullptr;
   State state = State::empty;
   bool shared = false;
-  std::uint64_t order = 0;  ///< program order of the last change of state
-  std::string hidden_from;  ///< debug mode: whose the buffer was before it was poisoned
+  std::uint64_t order = 0;              ///< program order of the last change of state
+  SubjectId user = no_subject;          ///< whose collective used it last
+  Activity use = Activity::all_gather;  ///< and which
+  std::string hidden_from;              ///< debug mode: whose the buffer was before it was poisoned
 };
 
 /// The slots of one kind of state. Which slot is taken depends on program order alone, so that all

@@ -19,6 +19,7 @@
 #include "cuda_memory.hpp"
 #include "cuda_seam.hpp"
 #include "cuda_stream.hpp"
+#include "cuda_timeline.hpp"
 #include "cuda_virtual_memory.hpp"
 
 namespace shardwise::inline v0_1 {
@@ -34,6 +35,7 @@ struct AdamW;
 struct CudaDevice {
   using Stream = CudaStream;
   using Event = CudaEvent;
+  using Timeline = CudaTimeline;
   /// How residency in_place brings memory below a host's addresses.
   using VirtualMemory = CudaVirtualMemory;
 

@@ -12,6 +12,7 @@
 #include "../kernels/norm.hpp"
 #include "../kernels/segments.hpp"
 #include "host_stream.hpp"
+#include "host_timeline.hpp"
 
 namespace shardwise::inline v0_1 {
 
@@ -20,6 +21,7 @@ namespace shardwise::inline v0_1 {
 struct HostDevice {
   using Stream = HostStream;
   using Event = HostEvent;
+  using Timeline = HostTimeline;
 
   static constexpr MemoryKind memory = MemoryKind::host;
   /// Every buffer starts on such a boundary.

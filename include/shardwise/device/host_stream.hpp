@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -15,6 +16,7 @@
 #include <type_traits>
 
 #include "../core/error.hpp"
+#include "../core/observer.hpp"
 #include "../core/stream_ref.hpp"
 
 namespace shardwise::inline v0_1 {
@@ -109,6 +111,16 @@ class HostStream {
     enqueue([task](std::span<const std::byte>) mutable { task(); }, std::span<const std::byte>());
   }
 
+  /// With a worker: `observer` is told when each task ran that is enqueued until end_run(), as part
+  /// of this run, by the worker and before anybody sees that the task has run. It must outlive the
+  /// stream, and is the same in all calls.
+  void begin_run(Observer& observer, std::uint64_t sequence, Activity activity,
+                 SubjectId subject) noexcept {
+    if (observer_ != &observer) observer_ = &observer;  // the worker reads it
+    run_ = {sequence, subject, activity};
+  }
+  void end_run() noexcept { run_ = {}; }
+
   /// Everything enqueued so far.
   [[nodiscard]] HostEvent record() noexcept {
     return is_inline() ? HostEvent() : HostEvent(this, issued_);
@@ -149,6 +161,8 @@ class HostStream {
   }
 
  private:
+  using Clock = std::chrono::steady_clock;
+
   struct alignas(16) Unit {
     std::byte bytes[16];
   };
@@ -160,10 +174,17 @@ class HostStream {
     void operator()(std::span<const std::byte>) const { event.stream_->wait_for(event.ticket_); }
     void interrupted() const noexcept { event.stream_->interrupt(); }
   };
+  // What an observer is told with a task; sequence 0: nothing.
+  struct Run {
+    std::uint64_t sequence = 0;
+    SubjectId subject = no_subject;
+    Activity activity = Activity::all_gather;
+  };
   struct alignas(16) Header {
     Invoke invoke;  // null: the ring goes on at its start
     std::size_t count;
     std::size_t bytes;  // of the whole record
+    Run run;
   };
 
   static constexpr std::size_t least_ring_bytes = 1024;
@@ -214,9 +235,9 @@ class HostStream {
     const std::size_t to_end = ring_bytes_ - tail_;
     const std::size_t skipped = to_end < bytes ? to_end : 0;
     changed_.wait(lock, [&] { return used_ + skipped + bytes <= ring_bytes_; });
-    if (skipped >= sizeof(Header)) ::new (at(tail_)) Header{nullptr, 0, skipped};
+    if (skipped >= sizeof(Header)) ::new (at(tail_)) Header{nullptr, 0, skipped, {}};
     if (skipped > 0) tail_ = 0;
-    ::new (at(tail_)) Header{invoke, count, bytes};
+    ::new (at(tail_)) Header{invoke, count, bytes, run_};
     pending_ = skipped + bytes;
     return at(tail_) + sizeof(Header);
   }
@@ -260,11 +281,17 @@ class HostStream {
       const std::exception_ptr before = failure_;
       running_ = header;
       lock.unlock();
+      const bool observed = header->run.sequence != 0 && !before;
+      const auto begin = observed ? Clock::now() : Clock::time_point();
       std::exception_ptr failure;
       try {
         header->invoke(payload_of(header), header->count, before ? Fate::skip : Fate::run, before);
       } catch (...) {
         failure = std::current_exception();
+      }
+      if (observed) {
+        const Run& run = header->run;
+        observer_->ran({run.sequence, run.activity, run.subject, begin, Clock::now()});
       }
       lock.lock();
       running_ = nullptr;
@@ -298,6 +325,8 @@ class HostStream {
   std::exception_ptr failure_;
   Header* running_ = nullptr;
   bool stopping_ = false;
+  Run run_ = {};  // the enqueuing thread's
+  Observer* observer_ = nullptr;
   int exceptions_;
   std::thread worker_;
 };
