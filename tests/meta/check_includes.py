@@ -19,12 +19,13 @@ ROOMS = [
     ("cuda", r"device/cuda(_\w+)?\.(hpp|cuh|cu|inc)"),  # only the host's own sources, and comm/nccl
     ("device", r"device/.*"),
     # Backends: only the host's own sources include these.
-    ("backend", r"comm/(self|run_ranks|thread|thread_\w+|nccl|nccl_\w+|run_cuda_ranks)\.hpp"),
+    ("backend", r"comm/(self|run_ranks|simulated|thread|thread_\w+|nccl|nccl_\w+|run_cuda_ranks)\.hpp"),
     ("comm", r"comm/.*"),
     ("context", r"(context|memory_plan)\.hpp|detail/.*"),
     ("lease", r"(lease|arena)\.hpp"),
     # Adapters: only the host's own sources include these, too.
     ("adapters", r"adapters/.*"),
+    ("plan", r"plan/.*"),
     ("sharded", r"(sharded_\w+|gradient_\w+|full_parameters|loss_scaler)\.hpp"),
 ]
 
@@ -47,6 +48,7 @@ ALLOWED = {
     "sharded": BELOW_CONTEXT | {"context", "lease", "optim"},
     "umbrella": BELOW_CONTEXT | {"context", "lease", "sharded", "optim"},
     "adapters": BELOW_CONTEXT | {"context", "lease", "sharded", "optim"},
+    "plan": BELOW_CONTEXT | {"backend", "context", "lease", "sharded", "optim"},
 }
 
 # Headers of others than the standard library. Whoever is not named here includes none.
@@ -68,6 +70,7 @@ FOREIGN = {
     "comm/nccl_range.hpp": {"nvtx3/nvToolsExt.h"},
     **{f"device/cuda_{part}.hpp": {"cuda_runtime_api.h"}
        for part in ("device", "error", "event", "guard", "memory", "seam", "stream")},
+    "device/simulated.hpp": {"sys/mman.h"},
     "detail/pages.hpp": {"sys/mman.h", "unistd.h"},
     "detail/fault_watch.hpp": {"signal.h", "ucontext.h"},
     "kernels/copy.hpp": {"emmintrin.h"},
