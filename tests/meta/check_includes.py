@@ -26,6 +26,7 @@ ROOMS = [
     # Adapters: only the host's own sources include these, too.
     ("adapters", r"adapters/.*"),
     ("plan", r"plan/.*"),
+    ("config", r"config(/.*)?\.hpp"),
     ("sharded", r"(sharded_\w+|gradient_\w+|full_parameters|loss_scaler)\.hpp"),
 ]
 
@@ -47,6 +48,7 @@ ALLOWED = {
     "lease": BELOW_CONTEXT | {"context"},
     "sharded": BELOW_CONTEXT | {"context", "lease", "optim"},
     "umbrella": BELOW_CONTEXT | {"context", "lease", "sharded", "optim"},
+    "config": {"core", "strategy", "comm"},
     "adapters": BELOW_CONTEXT | {"context", "lease", "sharded", "optim"},
     "plan": BELOW_CONTEXT | {"backend", "context", "lease", "sharded", "optim"},
 }
