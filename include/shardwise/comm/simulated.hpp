@@ -79,8 +79,7 @@ class SimulatedCommunicator final : public Communicator {
     for (const BroadcastItem& item : items) bytes += static_cast<double>(part(item));
     run(stream, topology_.all_gather(bytes, world_));
   }
-  void all_to_all(std::span<const ExchangeItem> items, const CallInfo&,
-                  StreamRef stream) override {
+  void all_to_all(std::span<const ExchangeItem> items, const CallInfo&, StreamRef stream) override {
     if (stream.native == nullptr) {
       for (const ExchangeItem& item : items) {
         const auto* const own =
@@ -143,8 +142,8 @@ class SimulatedCommunicator final : public Communicator {
           auto* const out = static_cast<Out*>(item.recv);
           for (std::size_t i = 0; i < item.count; ++i) {
             const double old = item.spec.accumulate ? static_cast<double>(out[i]) : 0;
-            out[i] = to<Out>(old + static_cast<double>(in[i]) * item.spec.weight *
-                                       item.spec.scale * world_);
+            out[i] = to<Out>(old + static_cast<double>(in[i]) * item.spec.weight * item.spec.scale *
+                                       world_);
           }
         });
       });

@@ -45,8 +45,8 @@ enum class SumPath : std::uint8_t {
 struct Topology {
   int devices_per_node = 8;
   Link node;
-  Link network;                 ///< of each device, to other nodes
-  double sum_bandwidth = 0;     ///< bytes of contributions that a device adds in a second; 0: free
+  Link network;              ///< of each device, to other nodes
+  double sum_bandwidth = 0;  ///< bytes of contributions that a device adds in a second; 0: free
   SumPath sums = SumPath::ring;
   /// Takes the place of all the above.
   std::optional<MeasuredCollectives> measured = std::nullopt;

@@ -31,9 +31,7 @@ class SimulatedStream {
   [[nodiscard]] StreamRef ref() const noexcept { return {MemoryKind::simulated, line_}; }
   [[nodiscard]] SimulatedClock& clock() const noexcept { return *line_->clock; }
 
-  void enqueue(double seconds, SimulatedWork work) {
-    line_->clock->enqueue(*line_, seconds, work);
-  }
+  void enqueue(double seconds, SimulatedWork work) { line_->clock->enqueue(*line_, seconds, work); }
   [[nodiscard]] SimulatedEvent record() const noexcept { return {line_->clock, line_->free}; }
   void wait(const SimulatedEvent& event) noexcept { line_->clock->wait(*line_, event.time); }
   [[nodiscard]] static bool reached(const SimulatedEvent& event) noexcept {
@@ -56,8 +54,8 @@ template <class Optimizer, class Parameter, class Gradient, class... States>
 inline constexpr std::size_t touched_bytes<Update<Optimizer, Parameter, Gradient, States...>> =
     2 * sizeof(Parameter) + sizeof(Gradient) + (std::size_t{0} + ... + (2 * sizeof(States)));
 template <class Step, class Out>
-inline constexpr std::size_t touched_bytes<UpdateAndCast<Step, Out>> =
-    touched_bytes<Step> + sizeof(Out);
+inline constexpr std::size_t touched_bytes<UpdateAndCast<Step, Out>> = touched_bytes<Step> +
+                                                                       sizeof(Out);
 
 }  // namespace detail
 
@@ -88,8 +86,8 @@ struct SimulatedDevice {
 
   /// Addresses that nothing is below. UsageError where there are not so many.
   [[nodiscard]] static void* allocate(std::size_t bytes) {
-    void* const address = ::mmap(nullptr, bytes, PROT_NONE,
-                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* const address =
+        ::mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (address == MAP_FAILED) {
       raise(
           "a simulated buffer of {} bytes does not fit into this process's address space; a plan "

@@ -48,8 +48,8 @@ class SimulatedClock;
 /// The order of the work of one stream, or of several that are one.
 struct SimulatedTimeline {
   SimulatedClock* clock;
-  bool computes;     ///< the compute stream's
-  double free = 0;   ///< when all that was enqueued so far has run
+  bool computes;    ///< the compute stream's
+  double free = 0;  ///< when all that was enqueued so far has run
 };
 
 /// The virtual time of one rank: its host thread, its compute stream and its communication stream.
@@ -82,6 +82,8 @@ class SimulatedClock {
 
   /// Work of `seconds` at the end of `line`.
   void enqueue(SimulatedTimeline& line, double seconds, SimulatedWork work) {
+    // What a communication stream does beside collectives (casts, copies) is part of them.
+    if (!line.computes) work = SimulatedWork::communication;
     worked_[static_cast<std::size_t>(work)] += seconds;
     if (is_inline(line)) {
       line.free = finish(std::max(host_, line.free), seconds);

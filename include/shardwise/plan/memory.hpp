@@ -51,8 +51,8 @@ struct PlannedArenas {
 
   [[nodiscard]] static AddressRange& of(std::unique_ptr<AddressRange>& arena, std::size_t bytes) {
     if (arena == nullptr) {
-      arena = std::make_unique<AddressRange>(bytes, "planned", Recycling::move, Release::lazy,
-                                             false);
+      arena =
+          std::make_unique<AddressRange>(bytes, "planned", Recycling::move, Release::lazy, false);
     }
     return *arena;
   }
@@ -101,8 +101,7 @@ struct PlannedArenas {
     AddressRange& arena = PlannedArenas::of(
         arenas.gradients, checked_multiply(options.arena_elements, size_of(entry.gradient_lease),
                                            "bytes of the arena"));
-    entry.gradient_placed =
-        plan_place(arena, entry, parameter.offsets, entry.gradient_lease, true);
+    entry.gradient_placed = plan_place(arena, entry, parameter.offsets, entry.gradient_lease, true);
   }
   return entry;
 }

@@ -107,8 +107,10 @@ namespace detail {
     if (strategy.parameters == Placement::replicated) {
       return "no number of devices is enough: shard the parameters, too (zero3)";
     }
-    return "no number of devices is enough: a slot holds a whole block, so use smaller units or "
-           "micro-batches";
+    if (!strategy.reshard_after_forward) {
+      return "no number of devices is enough: it keeps every parameter gathered (zero3 does not)";
+    }
+    return "no number of devices is enough: slots hold whole units, so use smaller ones";
   }
   if (!row.step || row.step->seconds <= 0) return {};
   const double exposed = row.step->exposed / row.step->seconds;
@@ -132,8 +134,8 @@ inline void recommend(Plan& plan, std::size_t device_memory) {
                                row.strategy.name(), detail::decimal_bytes(-row.spare));
       continue;
     }
-    const bool faster = !fastest || (row.step && row.step->seconds <
-                                                     plan.strategies[*fastest].step->seconds);
+    const bool faster =
+        !fastest || (row.step && row.step->seconds < plan.strategies[*fastest].step->seconds);
     if (faster) fastest = i;
   }
   plan.recommended.reset();
@@ -175,8 +177,7 @@ inline void recommend(Plan& plan, std::size_t device_memory) {
 [[nodiscard]] inline Plan make_plan(const PlannedModel& model, const Hardware& hardware,
                                     const PlanRequest& request) {
   Plan plan;
-  const double room =
-      static_cast<double>(hardware.memory) - static_cast<double>(request.reserved);
+  const double room = static_cast<double>(hardware.memory) - static_cast<double>(request.reserved);
   for (const std::string_view name : planned_strategies) {
     StrategyPlan row;
     row.strategy = detail::with_placements_of(name, request.settings);

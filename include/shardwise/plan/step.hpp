@@ -161,23 +161,22 @@ class SimulatedTrainer {
       const bool last_micro = micro + 1 == options_.micro_batches;
       const std::size_t last = model_.visits.size() - 1;
       for (std::size_t visit = 0; visit < last; ++visit) {
-        const Lent weights = gather(visit);
+        Lent weights = gather(visit);
         compute(model_.visits[visit].forward);
+        release(weights);
       }
-      {
-        const Lent weights = gather(last);
-        compute(model_.visits[last].forward);
-        open(last);
-        compute(model_.visits[last].backward);
-      }
+      Lent kept = gather(last);
+      compute(model_.visits[last].forward);
+      open(last);
+      compute(model_.visits[last].backward);
+      release(kept);
       close(last, last_micro);
       for (std::size_t visit = last; visit-- > 0;) {
         open(visit);
-        {
-          Lent weights;
-          if (model_.visits[visit].reads_weights_backwards) weights = gather(visit);
-          compute(model_.visits[visit].backward);
-        }
+        Lent weights;
+        if (model_.visits[visit].reads_weights_backwards) weights = gather(visit);
+        compute(model_.visits[visit].backward);
+        release(weights);
         close(visit, last_micro);
       }
     }
@@ -196,6 +195,10 @@ class SimulatedTrainer {
       weights.push_back(sequence_.gather(unit));
     }
     return weights;
+  }
+  // As scopes end: the last one first, which decides whose slot is taken next.
+  static void release(Lent& weights) noexcept {
+    while (!weights.empty()) weights.pop_back();
   }
   void compute(const PlannedWork& work) { clock_.compute(hardware_.seconds(work)); }
 
@@ -234,8 +237,7 @@ class SimulatedTrainer {
 /// the strategy's leases and of the first parameter's gradient. ConfigError where the hardware has
 /// no speed or the model no visits; UsageError where the library would refuse.
 [[nodiscard]] inline StepPrediction predict_step(const PlannedModel& model,
-                                                 const Strategy& strategy,
-                                                 const Hardware& hardware,
+                                                 const Strategy& strategy, const Hardware& hardware,
                                                  const StepOptions& options) {
   if (model.visits.empty()) {
     raise<ConfigError>("the model '{}' says nothing of its use: give it visits", model.name);

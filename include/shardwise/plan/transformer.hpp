@@ -13,25 +13,25 @@ namespace shardwise::inline v0_1 {
 /// The sizes of a decoder-only transformer.
 struct TransformerShape {
   std::size_t layers = 0;
-  std::size_t width = 0;         ///< of the residual stream
-  std::size_t heads = 0;         ///< 0: width / 64, at least 1
+  std::size_t width = 0;            ///< of the residual stream
+  std::size_t heads = 0;            ///< 0: width / 64, at least 1
   std::size_t key_value_heads = 0;  ///< 0: heads (grouped-query attention has fewer)
-  std::size_t feed_forward = 0;  ///< 0: 4 width
+  std::size_t feed_forward = 0;     ///< 0: 4 width
   std::size_t vocabulary = 50257;
   std::size_t sequence = 1024;
-  bool gated = false;      ///< SwiGLU: three matrices in the MLP, and norms of one tensor
-  bool biases = true;      ///< of linear layers and norms
-  bool positions = true;   ///< a learned embedding of positions
-  bool tied = true;        ///< the head is the token embedding
+  bool gated = false;     ///< SwiGLU: three matrices in the MLP, and norms of one tensor
+  bool biases = true;     ///< of linear layers and norms
+  bool positions = true;  ///< a learned embedding of positions
+  bool tied = true;       ///< the head is the token embedding
 
   [[nodiscard]] bool operator==(const TransformerShape&) const = default;
 };
 
 /// How a transformer is trained, as far as its own work goes.
 struct TransformerUse {
-  std::size_t micro_batch = 1;         ///< sequences of one micro-batch
-  std::size_t activation_bytes = 2;    ///< of an element of activations
-  bool checkpoints = false;            ///< blocks are computed again in the backward pass
+  std::size_t micro_batch = 1;       ///< sequences of one micro-batch
+  std::size_t activation_bytes = 2;  ///< of an element of activations
+  bool checkpoints = false;          ///< blocks are computed again in the backward pass
   /// Attention that keeps no probabilities and skips those that a causal mask removes (Dao, 2023).
   bool fused_attention = true;
 };
