@@ -79,6 +79,7 @@ Hardware read_hardware(const std::string& file) {
   top.read("flops", hardware.flops);
   top.read("attention_flops", hardware.attention_flops);
   top.read("exponentials", hardware.exponentials);
+  top.read("element_bandwidth", hardware.element_bandwidth);
   top.read("memory", hardware.memory);
   top.object("processor", [&](Reader& r) {
     auto& processor = hardware.processor;
@@ -116,6 +117,7 @@ void write_hardware(const Hardware& hardware, const std::string& file) {
                {"flops", hardware.flops},
                {"attention_flops", hardware.attention_flops},
                {"exponentials", hardware.exponentials},
+               {"element_bandwidth", hardware.element_bandwidth},
                {"memory", hardware.memory},
                {"processor",
                 {{"memory_bandwidth", processor.memory_bandwidth},

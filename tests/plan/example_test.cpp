@@ -159,6 +159,7 @@ TEST_CASE("hardware is written and read") {
   shardwise::Hardware hardware =
       plan::hardware_of(plan::device_preset("h100"), plan::network_preset("ib-ndr"), 4);
   hardware.exponentials = 3e8;
+  hardware.element_bandwidth = 4e9;
   hardware.processor.inline_compute = true;
   hardware.topology.measured = shardwise::MeasuredCollectives{{1, 2}, {3, 4}, {5, 6}, 7};
   plan::write_hardware(hardware, file);

@@ -15,7 +15,9 @@ struct Hardware {
   double flops = 0;            ///< of matrix products in a second; 0: step times are not predicted
   double attention_flops = 0;  ///< the same within attention; 0: flops
   double exponentials = 0;     ///< elements in a second; 0: they cost nothing beside the rest
-  std::size_t memory = 0;      ///< bytes of each device; 0: not known
+  double element_bandwidth = 0;  ///< bytes in a second of the host's kernels that are no products;
+                                 ///< 0: processor.memory_bandwidth
+  std::size_t memory = 0;        ///< bytes of each device; 0: not known
   Processor processor;
   Topology topology;
 
@@ -24,7 +26,9 @@ struct Hardware {
     const auto over = [](double amount, double rate) { return rate > 0 ? amount / rate : 0; };
     return over(work.flops, flops) +
            over(work.attention_flops, attention_flops > 0 ? attention_flops : flops) +
-           over(work.bytes, processor.memory_bandwidth) + over(work.exponentials, exponentials);
+           over(work.bytes,
+                element_bandwidth > 0 ? element_bandwidth : processor.memory_bandwidth) +
+           over(work.exponentials, exponentials);
   }
   [[nodiscard]] bool operator==(const Hardware&) const = default;
 };

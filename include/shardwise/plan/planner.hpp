@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <concepts>
 #include <cstddef>
 #include <optional>
 #include <string>
@@ -174,8 +175,9 @@ inline void recommend(Plan& plan, std::size_t device_memory) {
 
 /// Every strategy for this model on this hardware, with a recommendation. Hybrid sharding is not
 /// among them: the library does not have it. Errors as plan_memory and predict_step.
-[[nodiscard]] inline Plan make_plan(const PlannedModel& model, const Hardware& hardware,
-                                    const PlanRequest& request) {
+template <std::same_as<PlannedModel> Model>
+[[nodiscard]] Plan make_plan(const Model& model, const Hardware& hardware,
+                             const PlanRequest& request) {
   Plan plan;
   const double room = static_cast<double>(hardware.memory) - static_cast<double>(request.reserved);
   for (const std::string_view name : planned_strategies) {

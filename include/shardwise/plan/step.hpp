@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -236,9 +238,9 @@ class SimulatedTrainer {
 /// simulated communicator, for one rank of a world in which all ranks are alike. Types are those of
 /// the strategy's leases and of the first parameter's gradient. ConfigError where the hardware has
 /// no speed or the model no visits; UsageError where the library would refuse.
-[[nodiscard]] inline StepPrediction predict_step(const PlannedModel& model,
-                                                 const Strategy& strategy, const Hardware& hardware,
-                                                 const StepOptions& options) {
+template <std::same_as<PlannedModel> Model>  // a template, so that only who calls it compiles it
+[[nodiscard]] StepPrediction predict_step(const Model& model, const Strategy& strategy,
+                                          const Hardware& hardware, const StepOptions& options) {
   if (model.visits.empty()) {
     raise<ConfigError>("the model '{}' says nothing of its use: give it visits", model.name);
   }
