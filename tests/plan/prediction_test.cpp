@@ -27,11 +27,11 @@ struct Row {
 
   [[nodiscard]] double step() const { return median(measured); }
   [[nodiscard]] double plan() const { return median(predicted); }
-  // The middle half of the rounds: one that a busy machine disturbed says nothing.
+  // Between the fastest round and the slowest.
   [[nodiscard]] double spread() const {
     std::vector<double> sorted = measured;
     std::sort(sorted.begin(), sorted.end());
-    return sorted[sorted.size() * 3 / 4] - sorted[sorted.size() / 4];
+    return sorted.back() - sorted.front();
   }
 };
 
