@@ -12,6 +12,7 @@
 #include "../core/dtype.hpp"
 #include "../strategy.hpp"
 #include "configuration.hpp"
+#include "key.hpp"
 #include "number.hpp"
 
 namespace shardwise::inline v0_1 {
@@ -49,12 +50,7 @@ inline constexpr std::size_t config_field_count =
 
 namespace detail {
 
-enum class ConfigUnit : std::uint8_t { none, bytes, at_least_one, not_negative, positive };
-
-template <class T>
-struct IsOptional : std::false_type {};
-template <class T>
-struct IsOptional<std::optional<T>> : std::true_type {};
+enum class ConfigUnit : std::uint8_t { none, bytes, at_least_one, positive };
 
 [[nodiscard]] inline std::optional<DType> floating_named(std::string_view name) noexcept {
   if (name == "f32" || name == "fp32" || name == "float32") return DType::f32;
@@ -134,7 +130,8 @@ bool scan_setting(std::string_view text, std::optional<T>& value, ConfigUnit uni
 /// One member of a Configuration as text.
 struct ConfigFieldInfo {
   std::string_view name;
-  std::string_view domain;
+  ConfigKind kind;
+  std::string_view range;  ///< as ConfigKey::domain
   std::string_view meaning;
   std::string (*print)(const Configuration&);
   /// False, and the member is not to be used, where the text is out of the domain.
@@ -142,16 +139,23 @@ struct ConfigFieldInfo {
 };
 
 template <auto Member, ConfigUnit Unit = ConfigUnit::none>
-[[nodiscard]] constexpr ConfigFieldInfo describe_field(std::string_view name,
-                                                       std::string_view domain,
+[[nodiscard]] constexpr ConfigFieldInfo describe_field(std::string_view name, ConfigKind kind,
+                                                       std::string_view range,
                                                        std::string_view meaning) noexcept {
   if constexpr (requires(Configuration & c) { c.*Member; }) {
-    return {name, domain, meaning, [](const Configuration& c) { return print_setting(c.*Member); },
+    return {name,
+            kind,
+            range,
+            meaning,
+            [](const Configuration& c) { return print_setting(c.*Member); },
             [](std::string_view text, Configuration& c) {
               return scan_setting(text, c.*Member, Unit);
             }};
   } else {
-    return {name, domain, meaning,
+    return {name,
+            kind,
+            range,
+            meaning,
             [](const Configuration& c) { return print_setting(c.strategy.*Member); },
             [](std::string_view text, Configuration& c) {
               return scan_setting(text, c.strategy.*Member, Unit);
@@ -159,66 +163,70 @@ template <auto Member, ConfigUnit Unit = ConfigUnit::none>
   }
 }
 
-inline constexpr std::string_view placement_domain = "sharded, replicated";
-inline constexpr std::string_view type_domain = "f32, bf16, f16, f64, default";
+inline constexpr std::string_view placement_domain = "sharded|replicated";
+inline constexpr std::string_view type_domain =
+    "f32|bf16|f16|f64|default|fp32|fp16|fp64|float32|bfloat16|float16|float64";
 
 /// In the order of ConfigField.
 inline constexpr std::array<ConfigFieldInfo, config_field_count> config_fields{{
-    describe_field<&Strategy::parameters>("parameters", placement_domain,
+    describe_field<&Strategy::parameters>("parameters", ConfigKind::word, placement_domain,
                                           "how parameters are held at rest"),
-    describe_field<&Strategy::gradients>("gradients", placement_domain,
+    describe_field<&Strategy::gradients>("gradients", ConfigKind::word, placement_domain,
                                          "how gradients are held at rest"),
-    describe_field<&Strategy::optimizer_state>("optimizer_state", placement_domain,
-                                               "how the optimizer's state is held"),
+    describe_field<&Strategy::optimizer_state>(
+        "optimizer_state", ConfigKind::word, placement_domain, "how the optimizer's state is held"),
     describe_field<&Strategy::reshard_after_forward>(
-        "reshard_after_forward", "true, false",
+        "reshard_after_forward", ConfigKind::boolean, "",
         "sharded parameters: false keeps them gathered from forward to backward"),
     describe_field<&Strategy::persistence_threshold>(
-        "persistence_threshold", "elements, 0 or more",
-        "a parameter with fewer elements stays replicated"),
-    describe_field<&Strategy::prefetch>("prefetch", "0 or more",
+        "persistence_threshold", ConfigKind::integer, "0..",
+        "a parameter with fewer elements stays replicated; 0: none"),
+    describe_field<&Strategy::prefetch>("prefetch", ConfigKind::integer, "0..2147483647",
                                         "parameters that are gathered ahead of use"),
     describe_field<&Strategy::bucket_bytes, ConfigUnit::bytes>(
-        "bucket_bytes", "bytes, also as 25MiB; 0: none",
-        "consecutive parameters share one collective up to so many bytes"),
+        "bucket_bytes", ConfigKind::bytes, "0..",
+        "consecutive parameters share one collective up to so many bytes; 0: none do"),
     describe_field<&Strategy::max_live_bytes, ConfigUnit::bytes>(
-        "max_live_bytes", "bytes, also as 2GiB; 0: none",
-        "cap on the bytes of gathered parameters"),
+        "max_live_bytes", ConfigKind::bytes, "0..",
+        "cap on the bytes of gathered parameters; 0: none"),
     describe_field<&Strategy::keep_resident_bytes, ConfigUnit::bytes>(
-        "keep_resident_bytes", "bytes, also as 64MiB; 0: none",
+        "keep_resident_bytes", ConfigKind::bytes, "0..",
         "residency in_place: small parameters keep their memory up to so many bytes"),
-    describe_field<&Strategy::lease>("lease", type_domain,
+    describe_field<&Strategy::lease>("lease", ConfigKind::word, type_domain,
                                      "what the compute sees; default: the storage type"),
     describe_field<&Strategy::gradient_lease>(
-        "gradient_lease", type_domain,
+        "gradient_lease", ConfigKind::word, type_domain,
         "what the compute writes gradients in; default: the lease type"),
-    describe_field<&Strategy::wire>("wire", type_domain,
+    describe_field<&Strategy::wire>("wire", ConfigKind::word, type_domain,
                                     "what reductions carry; default: the gradient lease type"),
-    describe_field<&Strategy::overlap>("overlap", "true, false",
+    describe_field<&Strategy::overlap>("overlap", ConfigKind::boolean, "",
                                        "communication runs beside compute"),
     describe_field<&Strategy::accumulation>(
-        "accumulation", "reduce, hold",
+        "accumulation", ConfigKind::word, "reduce|hold",
         "micro-batches: each is reduced, or the gradient is held and reduced once"),
     describe_field<&Configuration::gradient_storage>(
-        "gradient_storage", type_domain, "type of the stored gradient; default: the host's"),
-    describe_field<&Configuration::ranks, ConfigUnit::at_least_one>("ranks", "1 or more",
-                                                                    "ranks that share the batch"),
+        "gradient_storage", ConfigKind::word, type_domain,
+        "type of the stored gradient; default: the host's"),
+    describe_field<&Configuration::ranks, ConfigUnit::at_least_one>(
+        "ranks", ConfigKind::integer, "1..", "ranks that share the batch"),
     describe_field<&Configuration::global_batch, ConfigUnit::at_least_one>(
-        "global_batch", "1 or more", "samples of a step: ranks x micro_batch x micro_batches"),
+        "global_batch", ConfigKind::integer, "1..",
+        "samples of a step: ranks x micro_batch x micro_batches"),
     describe_field<&Configuration::micro_batch, ConfigUnit::at_least_one>(
-        "micro_batch", "1 or more", "samples that one rank computes at once"),
+        "micro_batch", ConfigKind::integer, "1..", "samples that one rank computes at once"),
     describe_field<&Configuration::micro_batches, ConfigUnit::at_least_one>(
-        "micro_batches", "1 or more", "micro-batches of one rank in one step"),
-    describe_field<&Configuration::clip>("clip", "0 or more; 0: none",
-                                         "largest norm of the gradient"),
-    describe_field<&Configuration::loss_scale, ConfigUnit::positive>("loss_scale", "above 0",
-                                                                     "LossScaler: initial_scale"),
+        "micro_batches", ConfigKind::integer, "1..", "micro-batches of one rank in one step"),
+    describe_field<&Configuration::clip>("clip", ConfigKind::number, "0..",
+                                         "largest norm of the gradient; 0: not clipped"),
+    describe_field<&Configuration::loss_scale, ConfigUnit::positive>(
+        "loss_scale", ConfigKind::number, "0<..", "LossScaler: initial_scale"),
     describe_field<&Configuration::loss_scale_growth, ConfigUnit::at_least_one>(
-        "loss_scale_growth", "1 or more", "LossScaler: growth_factor; 1 keeps the scale"),
+        "loss_scale_growth", ConfigKind::number, "1..",
+        "LossScaler: growth_factor; 1 keeps the scale"),
     describe_field<&Configuration::loss_scale_window, ConfigUnit::at_least_one>(
-        "loss_scale_window", "1 or more", "LossScaler: growth_interval, in steps"),
+        "loss_scale_window", ConfigKind::integer, "1..", "LossScaler: growth_interval, in steps"),
     describe_field<&Configuration::loss_scale_minimum, ConfigUnit::positive>(
-        "loss_scale_minimum", "above 0", "LossScaler: minimum_scale"),
+        "loss_scale_minimum", ConfigKind::number, "0<..", "LossScaler: minimum_scale"),
 }};
 
 [[nodiscard]] constexpr const ConfigFieldInfo& info_of(ConfigField field) noexcept {

@@ -10,6 +10,7 @@
 #include "../core/format.hpp"
 #include "../strategy.hpp"
 #include "configuration.hpp"
+#include "document.hpp"
 #include "field.hpp"
 
 namespace shardwise::inline v0_1 {
@@ -32,8 +33,14 @@ namespace detail {
 
 /// Nothing in it ends a comment, whatever a file is called.
 [[nodiscard]] inline std::string one_line(std::string text) {
+  const bool odd = find_non_utf8(text).has_value();
   std::replace_if(
-      text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) < ' '; }, '?');
+      text.begin(), text.end(),
+      [&](char c) {
+        const auto byte = static_cast<unsigned char>(c);
+        return byte < ' ' || (odd && byte >= 0x80);
+      },
+      '?');
   return text;
 }
 

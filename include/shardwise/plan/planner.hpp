@@ -21,6 +21,16 @@ namespace shardwise::inline v0_1 {
 inline constexpr std::array<std::string_view, 5> planned_strategies{"ddp", "zero1", "zero2",
                                                                     "zero3", "zero3-no-reshard"};
 
+/// The strategy of this name with everything else as in `settings`; ConfigError where there is none.
+[[nodiscard]] inline Strategy with_placements_of(std::string_view name, Strategy settings) {
+  const Strategy named = Strategy::parse(name);
+  settings.parameters = named.parameters;
+  settings.gradients = named.gradients;
+  settings.optimizer_state = named.optimizer_state;
+  settings.reshard_after_forward = named.reshard_after_forward;
+  return settings;
+}
+
 /// One strategy's row of a plan.
 struct StrategyPlan {
   Strategy strategy;
@@ -61,15 +71,6 @@ namespace detail {
   if (bytes >= 1e9) return format("{:.1f} GB", bytes / 1e9);
   if (bytes >= 1e6) return format("{:.1f} MB", bytes / 1e6);
   return format("{:.0f} kB", bytes / 1e3);
-}
-
-[[nodiscard]] inline Strategy with_placements_of(std::string_view name, Strategy settings) {
-  const Strategy named = Strategy::parse(name);
-  settings.parameters = named.parameters;
-  settings.gradients = named.gradients;
-  settings.optimizer_state = named.optimizer_state;
-  settings.reshard_after_forward = named.reshard_after_forward;
-  return settings;
 }
 
 [[nodiscard]] inline MemoryPlan plan_of(const PlannedModel& model, const Strategy& strategy,
@@ -182,7 +183,7 @@ template <std::same_as<PlannedModel> Model>
   const double room = static_cast<double>(hardware.memory) - static_cast<double>(request.reserved);
   for (const std::string_view name : planned_strategies) {
     StrategyPlan row;
-    row.strategy = detail::with_placements_of(name, request.settings);
+    row.strategy = with_placements_of(name, request.settings);
     row.memory = detail::plan_of(model, row.strategy, request, request.step.world);
     row.activation_bytes = model.activation_bytes;
     row.spare = room - row.needed();
