@@ -76,6 +76,7 @@ void compare(Strategy strategy, const ContextOptions& options, bool tied, Reside
     PlanOptions plan;
     plan.world = world;
     plan.context = options;
+    if (!on_host) plan.backend.nccl = NcclOrder::canonical;
     const MemoryPlan expected =
         plan_memory(planned(tied, dtype_of<G>, state, residency), strategy, plan);
     for (const Held& held : on_ranks(world, [&](Communicator& communicator) {
@@ -118,7 +119,7 @@ TEST_CASE("planned bytes of parameters in an arena are the held ones") {
   for (const char* name : {"ddp", "zero1", "zero2", "zero3", "zero3-no-reshard"}) {
     for (const int world : {1, 3, 4}) {
       const Strategy strategy = Strategy::parse(name);
-      const auto held = on_ranks(world, [&](Communicator& communicator) {
+      const auto held = on_threads(world, [&](Communicator& communicator) {
         Context<> context(communicator, strategy);
         Arena weights(context, elements * sizeof(float), "weights");
         Arena gradients(context, elements * sizeof(float), "gradients");
