@@ -80,12 +80,11 @@ constexpr shardwise::TransformerShape llama_of(std::size_t layers, std::size_t w
   return shape;
 }
 
-constexpr std::array<ModelPreset, 15> models{{
+constexpr std::array<ModelPreset, 14> models{{
     {"gpt2", gpt(12, 768, 12, 1024), gpt2},
     {"gpt2-medium", gpt(24, 1024, 16, 1024), gpt2},
     {"gpt2-large", gpt(36, 1280, 20, 1024), gpt2},
     {"gpt2-xl", gpt(48, 1600, 25, 1024), gpt2},
-    {"gpt3-13b", gpt(40, 5120, 40, 2048), gpt3},
     {"gpt3-175b", gpt(96, 12288, 96, 2048), gpt3},
     {"llama-7b", llama_of(32, 4096, 32, 32, 11008, 32000, 2048), llama},
     {"llama-13b", llama_of(40, 5120, 40, 40, 13824, 32000, 2048), llama},

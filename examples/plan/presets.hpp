@@ -44,20 +44,16 @@ struct ModelPreset {
 /// What programs reach of a data sheet's numbers.
 struct Reached {
   /// NVLink's protocol takes a fifth: 370 of 450 GB/s (NCCL's maintainers,
-  /// https://github.com/NVIDIA/nccl-tests/issues/212).
+  /// https://github.com/NVIDIA/nccl-tests/issues/212). Of other links as much is taken.
   static constexpr double link = 370.0 / 450;
-  /// STREAM-like kernels on HBM: 0.9 of the peak of A100 (https://arxiv.org/abs/2206.02874 measures
-  /// 1.4 of 1.555 TB/s).
-  static constexpr double memory = 0.9;
-  /// Fused attention on A100 runs at 0.72 of what large products reach: 193 of 268 TFLOPS, forwards
-  /// and backwards, causal, heads of 128 (Dao, FlashAttention-2, 2023, figure 4: up to 225
-  /// forwards).
+  /// Fused attention reaches 50 to 73 % of A100's peak (Dao, FlashAttention-2, 2023,
+  /// https://arxiv.org/abs/2307.08691); the middle is this part of what large products reach there.
   static constexpr double attention = 0.72;
-  /// Seconds for a message within a node, and for the host to enqueue a kernel.
-  static constexpr double link_latency = 3e-6;
-  static constexpr double launch = 5e-6;
-  /// The part of a GPU's cores that NCCL's kernels take (16 to 32 of 108 or 132).
-  static constexpr double communication_share = 0.1;
+  // Assumed, for want of a source; none of them weighs much in a large model.
+  static constexpr double memory = 0.9;               ///< of the peak, by kernels that stream
+  static constexpr double link_latency = 3e-6;        ///< seconds of a message within a node
+  static constexpr double launch = 5e-6;              ///< seconds of the host to enqueue a kernel
+  static constexpr double communication_share = 0.1;  ///< of a GPU's cores, taken by collectives
 };
 
 /// The hardware that a program can expect of `device`, `per_node` of them in a node.

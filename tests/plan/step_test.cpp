@@ -1,8 +1,9 @@
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_floating_point.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
-#include <chrono>
+#include <cmath>
 #include <cstddef>
+#include <ctime>
 #include <shardwise/plan/planner.hpp>
 #include <shardwise/plan/transformer.hpp>
 #include <string>
@@ -148,6 +149,22 @@ TEST_CASE("micro-batches that hold their gradient reduce it once") {
   CHECK(each.all_gather == once.all_gather);
 }
 
+TEST_CASE("gradients may be leased, sent and stored in types of their own") {
+  const PlannedModel model = model_of(small(), DType::bf16);
+  Strategy strategy = Strategy::zero3();
+  strategy.lease = DType::bf16;
+  strategy.gradient_lease = DType::f32;
+  const StepPrediction wide = predict_step(model, strategy, ideal(), four());
+  strategy.wire = DType::bf16;
+  const StepPrediction narrow = predict_step(model, strategy, ideal(), four());
+  CHECK(wide.traffic.reduce_scatter == 2 * narrow.traffic.reduce_scatter);
+  CHECK(wide.traffic.all_gather == narrow.traffic.all_gather);
+  PlanOptions options;
+  options.world = 4;
+  options.context.open_parameters = 2;
+  CHECK(narrow.bytes == plan_memory(model.parameters, strategy, options).bytes);
+}
+
 TEST_CASE("update and casts take what their bytes take") {
   const PlannedModel model = model_of(small());
   Hardware hardware = ideal();
@@ -170,10 +187,10 @@ TEST_CASE("a world of 100,000 is planned in less than a second") {
   request.settings.lease = DType::bf16;
   request.step.world = 100'000;
   request.step.backend.nccl = NcclOrder::canonical;
-  const auto begin = std::chrono::steady_clock::now();
+  const std::clock_t begin = std::clock();  // the processor's time: others may use it, too
   const Plan plan = make_plan(model, ideal(), request);
-  const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
-  CHECK(taken.count() < 1);
+  const std::clock_t taken = std::clock() - begin;
+  CHECK(static_cast<double>(taken) / CLOCKS_PER_SEC < 1);
   for (const StrategyPlan& row : plan.strategies) {
     INFO(row.strategy.name());
     REQUIRE(row.step);
@@ -237,6 +254,28 @@ TEST_CASE("advice says what would make it fit") {
   CHECK_THAT(plan.strategies[2].advice, ContainsSubstring("fits on 8 devices"));
   CHECK_THAT(plan.strategies[0].advice, ContainsSubstring("zero1"));
   CHECK(plan.strategies[2].spare < 0);
+}
+
+TEST_CASE("advice says which setting would save most of what is waited for") {
+  const PlannedModel model = model_of(small());
+  Hardware hardware = ideal();
+  hardware.memory = 0;
+  hardware.topology.node.bandwidth = 2e9;
+  PlanRequest request;
+  request.step = four();
+  request.step.micro_batches = 4;
+  const Plan plan = make_plan(model, hardware, request);
+  const StrategyPlan& zero2 = plan.strategies[2];
+  Strategy holding = zero2.strategy;
+  holding.accumulation = Accumulation::hold;
+  const double saved =
+      1 - predict_step(model, holding, hardware, request.step).seconds / zero2.step->seconds;
+  REQUIRE(saved > 0.02);
+  CHECK_THAT(zero2.advice, ContainsSubstring("reducing once") &&
+                               ContainsSubstring(std::to_string(std::lround(100 * saved)) + " %"));
+  request.step.micro_batches = 1;
+  CHECK_THAT(make_plan(model, hardware, request).strategies[0].advice,
+             ContainsSubstring("larger micro-batches"));
 }
 
 TEST_CASE("a step is not predicted from nothing") {

@@ -154,11 +154,10 @@ class SimulatedTrainer {
     }
     gradients_.emplace_back(std::in_place, parameter);
     states_.emplace_back(std::in_place, parameter);
-    sequence_.add(parameter, *gradients_.back(), !planned.options.tied);
+    sequence_.add(parameter, !planned.options.tied);
   }
 
   void step() {
-    running_.resize(model_.parameters.size());
     for (std::size_t micro = 0; micro < options_.micro_batches; ++micro) {
       const bool last_micro = micro + 1 == options_.micro_batches;
       const std::size_t last = model_.visits.size() - 1;
@@ -204,16 +203,18 @@ class SimulatedTrainer {
   }
   void compute(const PlannedWork& work) { clock_.compute(hardware_.seconds(work)); }
 
+  // The plain forms of leases: the type of a gradient's lease is known at run time alone.
   void open(std::size_t visit) {
     for (const std::size_t unit : model_.visits[visit].parameters) {
-      if (!gradients_[unit] || running_[unit]) continue;
-      running_[unit] = gradients_[unit]->template lease<L>();
+      if (!gradients_[unit]) continue;
+      dispatch_floating(parameters_[unit].flat().gradient_lease,
+                        [&]<class Lease>() { gradients_[unit]->template ensure_open<Lease>(); });
     }
   }
   void close(std::size_t visit, bool last_micro) {
     if (holds_ && !last_micro) return;
     for (const std::size_t unit : model_.visits[visit].parameters) {
-      if (running_[unit] && first_visit_[unit] == visit) std::move(running_[unit]).reduce();
+      if (gradients_[unit] && first_visit_[unit] == visit) gradients_[unit]->reduce();
     }
   }
 
@@ -228,7 +229,6 @@ class SimulatedTrainer {
   std::vector<Parameter> parameters_;
   std::vector<std::optional<Gradient>> gradients_;
   std::vector<std::optional<ShardedOptimizerState<Optimizer, SimulatedDevice>>> states_;
-  std::vector<GradientLease<L, SimulatedDevice>> running_;
   ShardedSequence<float, L, G, L, SimulatedDevice> sequence_;
 };
 
@@ -236,7 +236,7 @@ class SimulatedTrainer {
 
 /// What a step of this model takes: the library's own code runs it, on a simulated device and a
 /// simulated communicator, for one rank of a world in which all ranks are alike. Types are those of
-/// the strategy's leases and of the first parameter's gradient. ConfigError where the hardware has
+/// the strategy's leases and of the first gradient. ConfigError where the hardware has
 /// no speed or the model no visits; UsageError where the library would refuse.
 template <std::same_as<PlannedModel> Model>  // a template, so that only who calls it compiles it
 [[nodiscard]] StepPrediction predict_step(const Model& model, const Strategy& strategy,
@@ -255,7 +255,10 @@ template <std::same_as<PlannedModel> Model>  // a template, so that only who cal
     });
   };
   const auto with_gradient = [&]<class L>() {
-    const DType gradient = model.parameters.front().gradient.value_or(DType::f32);
+    const auto trained = std::find_if(model.parameters.begin(), model.parameters.end(),
+                                      [](const auto& parameter) { return parameter.gradient; });
+    const DType gradient =
+        trained == model.parameters.end() ? DType::f32 : trained->gradient.value();
     if (gradient == DType::bf16) return run.template operator()<L, bf16>();
     if (gradient == DType::f16) return run.template operator()<L, f16>();
     return run.template operator()<L, float>();
