@@ -1,5 +1,6 @@
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_floating_point.hpp>
+#include <optional>
 #include <shardwise/comm/simulated.hpp>
 #include <shardwise/device/simulated.hpp>
 #include <shardwise/shardwise.hpp>
@@ -60,7 +61,9 @@ TEST_CASE("a CPU computes in the caller, and collectives take their share of it"
 
   SimulatedClock halved(cpu(0.5));
   SimulatedStream(halved.communication_line()).enqueue(4, SimulatedWork::communication);
-  halved.compute(3);  // 4 seconds at half the speed, then one
+  halved.compute(1);  // at half the speed
+  CHECK_THAT(halved.now(), WithinRel(2.0));
+  halved.compute(2);  // 2 seconds at half the speed, then one
   CHECK_THAT(halved.now(), WithinRel(5.0));
 
   SimulatedClock none(cpu(1));
@@ -100,6 +103,24 @@ TEST_CASE("a simulated rank holds, sends and plans what a real one does") {
     CHECK(context.weigh(2).share == 0.2);
     CHECK(clock.now() > 2e-3);
   }
+}
+
+TEST_CASE("NCCL's landing buffers are counted where it is what is simulated") {
+  SimulatedClock clock(gpu());
+  ReduceItem item{};
+  item.count = 640;
+  item.dtype = DType::bf16;
+  item.spec.output = DType::bf16;
+  const auto landing = [&](std::optional<NcclOrder> order, bool scatter) {
+    return SimulatedCommunicator(clock, 4, Topology{}, {order}).landing_bytes(item, scatter);
+  };
+  CHECK(landing(std::nullopt, true) == 0);
+  CHECK(landing(NcclOrder::canonical, true) == 4 * 640 * 2);
+  // Parts of 128 elements for each rank, and the 128 that are left over, from all ranks.
+  CHECK(landing(NcclOrder::canonical, false) == 4 * (128 + 128) * 2);
+  CHECK(landing(NcclOrder::fast, true) == 0);
+  item.spec.output = DType::f32;
+  CHECK(landing(NcclOrder::fast, true) == 640 * 2);
 }
 
 TEST_CASE("what a simulation cannot do is refused") {
