@@ -29,6 +29,10 @@ Options parse_options(int count, const char* const* arguments, std::size_t proce
                "Sums over ranks in NCCL's order instead of the same one everywhere")
       ->group("Ranks");
 
+  app.add_flag("--in-place", o.in_place,
+               "Weights and gradients in one flat allocation each, at addresses that stay")
+      ->group("Ranks");
+
   train_gpt::add_training_options(app, o);
 
   train_gpt::parse(app, count, arguments, [&] {

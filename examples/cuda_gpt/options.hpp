@@ -7,6 +7,7 @@ namespace cuda_gpt {
 /// What `cuda_gpt` can be told: what train_gpt can (leases are fp32 or bf16), and more.
 struct Options : train_gpt::Options {
   bool fast_reductions = false;  ///< sums over ranks as NCCL takes them: no longer the same bits
+  bool in_place = false;         ///< weights and gradients lie in one flat allocation each
 };
 
 /// Reads a command line and validates it; throws train_gpt::OptionsExit. `processes`: how many of

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <shardwise/device/cuda.hpp>
 #include <shardwise/shardwise.hpp>
 #include <span>
@@ -35,6 +36,20 @@ class OwnStream {
   cudaStream_t stream_ = nullptr;
 };
 
+/// Tensors begin at multiples of 64 elements.
+std::size_t padded(std::size_t elements) { return (elements + 63) / 64 * 64; }
+
+/// The tensors of a unit in one allocation of all of them, `at` elements from `begin` on.
+template <class W>
+std::vector<shardwise::HostTensor> place(const train_gpt::Unit& unit, W* begin, std::size_t& at) {
+  std::vector<shardwise::HostTensor> tensors;
+  for (const shardwise::TensorSpec& spec : train_gpt::specs_of(unit)) {
+    tensors.emplace_back(spec.name, begin + at, spec.shape, spec.options);
+    at += padded(tensors.back().count());
+  }
+  return tensors;
+}
+
 template <class W>
 Report run(const Options& options, const train_gpt::Text& text,
            shardwise::Communicator& communicator) {
@@ -48,16 +63,38 @@ Report run(const Options& options, const train_gpt::Text& text,
   const train_gpt::Share share(options, context.rank(), context.world());
   const GptShape shape{options.layers, options.width, options.heads, options.sequence};
   const std::vector<train_gpt::Unit> units = shape.units();
+  // As a trainer with one flat allocation has it (llm.c): addresses that stay, and memory where a
+  // unit is gathered.
+  std::size_t elements = 0;
+  for (const train_gpt::Unit& unit : units) {
+    for (const train_gpt::Tensor& tensor : unit) elements += padded(tensor.size());
+  }
+  std::optional<shardwise::DeviceArena<CudaDevice>> weight_arena;
+  std::optional<shardwise::DeviceArena<CudaDevice>> gradient_arena;
+  if (options.in_place) {
+    weight_arena.emplace(context, elements * sizeof(W), "weights");
+    gradient_arena.emplace(context, elements * sizeof(W), "gradients");
+  }
   std::vector<shardwise::ShardedParameter<float, CudaDevice>> parameters;
   std::vector<shardwise::ShardedGradient<float, CudaDevice>> gradients;
   std::vector<shardwise::ShardedOptimizerState<shardwise::AdamW, CudaDevice>> states;
   shardwise::ShardedSequence<float, W, float, W, CudaDevice> sequence;
+  std::size_t placed = 0;
   for (const train_gpt::Unit& unit : units) {
-    parameters.emplace_back(context, train_gpt::specs_of(unit), train_gpt::options_of(unit));
+    if (options.in_place) {
+      parameters.emplace_back(context, place(unit, weight_arena->as<W>(), placed),
+                              train_gpt::options_of(unit));
+    } else {
+      parameters.emplace_back(context, train_gpt::specs_of(unit), train_gpt::options_of(unit));
+    }
     parameters.back().initialize([&](const auto& tensor, std::size_t element) {
       return shape.initial_value(tensor.name, element, options.seed);
     });
-    gradients.emplace_back(parameters.back());
+    if (options.in_place) {
+      gradients.emplace_back(parameters.back(), *gradient_arena);
+    } else {
+      gradients.emplace_back(parameters.back());
+    }
     states.emplace_back(parameters.back(), train_gpt::adamw_of(options));
     sequence.add(parameters.back(), gradients.back(), !unit.tied);
   }

@@ -8,6 +8,7 @@
 #include "context.hpp"
 #include "core/error.hpp"
 #include "detail/address_range.hpp"
+#include "detail/in_place.hpp"
 #include "device/host.hpp"
 
 namespace shardwise::inline v0_1 {
@@ -17,6 +18,7 @@ using ArenaRecycling = detail::Recycling;
 /// When a released parameter's memory leaves its addresses.
 using ArenaRelease = detail::Release;
 
+/// For arenas of the CPU; a device has its own way.
 struct ArenaOptions {
   /// `refill` is for systems that cannot move pages (Linux before 5.7), where it is chosen without
   /// being asked for; it is several times slower.
@@ -32,21 +34,33 @@ struct ArenaOptions {
 /// is ordinary memory, zero at the beginning. One for each rank. Made after the Context, destroyed
 /// after the parameters in it and before the Context. Linux.
 ///
-/// Pages move between a pool and these addresses, so a release gives back what lies in whole pages,
-/// from 64 KiB on; what shares its pages with neighbours stays (Bytes::crumbs). Reading a released
-/// parameter gives zeros, or values of long ago: ContextOptions::debug makes it an error.
-class Arena {
+/// CPU: pages move between a pool and these addresses, so a release gives back what lies in whole
+/// pages, from 64 KiB on; what shares its pages with neighbours stays (Bytes::crumbs). Reading a
+/// released parameter gives zeros, or values of long ago: ContextOptions::debug makes it an error.
+///
+/// CUDA: memory is mapped below these addresses in granules (2 MiB), and granules that tensors of
+/// several parameters share stay (Bytes::crumbs counts their bytes, resident_bytes() whole
+/// granules). Bytes of no parameter have no memory. Mapping is in no stream's order: a released
+/// parameter keeps its memory until a gather needs it elsewhere, and that gather makes the host
+/// wait until the last reader has run. So plan one slot more than for Residency::slots
+/// (Strategy::prefetch = 2): then what is waited for is a layer earlier, and the device has work
+/// meanwhile. Which memory is taken depends on program order alone. What was taken away faults;
+/// until then it holds values of long ago, a gradient zeros. Collectives read and write these
+/// addresses themselves: no window can cover memory that is mapped anew, so they are not in an
+/// NcclArena.
+template <class Device>
+class DeviceArena {
  public:
   /// UsageError where there are no bytes, BackendError where the system has no such address range.
-  Arena(Context<HostDevice>& context, std::size_t bytes, std::string name = "arena",
-        ArenaOptions options = {})
+  DeviceArena(Context<Device>& context, std::size_t bytes, std::string name = "arena",
+              ArenaOptions options = {})
       : engine_(&context.engine()),
         range_(bytes, std::move(name), options.recycling, options.release, engine_->options.debug) {
     engine_->arenas.push_back(&range_);
   }
-  Arena(const Arena&) = delete;
-  Arena& operator=(const Arena&) = delete;
-  ~Arena() {
+  DeviceArena(const DeviceArena&) = delete;
+  DeviceArena& operator=(const DeviceArena&) = delete;
+  ~DeviceArena() {
     engine_->quiesce();
     std::erase(engine_->arenas, &range_);
   }
@@ -70,11 +84,20 @@ class Arena {
   void check_coverage() const { range_.check_coverage(); }
   /// Bytes whose memory goes back when everything is released; the rest of size() stays.
   [[nodiscard]] std::size_t recycled_bytes() const noexcept { return range_.recycled_bytes(); }
+  /// Bytes of memory that stay below these addresses: size() - recycled_bytes(), on a device in
+  /// whole granules of what parameters use.
+  [[nodiscard]] std::size_t resident_bytes() const noexcept {
+    if constexpr (detail::MapsMemory<Device>) {
+      return range_.resident_bytes();
+    } else {
+      return size() - recycled_bytes();
+    }
+  }
   /// How memory comes below these addresses on this system.
   [[nodiscard]] ArenaRecycling recycling() const noexcept { return range_.recycling(); }
 
   /// The library's own side; not for hosts. UsageError where the arena is of another context.
-  [[nodiscard]] detail::AddressRange* range(Context<HostDevice>& context) {
+  [[nodiscard]] detail::RangeOf<Device>* range(Context<Device>& context) {
     if (&context.engine() != engine_) {
       raise("arena '{}' was made for another context than the one that uses it", range_.name());
     }
@@ -82,8 +105,11 @@ class Arena {
   }
 
  private:
-  detail::Engine<HostDevice>* engine_;
-  detail::AddressRange range_;
+  detail::Engine<Device>* engine_;
+  detail::RangeOf<Device> range_;
 };
+
+/// Of a host whose memory is the CPU's.
+using Arena = DeviceArena<HostDevice>;
 
 }  // namespace shardwise::inline v0_1

@@ -36,8 +36,7 @@ class ShardedGradient {
   /// where the parameter is not in place, or gradients travel in another type than they are written
   /// in.
   template <FloatingElement T>
-  requires(Device::memory == MemoryKind::host)
-      ShardedGradient(ShardedParameter<T, Device>& parameter, Arena& arena)
+  ShardedGradient(ShardedParameter<T, Device>& parameter, DeviceArena<Device>& arena)
       : context_(&parameter.context()) {
     auto& flat = parameter.flat();
     begin(flat, Residency::in_place);
@@ -58,8 +57,8 @@ class ShardedGradient {
       }
       tensors.push_back(std::move(mirrored));
     }
-    detail::HostPlace place = detail::claim_place(arena.range(*context_), flat.name, tensors,
-                                                  flat.layout, flat.gradient_lease, true);
+    detail::HostPlace<detail::RangeOf<Device>> place = detail::claim_place(
+        arena.range(*context_), flat.name, tensors, flat.layout, flat.gradient_lease, true);
     flat.gradient_placed = std::move(place.placed);
     finish(flat, Residency::in_place, std::move(place.pieces), place.arena);
   }
@@ -195,7 +194,7 @@ class ShardedGradient {
         name_of(parameter.wire));
   }
   void finish(Flat& parameter, Residency residency, std::vector<Piece> pieces,
-              detail::AddressRange* arena) {
+              detail::RangeOf<Device>* arena) {
     parameter.gradient_residency = residency;
     flat_ = std::make_unique<detail::FlatGradient<Device>>(context_->engine(), parameter,
                                                            dtype_of<G>, std::move(pieces), arena);
@@ -214,7 +213,7 @@ class ShardedGradient {
 template <FloatingElement T, class Device>
 ShardedGradient(ShardedParameter<T, Device>&) -> ShardedGradient<T, Device>;
 template <FloatingElement T, class Device>
-ShardedGradient(ShardedParameter<T, Device>&, Arena&) -> ShardedGradient<T, Device>;
+ShardedGradient(ShardedParameter<T, Device>&, DeviceArena<Device>&) -> ShardedGradient<T, Device>;
 template <FloatingElement T, class Device>
 ShardedGradient(ShardedParameter<T, Device>&, Residency) -> ShardedGradient<T, Device>;
 

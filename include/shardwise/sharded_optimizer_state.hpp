@@ -127,7 +127,9 @@ class ShardedOptimizerState {
   void update(const detail::FlatGradient<Device>& gradient) {
     using Step = UpdateOf<Optimizer, T, G>;
     if constexpr (Device::template fuses_cast<Optimizer, T, G>) {
-      if (parameter_->has_copy() && parameter_->lease == DType::bf16) {
+      // A copy in the host's arena is not one flat buffer: the next gather casts it.
+      const bool is_flat = parameter_->has_copy() && !parameter_->replicated_in_place();
+      if (is_flat && parameter_->lease == DType::bf16) {
         auto* const copy = reinterpret_cast<bf16*>(parameter_->copy.data());
         run<T, G>(gradient, [copy](const Step& step, std::size_t offset) {
           return UpdateAndCast<Step, bf16>{step, copy + offset};

@@ -72,7 +72,7 @@ class ShardedParameter {
     for (const HostTensor& tensor : tensors) specs.push_back(tensor.spec);
     detail::Registration registration(std::move(specs), context.world(), dtype_of<T>,
                                       context.strategy(), std::move(options));
-    detail::HostPlace place = detail::claim_place(
+    detail::HostPlace<detail::RangeOf<Device>> place = detail::claim_place(
         detail::arena_of<Device>(context.engine(), tensors), registration.name, tensors,
         registration.layout, registration.lease, registration.sharded());
     registration.placed = std::move(place.placed);

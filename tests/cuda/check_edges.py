@@ -55,8 +55,16 @@ EDGES = [
          "    stream.wait(engine_.compute.record());\n",
          "  void flush(Unit& unit) {\n    auto& stream = engine_.communication;\n"),
     Edge("a gradient lease does not wait for the slot's last reduction", GRADIENTS,
-         "    engine_.wait(slot.last_use, name);\n    if (pool_of(unit).is_small(slot)) pool_of(unit).grow",
-         "    if (pool_of(unit).is_small(slot)) pool_of(unit).grow"),
+         "    engine_.wait(slot.last_use, name);\n    if (pool_of(unit).is_small(slot)) {",
+         "    if (pool_of(unit).is_small(slot)) {"),
+    Edge("memory is unmapped below those who read it", PARAMETERS,
+         "      engine_.await(slot.filled, name);\n      engine_.await(slot.last_use, name);\n",
+         "      engine_.await(slot.filled, name);\n"),
+    Edge("memory is unmapped below a gather", PARAMETERS,
+         "      engine_.await(slot.filled, name);\n      engine_.await(slot.last_use, name);\n",
+         "      engine_.await(slot.last_use, name);\n"),
+    Edge("memory is unmapped below a reduction", GRADIENTS,
+         "unit.pages)) return;\n      engine_.await(slot.last_use, name);\n", "unit.pages)) return;\n"),
     Edge("a gradient's slot records nothing", GRADIENTS, "    slot.last_use = stream.record();\n", ""),
     Edge("the step does not wait for the reduction", GRADIENTS,
          "    engine_.wait(gradient.reduced, gradient.parameter.name);\n    if (gradient.fresh)",
@@ -118,7 +126,7 @@ def outcome(program, options, jitter_us):
     """What became of a run: None where it passed, else how it was caught, and its output."""
     environment = dict(os.environ, LD_LIBRARY_PATH=str(options.emulation),
                        TSAN_OPTIONS="halt_on_error=1:atexit_sleep_ms=0:exitcode=67",
-                       SHARDWISE_EDGES_JITTER_US=str(jitter_us))
+                       SHARDWISE_EDGES_JITTER_US=str(jitter_us), SHARDWISE_EMULATION_GRANULE_KB="16")
     try:
         done = run([program], env=environment, timeout=options.timeout)
     except subprocess.TimeoutExpired:

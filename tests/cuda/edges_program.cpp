@@ -64,6 +64,11 @@ void train_all() {
     run.debug = true;
     run.strategy = Strategy::zero3();
     train<float>("debug mode", world, run);
+    run.debug = false;
+    run.residency = Residency::in_place;
+    run.wide = true;
+    run.steps = 2;
+    train<float>("in place", world, run);
   }
 }
 
@@ -111,6 +116,35 @@ float host_memory(Communicator& communicator) {
          at(context, std::span<const float>(lease[0]), count - 1);
 }
 
+// In place: memory is taken from what was fetched and never opened, and from one gradient after the
+// other.
+float mapped_memory(Communicator& communicator) {
+  constexpr std::size_t layers = 5, count = 20000;
+  Context<Device> context(communicator);
+  DeviceArena<Device> arena(context, layers * count * sizeof(float));
+  DeviceArena<Device> gradient_arena(context, layers * count * sizeof(float));
+  std::vector<Parameter<float>> blocks;
+  std::vector<Gradient<float>> gradients;
+  for (const auto& tensors : stacked(layers, {{"w", arena.as<float>(), {count}}})) {
+    blocks.emplace_back(context, tensors);
+    blocks.back().initialize([](const Layout::Tensor&, std::size_t) { return 1.0f; });
+  }
+  for (auto& block : blocks) gradients.emplace_back(block, gradient_arena);
+  for (std::size_t round = 0; round < 10; ++round) {
+    const auto other = blocks[round % layers].gather();
+    blocks[(round + 2) % layers].prefetch();
+    const auto lease = blocks[(round + 3) % layers].gather();
+  }
+  for (std::size_t i = 0; i < 2 * layers; ++i) {
+    auto gradient = gradients[i % layers].lease();
+    add(context, std::span<float>(gradient[0]), 1);
+    std::move(gradient).reduce();
+  }
+  float sum = 0;
+  for (auto& gradient : gradients) sum += at(context, gradient.shard(), 0);
+  return sum;
+}
+
 }  // namespace
 }  // namespace shardwise::test
 
@@ -119,5 +153,6 @@ int main() {
   emulation_control::set_option("jitter_us", std::getenv("SHARDWISE_EDGES_JITTER_US"));
   train_all();
   for (const float value : on_ranks(3, host_memory)) expect(value == 6.0f, "the host's own memory");
+  for (const float value : on_ranks(2, mapped_memory)) expect(value == 10.0f, "mapped memory");
   return failed ? 1 : 0;
 }

@@ -14,7 +14,7 @@ target_include_directories(emulated_cublas PRIVATE ${PROJECT_SOURCE_DIR}/tests/e
 target_link_libraries(emulated_cublas PRIVATE emulated_cudart)
 
 shardwise_add_cuda_test(NAME cuda_gpt SOURCES gpt_model_test.cpp gpt_options_test.cpp gpt_train_test.cpp
-                        LINK cuda_gpt_parts LABELS full TIMEOUT 120)
+                        LINK cuda_gpt_parts LABELS full TIMEOUT 120 OPTIONS GRANULE_KB=4)
 add_dependencies(test_cuda_cuda_gpt emulated_cublas)
 
 add_test(NAME "emulated example: cuda_gpt in threads, in processes and without a device"

@@ -31,6 +31,7 @@ TEST_CASE("defaults of cuda_gpt are those of train_gpt, on one device") {
   CHECK(o.layers == expected.layers);
   CHECK(o.learning_rate == expected.learning_rate);
   CHECK_FALSE(o.fast_reductions);
+  CHECK_FALSE(o.in_place);
 }
 
 TEST_CASE("every option of cuda_gpt is read") {
@@ -42,7 +43,8 @@ TEST_CASE("every option of cuda_gpt is read") {
                            "--accumulate",    "hold", "--layers",          "5",
                            "--width",         "48",   "--heads",           "3",
                            "--sequence",      "10",   "--sample",          "11",
-                           "--json",          "file", "--fast-reductions", "--quiet"});
+                           "--json",          "file", "--fast-reductions", "--in-place",
+                           "--quiet"});
   CHECK(o.ranks == 3);
   CHECK(o.strategy == "zero2");
   CHECK(o.lease == "bf16");
@@ -61,6 +63,7 @@ TEST_CASE("every option of cuda_gpt is read") {
   CHECK(o.sample == 11);
   CHECK(o.json == "file");
   CHECK(o.fast_reductions);
+  CHECK(o.in_place);
   CHECK(o.quiet);
 }
 

@@ -153,6 +153,28 @@ TEST_CASE("strategies and prefetch change no bit, and a run repeats itself") {
   }
 }
 
+TEST_CASE("weights in one flat allocation change no bit") {
+  for (const std::size_t world : worlds()) {
+    for (const char* lease : {"fp32", "bf16"}) {
+      Options options = small(world);
+      options.steps = 3;
+      options.lease = lease;
+      const std::string expected = cuda_gpt::train_in_threads(options).parameters_hash;
+      options.in_place = true;
+      for (const char* strategy : {"ddp", "zero2", "zero3"}) {
+        for (const std::size_t prefetch : {1u, 2u}) {
+          options.strategy = strategy;
+          options.prefetch = prefetch;
+          const Report report = cuda_gpt::train_in_threads(options);
+          CAPTURE(strategy, prefetch, world, lease);
+          CHECK(report.parameters_hash == expected);
+          CHECK(report.bytes_per_rank.peak == report.planned_bytes_per_rank.peak);
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("NCCL's own order of sums is float noise") {
   for (const std::size_t world : worlds()) {
     Options options = small(world);

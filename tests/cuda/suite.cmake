@@ -24,6 +24,14 @@ foreach(compiler nvcc host)
   target_link_libraries(cuda_suite_kernels_${compiler} PRIVATE shardwise_own shardwise::cuda)
 endforeach()
 
+# Residency in_place: small granules, so that tensors of a test have some inside.
+shardwise_add_cuda_test(NAME in_place SOURCES ${suite}/in_place_test.cpp in_place_test.cpp KERNELS nvcc
+                        LINK cuda_suite_kernels_nvcc LABELS full sanitize TIMEOUT 600
+                        OPTIONS GRANULE_KB=16)
+if(TARGET test_cuda_in_place)
+  target_compile_definitions(test_cuda_in_place PRIVATE SHARDWISE_TEST_CUDA)
+endif()
+
 shardwise_add_cuda_test(NAME sharded SOURCES $<TARGET_OBJECTS:cuda_suite> KERNELS nvcc
                         LINK cuda_suite_kernels_nvcc LABELS full sanitize TIMEOUT 600)
 shardwise_add_cuda_test(NAME sharded_host_kernels SOURCES $<TARGET_OBJECTS:cuda_suite> KERNELS host

@@ -16,6 +16,9 @@ struct sigaction before;  ///< who had the signal when this took it last
 /// The allocation whose pages or guard pages hold the address. With the big lock held.
 const Allocation* owner_of(std::uintptr_t address) {
   const auto& allocations = world().allocations;
+  if (is_reserved(reinterpret_cast<const void*>(address))) {
+    return find_allocation(reinterpret_cast<const void*>(address));
+  }
   // a mapping starts below its base, by at most its guard and slack
   auto candidate = allocations.upper_bound(address);
   for (int i = 0; i < 2; ++i) {
@@ -27,6 +30,17 @@ const Allocation* owner_of(std::uintptr_t address) {
     --candidate;
   }
   return nullptr;
+}
+
+/// Who faulted.
+void describe_thread(char* text, std::size_t size) {
+  const Stream* const worker = this_thread().worker_of;
+  if (worker == nullptr) {
+    std::snprintf(text, size, "the host");
+  } else {
+    std::snprintf(text, size, "'%.100s' on stream %llu of device %d", worker->current.c_str(),
+                  static_cast<unsigned long long>(worker->number), worker->device);
+  }
 }
 
 void describe(std::uintptr_t address) {
@@ -45,19 +59,20 @@ void describe(std::uintptr_t address) {
     std::snprintf(memory, sizeof memory, "byte %ld of an allocation of %zu bytes%s%d", offset,
                   a->bytes, a->kind == Memory::device ? " of device " : ", pinned under device ",
                   a->device);
-    const Stream* const worker = this_thread().worker_of;
-    char who[160] = "the host";
-    if (worker != nullptr) {
-      std::snprintf(who, sizeof who, "'%.100s' on stream %llu of device %d",
-                    worker->current.c_str(), static_cast<unsigned long long>(worker->number),
-                    worker->device);
-    }
+    char who[160];
+    describe_thread(who, sizeof who);
     const bool outside = offset < 0 || static_cast<std::size_t>(offset) >= a->bytes;
     std::snprintf(text, sizeof text, "[emulation] fault: %s touched %s%s%s\n", who, memory,
-                  a->freed  ? ", which was freed before by "
-                  : outside ? ", outside of it"
-                            : ", to which it has no access",
+                  a->freed          ? ", which was freed before by "
+                  : outside         ? ", outside of it"
+                  : a->is_read_only ? ", which may only be read"
+                                    : ", to which it has no access",
                   a->freed ? a->freed_by.c_str() : "");
+  } else if (is_reserved(reinterpret_cast<const void*>(address))) {
+    char who[160];
+    describe_thread(who, sizeof who);
+    std::snprintf(text, sizeof text,
+                  "[emulation] fault: %s touched a reserved address without memory\n", who);
   }
   big_lock().unlock();
   if (text[0] != '\0') (void)!write(STDERR_FILENO, text, std::strlen(text));

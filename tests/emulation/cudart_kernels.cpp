@@ -65,12 +65,16 @@ void audit(const char* kernel, int device, const void* argument, std::size_t byt
       fatal("kernel %s: argument %zu, byte %zu: %p is pageable host memory", kernel, index, offset,
             reinterpret_cast<void*>(word));
     }
+    if (a->is_mapping) {
+      // A base may be without memory where the kernel uses what comes behind it.
+      note_use(reinterpret_cast<const void*>(word), 1);
+      if (a->freed) continue;
+    }
     if (a->freed) {
       fatal("kernel %s: argument %zu, byte %zu: %p was freed before, by %s", kernel, index, offset,
             reinterpret_cast<void*>(word), a->freed_by.c_str());
     }
-    if (a->kind == Memory::device && a->device != device &&
-        world().devices.at(static_cast<std::size_t>(device)).peers.count(a->device) == 0) {
+    if (a->kind == Memory::device && !can_reach(device, *a)) {
       fatal(
           "kernel %s on device %d: argument %zu, byte %zu: memory of device %d, to which it has "
           "no peer access",
@@ -158,7 +162,7 @@ SHARDWISE_EMULATED cudaError_t cudaLaunchKernel(const void* stub, dim3 grid, dim
     report("kernel %s has no host body: launch it through the seam", kernel.name.c_str());
     return status(cudaErrorInvalidDeviceFunction);
   }
-  if (!valid(grid, block)) return status(cudaErrorInvalidConfiguration);
+  if (!valid(grid, block)) return status(cudaErrorInvalidValue);  // as a device does
   if (shared > kernel.dynamic_shared_limit) return status(cudaErrorInvalidValue);
   Stream* const target = resolve(kernel.name.c_str(), stream);
   // a kernel runs only where its stream is of the current device

@@ -19,6 +19,7 @@ __attribute__((weak)) void AnnotateIgnoreSyncBegin(const char* file, int line);
 __attribute__((weak)) void AnnotateIgnoreSyncEnd(const char* file, int line);
 __attribute__((weak)) void __tsan_acquire(void* edge);
 __attribute__((weak)) void __tsan_release(void* edge);
+__attribute__((weak)) void __tsan_write_range(void* begin, std::size_t bytes);
 __attribute__((weak)) void __asan_poison_memory_region(const volatile void* begin, std::size_t);
 __attribute__((weak)) void __asan_unpoison_memory_region(const volatile void* begin, std::size_t);
 }
@@ -48,6 +49,9 @@ bool under_thread_sanitizer() { return __tsan_acquire != nullptr; }
 bool under_address_sanitizer() { return __asan_poison_memory_region != nullptr; }
 void hb_release(void* edge) { state_edge(__tsan_release, edge); }
 void hb_acquire(void* edge) { state_edge(__tsan_acquire, edge); }
+void hb_write(std::uintptr_t begin, std::size_t bytes) {
+  if (__tsan_write_range != nullptr) __tsan_write_range(reinterpret_cast<void*>(begin), bytes);
+}
 
 void asan_poison(std::uintptr_t begin, std::size_t bytes) {
   if (under_address_sanitizer()) {

@@ -173,10 +173,45 @@ PointerInfo classify(const void* pointer) {
   return {a->kind, a->device, a->base, a->bytes, a->freed};
 }
 
+bool can_reach(int device, const Allocation& a) {
+  if (device < 0 || a.device == device) return true;
+  if (a.is_mapping) return a.accessors.count(device) > 0;
+  return world().devices.at(static_cast<std::size_t>(device)).peers.count(a.device) > 0;
+}
+
+void note_use(const void* pointer, std::size_t bytes) {
+  this_thread().noted.push_back({reinterpret_cast<std::uintptr_t>(pointer), bytes});
+}
+
+namespace {
+
+/// A range of mapped memory may go on in the next mapping. With the big lock held.
+void check_mappings(const char* api, const void* pointer, std::size_t bytes, int device) {
+  note_use(pointer, bytes);
+  auto at = reinterpret_cast<std::uintptr_t>(pointer);
+  const std::uintptr_t end = at + bytes;
+  while (at < end) {
+    const Allocation* const a = find_allocation(reinterpret_cast<const void*>(at));
+    const auto where = reinterpret_cast<void*>(at);
+    if (a == nullptr || !a->is_mapping || a->freed) {
+      fatal("%s: no memory is mapped at %p, byte %zu of a range of %zu bytes%s", api, where,
+            bytes - (end - at), bytes, a != nullptr && a->freed ? ": cuMemUnmap took it away" : "");
+    }
+    if (!can_reach(device, *a)) {
+      fatal("%s: memory of device %d on device %d, to which cuMemSetAccess gave no access", api,
+            a->device, device);
+    }
+    at = a->base + a->bytes;
+  }
+}
+
+}  // namespace
+
 void check_range(const char* api, const void* pointer, std::size_t bytes, int device,
                  bool need_device) {
   if (bytes == 0) return;
   const Guard guard(big_lock());
+  if (is_reserved(pointer)) return check_mappings(api, pointer, bytes, device);
   const Allocation* const a = find_allocation(pointer);
   if (a == nullptr) {
     if (need_device)
@@ -189,8 +224,7 @@ void check_range(const char* api, const void* pointer, std::size_t bytes, int de
     fatal("%s: %zu bytes at offset %zu overrun an allocation of %zu bytes", api, bytes, offset,
           a->bytes);
   }
-  if (need_device && a->kind == Memory::device && device >= 0 && a->device != device &&
-      world().devices.at(static_cast<std::size_t>(device)).peers.count(a->device) == 0) {
+  if (need_device && a->kind == Memory::device && !can_reach(device, *a)) {
     fatal("%s: memory of device %d on device %d, which has no peer access to it", api, a->device,
           device);
   }

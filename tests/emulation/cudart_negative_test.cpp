@@ -85,6 +85,15 @@ const Expectation expectations[] = {
     {"pageable_copy", "is pageable host memory; the host may wait", stopped, false, false,
      "PAGEABLE", "error"},
     {"leak", "1 allocations (the first of 4000 bytes) are not given back", stopped},
+    {"unmapped_early", "' on stream 1 of device 0 uses them and has not run", stopped},
+    {"used_after_unmapped", "which was freed before by cuMemUnmap", faulted, false, true},
+    {"copy_leaves_the_mapping", "cudaMemsetAsync: no memory is mapped at", stopped},
+    {"kernel_gets_mapped_memory_of_another_device",
+     "kernel fill on device 0: argument 0, byte 0: memory of device 1", stopped},
+    {"mapped_memory_leaks", "1 reserved address ranges and pieces of memory for them are not given",
+     stopped},
+    {"handle_released_twice", "is no handle that lives", stopped},
+    {"addresses_freed_below_memory", "unmap it before", stopped},
 };
 
 Finished run(const Expectation& expected, const char* variant, int seed) {
@@ -137,6 +146,22 @@ TEST_CASE("each bug is found, and the right program is not blamed") {
         CHECK((is_exact ? wrong.status == expected.status : wrong.status != 0));
       }
     }
+  }
+}
+
+TEST_CASE("memory that is unmapped after work that ended by chance is a race") {
+  if (sanitizer != Sanitizer::thread || !shardwise_emulation_present()) {
+    SKIP("only ThreadSanitizer knows what the host was told");
+  }
+  const Expectation expected = {"unmapped_by_the_clock", "ThreadSanitizer: data race", stopped};
+  for (int seed = 0; seed < 5; ++seed) {
+    const Finished right = run(expected, "right", seed);
+    INFO(right.output);
+    CHECK(right.status == 0);
+    const Finished wrong = run(expected, "wrong", seed);
+    INFO(wrong.output);
+    CHECK(wrong.says(expected.text));
+    CHECK(wrong.status == expected.status);
   }
 }
 

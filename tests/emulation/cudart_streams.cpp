@@ -49,6 +49,7 @@ void work(Stream* stream) {
     stream->queue.pop_front();
     stream->running = true;
     stream->current = task->label;
+    stream->current_uses = std::move(task->uses);
     const auto jitter = static_cast<unsigned>(w.options.jitter_us);
     // a third of the tasks run at once, the others up to twice the jitter later
     const long nap =
@@ -87,6 +88,7 @@ void append(Stream* stream, std::string label, std::function<void()> run, double
   task->run = std::move(run);
   task->microseconds = microseconds;
   task->bookkeeping = bookkeeping;
+  if (!bookkeeping) task->uses = std::exchange(this_thread().noted, {});
   task->issued = this_thread().worker_of != nullptr ? 0 : this_thread().time;
   hb_release(task.get());
   stream->queue.push_back(std::move(task));

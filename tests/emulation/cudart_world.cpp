@@ -59,6 +59,7 @@ int count_down(std::vector<Fault>& faults, std::string_view name, bool prefix) {
 
 __attribute__((constructor)) void start() {
   (void)world();
+  (void)is_reserved(nullptr);  // its table is there before a signal's handler looks into it
   install_access();
   install_fault_handler();
 }
@@ -66,17 +67,23 @@ __attribute__((constructor)) void start() {
 /// What the program did not give back. Runs after the program's own static destructors.
 __attribute__((destructor)) void finish() {
   World& w = world();
-  std::size_t streams = 0, events = 0, allocations = 0;
+  std::size_t streams = 0, events = 0, allocations = 0, ranges = 0;
   std::string first, leaks;
   {
     const Guard guard(w.lock);
     for (const Stream* stream : w.streams) streams += stream->legacy ? 0 : 1;
     events = w.events.size();
     for (const auto& [base, allocation] : w.allocations) {
-      if (allocation.freed) continue;
+      if (allocation.freed || allocation.is_mapping) continue;
       if (allocations++ == 0) first = std::to_string(allocation.bytes);
     }
+    ranges = virtual_leaks();
     leaks = w.options.leaks;
+  }
+  if (leaks != "off" && ranges > 0) {
+    (leaks == "error" ? report : note)(
+        "at exit %zu reserved address ranges and pieces of memory for them are not given back",
+        ranges);
   }
   if (leaks != "off" && streams + events + allocations > 0) {
     (leaks == "error" ? report : note)(

@@ -155,7 +155,7 @@ ncclResult_t ensure_ready(Communicator& communicator, const char* api) {
   ncclResult_t result = ncclSuccess;
   {
     const Guard guard(big_lock());
-    if (communicator.revoked) {
+    if (communicator.revoked && communicator.polls == 0) {
       return ncclSuccess;
     }
     result = communicator.state;
@@ -199,6 +199,8 @@ void wait_until_idle(Communicator& communicator, const char* api) {
   const Guard guard(big_lock());
   wait_for([&] { return label(communicator) + " waits in " + api + " for another call to end"; },
            [&] { return communicator.state != ncclInProgress; }, [] { return false; });
+  // NCCL joins the thread of a call before it goes on; what that wrote is seen.
+  hb_acquire(&communicator.ready_edge);
 }
 
 void wait_until_quiet(Communicator& communicator, const char* api) {

@@ -26,8 +26,15 @@ struct Record {
   Condition reached;
 };
 
+/// Memory that a task uses, as far as its call tells: a kernel's pointer says where it begins.
+struct Use {
+  std::uintptr_t begin = 0;
+  std::size_t bytes = 0;
+};
+
 struct Task {
   std::string label;
+  std::vector<Use> uses;  ///< of mapped memory
   std::function<void()> run;
   double microseconds = 0;
   double issued = 0;               ///< the host thread's modelled time at the call
@@ -48,6 +55,7 @@ struct CUstream_st {
   bool closing = false;
   bool running = false;
   std::string current, blocked;
+  std::vector<emulation::Use> current_uses;
   std::uint64_t enqueued = 0, finished = 0;
   double time = 0;       ///< modelled; belongs to the worker while a task runs
   double published = 0;  ///< `time` after the last task
@@ -87,6 +95,10 @@ struct Allocation {
   bool registered = false;  ///< the program's own memory
   bool freed = false;       ///< the call that frees it was made; pages go in stream order
   std::string freed_by;
+  bool is_mapping = false;    ///< by cuMemMap: others may lie next to it, without a guard
+  bool has_access = false;    ///< of a mapping: cuMemSetAccess gave its device access
+  bool is_read_only = false;  ///< to read alone
+  std::set<int> accessors;    ///< other devices that it gave access to
   [[nodiscard]] std::uintptr_t pages() const;
   [[nodiscard]] std::size_t page_bytes() const;
 };
@@ -155,6 +167,7 @@ struct ThreadState {
   double time = 0;
   Stream* worker_of = nullptr;
   cudaStreamCaptureMode capture_mode = cudaStreamCaptureModeGlobal;
+  std::vector<Use> noted;
 };
 [[nodiscard]] ThreadState& this_thread();
 
@@ -180,6 +193,14 @@ void push_wait(Stream* stream, std::shared_ptr<Record> target);
 void host_wait(const std::shared_ptr<Record>& target, const std::string& what);
 void synchronize_device(int device, const std::string& what);
 [[nodiscard]] Allocation* find_allocation(const void* pointer);
+/// Whether the address was reserved by cuMemAddressReserve, with memory below it or without.
+[[nodiscard]] bool is_reserved(const void* address);
+/// Reservations and memory of cuMemCreate that live.
+[[nodiscard]] std::size_t virtual_leaks();
+/// What the next task that this thread pushes uses of mapped memory.
+void note_use(const void* pointer, std::size_t bytes);
+/// Whether `device` may touch the memory.
+[[nodiscard]] bool can_reach(int device, const Allocation& allocation);
 /// Also counts a fault of `task_faults` that matches the label.
 [[nodiscard]] int injected_task_failure(const std::string& label);
 

@@ -75,6 +75,7 @@ FOREIGN = {
     **{f"device/cuda_{part}.hpp": {"cuda_runtime_api.h"}
        for part in ("device", "error", "event", "guard", "memory", "seam", "stream")},
     "device/simulated.hpp": {"sys/mman.h"},
+    "device/cuda_virtual_memory.hpp": {"cuda.h", "cudaTypedefs.h", "cuda_runtime_api.h"},
     "detail/pages.hpp": {"sys/mman.h", "unistd.h"},
     "detail/fault_watch.hpp": {"signal.h", "ucontext.h"},
     "kernels/copy.hpp": {"emmintrin.h"},

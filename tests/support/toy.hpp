@@ -50,9 +50,9 @@ struct ToyRun {
 
 /// A host's arenas for the toy's layers: layer by layer, each tensor of odd size after another one,
 /// the tensors of a layer not next to each other.
-template <FloatingElement L, FloatingElement G>
+template <FloatingElement L, FloatingElement G, class Device = HostDevice>
 struct ToyArenas {
-  ToyArenas(Context<>& context, const std::vector<std::vector<TensorSpec>>& layers,
+  ToyArenas(Context<Device>& context, const std::vector<std::vector<TensorSpec>>& layers,
             const ArenaOptions& options) {
     std::size_t elements = 3;  // so that nothing begins at a page
     std::vector<std::vector<std::size_t>> offsets(layers.size());
@@ -65,20 +65,22 @@ struct ToyArenas {
         elements += count;
       }
     }
-    weights = std::make_unique<Arena>(context, elements * sizeof(L), "weights", options);
-    gradients = std::make_unique<Arena>(context, elements * sizeof(G), "gradients", options);
+    weights =
+        std::make_unique<DeviceArena<Device>>(context, elements * sizeof(L), "weights", options);
+    gradients =
+        std::make_unique<DeviceArena<Device>>(context, elements * sizeof(G), "gradients", options);
     for (std::size_t layer = 0; layer < layers.size(); ++layer) {
       std::vector<HostTensor>& list = tensors.emplace_back();
       for (std::size_t i = 0; i < layers[layer].size(); ++i) {
         const TensorSpec& spec = layers[layer][i];
-        list.emplace_back(spec.name, weights->as<L>() + offsets[layer][i], spec.shape,
+        list.emplace_back(spec.name, weights->template as<L>() + offsets[layer][i], spec.shape,
                           spec.options);
       }
     }
   }
 
-  std::unique_ptr<Arena> weights;
-  std::unique_ptr<Arena> gradients;
+  std::unique_ptr<DeviceArena<Device>> weights;
+  std::unique_ptr<DeviceArena<Device>> gradients;
   std::vector<std::vector<HostTensor>> tensors;
 };
 
@@ -105,35 +107,28 @@ ToyResult train_toy(Communicator& communicator, const ToyRun& run) {
                           {.timeout = std::chrono::seconds(60), .debug = run.debug});
   const bool in_place = run.residency == Residency::in_place;
   const auto layers = toy_layers(run.wide);
-  std::optional<ToyArenas<L, G>> arenas;  // outlives the parameters
+  std::optional<ToyArenas<L, G, Device>> arenas;  // outlives the parameters
   std::vector<ShardedParameter<float, Device>> parameters;
   std::vector<ShardedGradient<Stored, Device>> gradients;
   std::vector<ShardedOptimizerState<Optimizer, Device>> states;
-  constexpr bool may_be_in_place = std::is_same_v<Device, HostDevice>;
-  if constexpr (may_be_in_place) {
-    if (in_place) arenas.emplace(context, layers, run.arena);
-  }
+  if (in_place) arenas.emplace(context, layers, run.arena);
   parameters.reserve(layers.size());
   gradients.reserve(layers.size());
   for (std::size_t i = 0; i < layers.size(); ++i) {
     ParameterOptions options;
     options.tied = run.tied && i == 0;
-    if constexpr (may_be_in_place) {
-      if (in_place) {
-        parameters.emplace_back(context, arenas->tensors[i], options);
-        continue;
-      }
+    if (in_place) {
+      parameters.emplace_back(context, arenas->tensors[i], options);
+    } else {
+      parameters.emplace_back(context, layers[i], options);
     }
-    parameters.emplace_back(context, layers[i], options);
   }
   for (auto& parameter : parameters) {
-    if constexpr (may_be_in_place) {
-      if (in_place) {
-        gradients.emplace_back(parameter, *arenas->gradients);
-        continue;
-      }
+    if (in_place) {
+      gradients.emplace_back(parameter, *arenas->gradients);
+    } else {
+      gradients.emplace_back(parameter);
     }
-    gradients.emplace_back(parameter);
   }
   for (auto& parameter : parameters) states.emplace_back(parameter);
   for (std::size_t i = 0; i < layers.size(); ++i) {

@@ -16,4 +16,5 @@
 /// Not supported: calls that are captured into a CUDA graph.
 #include "nccl_arena.hpp"
 #include "nccl_communicator.hpp"
+#include "remaining_rendezvous.hpp"
 #include "run_cuda_ranks.hpp"

@@ -24,6 +24,7 @@
 #include "nccl_connect.hpp"
 #include "nccl_endpoint.hpp"
 #include "nccl_options.hpp"
+#include "nccl_shrink.hpp"
 #include "nccl_transfer.hpp"
 #include "nccl_watchdog.hpp"
 #include "rendezvous.hpp"
@@ -138,6 +139,24 @@ class NcclCommunicator final : public Communicator {
     return result;
   }
 
+  /// After a failure, for a run that goes on without the `lost` ranks (of this communicator; see
+  /// PeerFailed::rank()): all others call it with the same list, and with a rendezvous of their own
+  /// (RemainingRendezvous), which numbers them anew in their order. NCCL does not connect anew.
+  /// What is in this object's place is a group of its own; this one may then be destroyed.
+  /// UsageError where it has not failed or the ranks do not agree; PeerFailed, TimedOut,
+  /// BackendError as where a communicator is made. A Context that used this one is made anew.
+  [[nodiscard]] std::unique_ptr<NcclCommunicator> shrink(
+      const std::shared_ptr<Rendezvous>& rendezvous, std::vector<int> lost) {
+    std::sort(lost.begin(), lost.end());
+    const auto& options = end_->options();
+    const int device = end_->device();
+    const CudaDeviceGuard guard(device);
+    return std::unique_ptr<NcclCommunicator>(
+        new NcclCommunicator(join(rendezvous, options, device, [&](const std::string& id) {
+          return detail::nccl::shrink(end_->member(), lost, *rendezvous, id, options, device);
+        })));
+  }
+
   void abort(std::string_view message, bool provisional = false) noexcept override {
     end_->abort(message, provisional);
   }
@@ -180,14 +199,30 @@ class NcclCommunicator final : public Communicator {
   NcclCommunicator(const std::shared_ptr<Rendezvous>& rendezvous, const NcclOptions& options,
                    ncclComm_t adopted) {
     const int device = current_cuda_device();
+    end_ = join(rendezvous, options, device, [&](const std::string& id) {
+      if (options.shrinkable && !detail::nccl::has_revoke) {
+        raise<ConfigError>(
+            "NcclOptions::shrinkable needs NCCL 2.28.7 or later; this program was compiled with "
+            "{}.{}.{}",
+            NCCL_MAJOR, NCCL_MINOR, NCCL_PATCH);
+      }
+      return detail::nccl::connect(*rendezvous, id, options, device, adopted);
+    });
+  }
+
+  // channels_of(id) makes them with all ranks of the rendezvous.
+  template <class ChannelsOf>
+  [[nodiscard]] static std::unique_ptr<detail::nccl::Endpoint> join(
+      const std::shared_ptr<Rendezvous>& rendezvous, const NcclOptions& options, int device,
+      const ChannelsOf& channels_of) {
     const auto member = std::make_shared<Member>();
     member->id = "nccl." + options.name;
     member->rank = rendezvous->rank();
     member->world_ranks.resize(static_cast<std::size_t>(rendezvous->size()));
     std::iota(member->world_ranks.begin(), member->world_ranks.end(), 0);
     try {
-      member->channels = detail::nccl::connect(*rendezvous, member->id, options, device, adopted);
-      end_ = std::make_unique<detail::nccl::Endpoint>(
+      member->channels = channels_of(member->id);
+      return std::make_unique<detail::nccl::Endpoint>(
           options, device, member, std::make_shared<detail::nccl::Watchdog>(rendezvous, device));
     } catch (const std::exception& error) {
       rendezvous->fail({rendezvous->rank(), error.what()});

@@ -68,6 +68,7 @@ class Endpoint {
         member_(std::move(member)),
         watchdog_(std::move(watchdog)) {
     member_->abort_adopted = options_.abort_adopted;
+    member_->shrinkable = options_.shrinkable;
     staging_ = std::make_unique<Staging>(*member_->channels.front(), size());
     watchdog_->add(member_);
   }

@@ -63,6 +63,7 @@ class Handle {
     if (adopted_) return;
     static_cast<void>(poll());  // what NCCL did meanwhile
     abort(true);
+    if (revoked_ != nullptr) static_cast<void>(ncclCommAbort(revoked_));
   }
 
   /// Takes part in splitting this one; `color` is not negative.
@@ -79,9 +80,44 @@ class Handle {
     call("ncclCommSplit", patience, [&](ncclComm_t whole) {
       return ncclCommSplit(whole, color, rank, &result->comm_, &config);
     });
+    for (Backoff pause; !result->is_made(); pause()) patience();  // the whole says nothing of it
     result->settle("ncclCommSplit", patience, ncclInProgress);
     const std::lock_guard lock(mutex_);
     std::erase(parts_, result);
+    return result;
+  }
+
+  /// Where a failure revoked it: what is left of it without the ranks `lost`, which all others
+  /// make. UsageError where it was aborted.
+  template <class Patience>
+  [[nodiscard]] std::shared_ptr<Handle> shrink(std::vector<int> lost, int rank,
+                                               const NcclOptions& options,
+                                               const Patience& patience) {
+    if (revoked_ == nullptr) {
+      raise(
+          "\"{}\" was aborted, not revoked, so nothing is left to shrink: set "
+          "NcclOptions::shrinkable (NCCL 2.28.7)",
+          options.name);
+    }
+    std::shared_ptr<Handle> result(new Handle(rank, false));
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 7)
+    ncclConfig_t config = config_of(options, options.name);
+    const std::lock_guard lock(mutex_);
+    parts_.push_back(result);
+    ncclResult_t done = ncclCommShrink(revoked_, lost.data(), static_cast<int>(lost.size()),
+                                       &result->comm_, &config, NCCL_SHRINK_DEFAULT);
+    for (Backoff pause; done == ncclInProgress; pause()) {
+      patience();
+      if (ncclCommGetAsyncError(revoked_, &done) != ncclSuccess) done = ncclInternalError;
+    }
+    if (done != ncclSuccess) raise_result(done, "ncclCommShrink", rank_);
+    for (Backoff pause; !result->is_made(); pause()) patience();  // the whole says nothing of it
+    result->settle("ncclCommShrink", patience, ncclInProgress);
+    std::erase(parts_, result);
+#else
+    static_cast<void>(lost);
+    static_cast<void>(patience);
+#endif
     return result;
   }
 
@@ -93,6 +129,7 @@ class Handle {
     {
       const std::lock_guard lock(mutex_);
       result = comm_ == nullptr ? ncclInvalidUsage : f(comm_);
+      if (result == ncclSuccess) result = status_of(comm_);  // windows go on after they said so
     }
     settle(name, patience, result);
   }
@@ -147,15 +184,12 @@ class Handle {
   /// What NCCL found out meanwhile; ncclInvalidUsage where the communicator is gone.
   [[nodiscard]] ncclResult_t poll() noexcept {
     const std::lock_guard lock(mutex_);
-    ncclResult_t result = ncclInvalidUsage;
-    const ncclResult_t status =
-        comm_ == nullptr ? ncclSuccess : ncclCommGetAsyncError(comm_, &result);
-    return status == ncclSuccess ? result : status;
+    return comm_ == nullptr ? ncclInvalidUsage : status_of(comm_);
   }
 
   /// Ends whatever is under way, on this rank; later calls are refused. A host's communicator is
-  /// aborted only where that is allowed, else revoked, where NCCL can.
-  void abort(bool adopted_too) noexcept {
+  /// aborted only where that is allowed, else revoked, where NCCL can; `to_shrink`: so is any.
+  void abort(bool adopted_too, bool to_shrink = false) noexcept {
     // A call that never gives the lock back hangs in NCCL: nothing else ends it.
     const auto begin = std::chrono::steady_clock::now();
     bool locked = mutex_.try_lock();
@@ -168,12 +202,11 @@ class Handle {
     if (comm != nullptr) is_aborting_.store(true);
     if (locked) mutex_.unlock();
     if (comm == nullptr) return;
-    if (!adopted_ || adopted_too) {
+    const bool may_abort = !adopted_ || adopted_too;
+    const bool revoked = (!may_abort || to_shrink) && revoke(comm);
+    if (may_abort && !revoked) {
       static_cast<void>(ncclCommAbort(comm));
     } else {
-#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 7)
-      static_cast<void>(ncclCommRevoke(comm, NCCL_REVOKE_DEFAULT));
-#endif
       revoked_ = comm;
     }
     is_aborting_.store(false);
@@ -237,6 +270,33 @@ class Handle {
     return config;
   }
 
+  [[nodiscard]] static ncclResult_t status_of(ncclComm_t comm) noexcept {
+    ncclResult_t result = ncclSuccess;
+    const ncclResult_t status = ncclCommGetAsyncError(comm, &result);
+    return status == ncclSuccess ? result : status;
+  }
+
+  // Whether NCCL has written a part that it splits off, which it does on a thread of its own.
+  [[nodiscard]] bool is_made() noexcept {
+    return std::atomic_ref<ncclComm_t>(comm_).load(std::memory_order_acquire) != nullptr;
+  }
+
+  // Ends its work and waits until none is left; false where NCCL cannot.
+  [[nodiscard]] static bool revoke([[maybe_unused]] ncclComm_t comm) noexcept {
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 7)
+    if (ncclCommRevoke == nullptr) return false;
+    const auto begin = std::chrono::steady_clock::now();
+    ncclResult_t result = ncclCommRevoke(comm, NCCL_REVOKE_DEFAULT);
+    for (Backoff pause; result == ncclInProgress; pause()) {
+      if (std::chrono::steady_clock::now() - begin > std::chrono::seconds(5)) return false;
+      if (ncclCommGetAsyncError(comm, &result) != ncclSuccess) return false;
+    }
+    return result == ncclSuccess;
+#else
+    return false;
+#endif
+  }
+
   // Whether a peer's failure can be the reason.
   [[nodiscard]] static bool is_of_peers(ncclResult_t result) noexcept {
     return result == ncclRemoteError || result == ncclSystemError || result == ncclInternalError ||
@@ -277,7 +337,7 @@ class Handle {
   int rank_;
   bool adopted_;
   std::atomic<bool> is_aborting_{false};
-  ncclComm_t revoked_ = nullptr;  // the host's, which lives on; written before is_aborting_ ends
+  ncclComm_t revoked_ = nullptr;  // lives on; written before is_aborting_ ends
   std::vector<Enrolled> enrolled_;
   std::vector<std::shared_ptr<Handle>> parts_;  // that are being split off, or were given up
 };

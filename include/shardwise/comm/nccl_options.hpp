@@ -45,6 +45,9 @@ struct NcclOptions {
   /// Of host communicators that were adopted: may a failure abort them (they are then gone)?
   /// Otherwise they are revoked, where NCCL can (2.28.7).
   bool abort_adopted = false;
+  /// A failure revokes the communicator and does not abort it, so that the ranks that are left may
+  /// shrink() it. ConfigError before NCCL 2.28.7.
+  bool shrinkable = false;
 };
 
 }  // namespace shardwise::inline v0_1

@@ -43,6 +43,7 @@ struct Member {
   std::vector<int> world_ranks;  // of its members
   int rank = 0;                  // this one's
   bool abort_adopted = false;
+  bool shrinkable = false;
   std::vector<std::unique_ptr<Channel>> channels;
 
   /// Peaceful, or how it failed; what follows does not change once it is `settled`.
@@ -258,9 +259,9 @@ class Watchdog {
       std::vector<std::thread> threads;
       for (const Member* const member : ending) {
         for (const auto& channel : member->channels) {
-          const auto end = [this, handle = channel->handle, adopted_too = member->abort_adopted] {
+          const auto end = [this, member, handle = channel->handle] {
             cuda::forget(cudaSetDevice(device));
-            handle->abort(adopted_too);
+            handle->abort(member->abort_adopted, member->shrinkable);
           };
           try {
             threads.emplace_back(end);

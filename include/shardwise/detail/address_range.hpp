@@ -1,19 +1,16 @@
 #pragma once
 
-#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <iterator>
 #include <span>
 #include <string>
 #include <utility>
-#include <vector>
 
-#include "../core/checked.hpp"
 #include "../core/error.hpp"
 #include "../host_tensor.hpp"
+#include "claimed_range.hpp"
 #include "fault_watch.hpp"
 #include "page_pool.hpp"
 #include "pages.hpp"
@@ -26,42 +23,23 @@ enum class Release : std::uint8_t {
   eager  ///< at once
 };
 
-/// What of a parameter's tensors comes and goes, and what stays.
-struct Placed {
-  std::uint64_t claim = 0;                   ///< which one of its arena
-  std::vector<PageRange> pages;              ///< recycled
-  std::vector<std::span<std::byte>> crumbs;  ///< the rest, to the byte
-
-  [[nodiscard]] std::size_t page_bytes() const noexcept {
-    std::size_t bytes = 0;
-    for (const PageRange& range : pages) bytes += range.bytes;
-    return bytes;
-  }
-  [[nodiscard]] std::size_t crumb_bytes() const noexcept {
-    std::size_t bytes = 0;
-    for (const auto& crumb : crumbs) bytes += crumb.size();
-    return bytes;
-  }
-};
-
-/// A host's address range: which bytes of it belong to which tensor. What the public Arena stands
-/// on. In debug mode it also notes the first access to what is not lent.
-class AddressRange final : public FaultObserver {
+/// An address range of the host's memory: what the public Arena of a CPU stands on. In debug mode
+/// it also notes the first access to what is not lent.
+class AddressRange final : public ClaimedRange, public FaultObserver {
  public:
   /// Pages below it are worth a system call.
   static constexpr std::size_t least_recycled = std::size_t{64} << 10;
 
   AddressRange(std::size_t bytes, std::string name, Recycling recycling, Release release,
                bool debug)
-      : name_(std::move(name)),
+      : ClaimedRange(bytes, std::move(name)),
         recycling_(recycling),
         release_(debug ? Release::eager : release),
-        debug_(debug),
-        size_(bytes) {
-    if (bytes == 0) raise("arena '{}' has no bytes", name_);
+        debug_(debug) {
     if (recycling_ == Recycling::move && !can_move_pages()) recycling_ = Recycling::refill;
     pages_.bytes = round_up(bytes, page_size());
     pages_.begin = reserve_pages(pages_.bytes);
+    begin_at(pages_.begin);
     if (!debug_) return;
     try {
       FaultWatch::of_process().add(*this, pages_);
@@ -77,43 +55,18 @@ class AddressRange final : public FaultObserver {
     unmap_pages(pages_);
   }
 
-  [[nodiscard]] std::byte* data() const noexcept { return pages_.begin; }
-  [[nodiscard]] std::size_t size() const noexcept { return size_; }
-  [[nodiscard]] const std::string& name() const noexcept { return name_; }
   [[nodiscard]] Recycling recycling() const noexcept { return recycling_; }
   [[nodiscard]] Release release() const noexcept { return release_; }
-  [[nodiscard]] std::size_t recycled_bytes() const noexcept { return recycled_; }
-  [[nodiscard]] bool contains(const std::byte* data, std::size_t bytes) const noexcept {
-    return data >= data_begin() && data <= data_begin() + size_ &&
-           bytes <= static_cast<std::size_t>(data_begin() + size_ - data);
-  }
 
   /// The bytes of these tensors belong to `parameter` until release(claim). `recycle`: their pages
   /// come and go (their crumbs stay); else all of it stays. UsageError, with both names, where a
   /// byte has an owner already.
   [[nodiscard]] Placed claim(const std::string& parameter, std::span<const HostTensor> tensors,
                              bool recycle) {
-    const std::vector<std::size_t> order = order_by_address(tensors);
-    Placed placed;
-    placed.claim = ++last_claim_;
-    try {
-      for (const std::size_t i : order) add(placed.claim, parameter, tensors[i]);
-    } catch (...) {
-      erase(placed.claim);
-      throw;
-    }
-    std::byte* begin = nullptr;
-    std::byte* end = nullptr;
-    for (const std::size_t i : order) {
-      const HostTensor& tensor = tensors[i];
-      if (tensor.data != end) {
-        place(placed, begin, end, recycle);
-        begin = tensor.data;
-      }
-      end = tensor.data + tensor.bytes();
-    }
-    place(placed, begin, end, recycle);
-    recycled_ += placed.page_bytes();
+    Placed placed = claim_inner(parameter, tensors, [&](std::byte* begin, std::size_t bytes) {
+      const PageRange inner = recycle ? inner_pages(begin, bytes) : PageRange{};
+      return inner.bytes < least_recycled ? PageRange{} : inner;
+    });
     mappings_ += 2 * placed.pages.size();
     try {
       check_mappings(parameter);
@@ -127,43 +80,11 @@ class AddressRange final : public FaultObserver {
 
   /// Nobody's any more, and readable; `placed` is what claim returned.
   void release(const Placed& placed) noexcept {
-    recycled_ -= placed.page_bytes();
     mappings_ -= 2 * placed.pages.size();
     for (const PageRange& range : placed.pages) {
       static_cast<void>(empty_pages(range, Access::write));
     }
-    erase(placed.claim);
-  }
-
-  /// UsageError that lists the bytes that belong to no parameter.
-  void check_coverage() const {
-    std::string gaps;
-    std::size_t missing = 0;
-    std::size_t shown = 0;
-    const std::byte* end = data_begin();
-    const std::string* before = nullptr;
-    const auto gap = [&](const std::byte* next, const std::string* after) {
-      if (next == end) return;
-      const auto bytes = static_cast<std::size_t>(next - end);
-      missing += bytes;
-      if (++shown > 8) return;
-      gaps += "\n  bytes [" + std::to_string(end - data_begin()) + ", " +
-              std::to_string(next - data_begin()) + "), after " +
-              (before == nullptr ? "the beginning" : *before) + ", before " +
-              (after == nullptr ? "the end" : *after);
-    };
-    for (const Claim& claim : claims_) {
-      gap(claim.begin, &claim.tensor);
-      end = claim.begin + claim.bytes;
-      before = &claim.tensor;
-    }
-    gap(data_begin() + size_, nullptr);
-    if (missing == 0) return;
-    throw UsageError("arena '" + name_ + "': " + std::to_string(missing) + " of " +
-                     std::to_string(size_) +
-                     " bytes belong to no parameter, so nobody shards or updates them; make a "
-                     "ShardedParameter of them, or take them out of the arena:" +
-                     gaps + (shown > 8 ? "\n  ..." : ""));
+    disclaim(placed);
   }
 
   /// Debug mode: what a released range holds where it stays readable.
@@ -209,63 +130,6 @@ class AddressRange final : public FaultObserver {
   }
 
  private:
-  struct Claim {
-    std::byte* begin;
-    std::uint64_t id;
-    std::size_t bytes;
-    std::string parameter;
-    std::string tensor;
-    std::size_t element_size;
-  };
-
-  [[nodiscard]] std::byte* data_begin() const noexcept { return pages_.begin; }
-
-  void add(std::uint64_t id, const std::string& parameter, const HostTensor& tensor) {
-    const std::size_t bytes = tensor.bytes();
-    if (!contains(tensor.data, bytes)) {
-      raise("tensor '{}' of parameter '{}' is not within arena '{}' ({} bytes)", tensor.spec.name,
-            parameter, name_, size_);
-    }
-    const auto next = after(tensor.data);
-    const auto overlaps = [&](const Claim& other) {
-      return other.begin < tensor.data + bytes && tensor.data < other.begin + other.bytes;
-    };
-    const Claim* owner = nullptr;
-    if (next != claims_.end() && overlaps(*next)) owner = &*next;
-    if (next != claims_.begin() && overlaps(*std::prev(next))) owner = &*std::prev(next);
-    if (owner != nullptr) {
-      raise(
-          "tensor '{}' of parameter '{}' overlaps tensor '{}' of parameter '{}' in arena '{}': "
-          "each "
-          "byte belongs to one parameter. List a tied tensor once (deduplicate)",
-          tensor.spec.name, parameter, owner->tensor, owner->parameter, name_);
-    }
-    claims_.insert(
-        next, Claim{tensor.data, id, bytes, parameter, tensor.spec.name, size_of(tensor.dtype)});
-  }
-
-  // The first claim that begins behind `address`.
-  [[nodiscard]] std::vector<Claim>::const_iterator after(const std::byte* address) const noexcept {
-    return std::partition_point(claims_.begin(), claims_.end(),
-                                [&](const Claim& claim) { return claim.begin <= address; });
-  }
-
-  void erase(std::uint64_t id) noexcept {
-    std::erase_if(claims_, [&](const Claim& claim) { return claim.id == id; });
-  }
-
-  static void place(Placed& placed, std::byte* begin, std::byte* end, bool recycle) {
-    if (begin == end) return;
-    PageRange inner = inner_pages(begin, static_cast<std::size_t>(end - begin));
-    if (!recycle || inner.bytes < least_recycled) inner = {begin, 0};
-    if (inner.bytes > 0) placed.pages.push_back(inner);
-    std::byte* const rest = inner.begin + inner.bytes;
-    for (const std::span<std::byte> crumb :
-         {std::span<std::byte>(begin, inner.begin), {rest, end}}) {
-      if (!crumb.empty()) placed.crumbs.push_back(crumb);
-    }
-  }
-
   void take_away(const Placed& placed) {
     for (const PageRange& range : placed.pages) {
       if (empty_pages(range, debug_ ? Access::none : Access::write)) continue;
@@ -278,46 +142,16 @@ class AddressRange final : public FaultObserver {
   void check_mappings(const std::string& parameter) const {
     const std::size_t most = most_mappings();
     if (mappings_ <= most / 2) return;
-    throw BackendError("arena '" + name_ + "' with parameter '" + parameter + "' needs up to " +
+    throw BackendError("arena '" + name() + "' with parameter '" + parameter + "' needs up to " +
                        std::to_string(mappings_) + " mappings of the " + std::to_string(most) +
                        " that vm.max_map_count gives the whole process: raise it, or put small "
                        "tensors next to each other");
   }
 
-  [[nodiscard]] std::string describe(const std::byte* address, bool is_write, int rank) const {
-#if defined(__x86_64__)
-    const char* const did = is_write ? "wrote to" : "read";
-#else
-    const char* const did = is_write ? "wrote to" : "touched";
-#endif
-    const char* const rule =
-        is_write
-            ? "while no lease allowed it. Parameters are written by step() and update() alone, "
-              "gradients between lease() (ensure_open()) and reduce()"
-            : "while it was not gathered. Call gather() (ensure_gathered()) first, and release "
-              "it after the last use";
-    const auto next = after(address);
-    const std::string who = "rank " + std::to_string(rank) + ' ' + did;
-    if (next != claims_.begin() && address < std::prev(next)->begin + std::prev(next)->bytes) {
-      const Claim& claim = *std::prev(next);
-      const auto inside = static_cast<std::size_t>(address - claim.begin);
-      return who + " element " + std::to_string(inside / claim.element_size) + " of tensor '" +
-             claim.tensor + "' of parameter '" + claim.parameter + "', in arena '" + name_ + "', " +
-             rule;
-    }
-    return who + " byte " + std::to_string(address - pages_.begin) + " of arena '" + name_ +
-           "', which belongs to no parameter";
-  }
-
-  std::string name_;
   Recycling recycling_;
   Release release_;
   bool debug_;
-  std::size_t size_;
   PageRange pages_;
-  std::vector<Claim> claims_;  // by address
-  std::uint64_t last_claim_ = 0;
-  std::size_t recycled_ = 0;
   std::size_t mappings_ = 0;
   std::atomic<std::uintptr_t> violation_{0};  // address, its last bit: a write
 };

@@ -22,6 +22,7 @@
 #include "../statistics.hpp"
 #include "../strategy.hpp"
 #include "address_range.hpp"
+#include "in_place.hpp"
 
 namespace shardwise::inline v0_1 {
 
@@ -132,6 +133,21 @@ class Engine {
     observe(Activity::wait, name, 0, begin, end);
   }
 
+  /// The host waits for `event`, before it does what is in no stream's order. Throws what failed.
+  void await(const Event& event, std::string_view name) {
+    if constexpr (!MapsMemory<Device>) {
+      wait(event, name);
+    } else {
+      if (Stream::reached(event)) return;
+      const auto begin = Clock::now();
+      Stream::await(event);
+      const auto end = Clock::now();
+      statistics.waited += end - begin;
+      observe(Activity::wait, name, 0, begin, end);
+      comm.check();  // an aborted collective ends the wait, too
+    }
+  }
+
   /// Room for `count` values of this rank; the same memory until more are asked for.
   [[nodiscard]] std::span<double> local_scalars(std::size_t count) {
     reserve_scalars(count);
@@ -205,15 +221,15 @@ class Engine {
 
   /// How pages come below the arenas of this context: refill where one of them cannot move them.
   [[nodiscard]] Recycling recycling() const noexcept {
-    for (const AddressRange* arena : arenas) {
+    for (const RangeOf<Device>* arena : arenas) {
       if (arena->recycling() == Recycling::refill) return Recycling::refill;
     }
     return Recycling::move;
   }
 
   /// The arena that holds `tensor`; UsageError where there is none.
-  [[nodiscard]] AddressRange& arena_of(const HostTensor& tensor) const {
-    for (AddressRange* arena : arenas) {
+  [[nodiscard]] RangeOf<Device>& arena_of(const HostTensor& tensor) const {
+    for (RangeOf<Device>* arena : arenas) {
       if (arena->contains(tensor.data, tensor.bytes())) return *arena;
     }
     raise(
@@ -237,12 +253,12 @@ class Engine {
   std::vector<NormRange> norm_ranges;  ///< of the norm that is being computed
   std::vector<double> norm_sums;
   std::optional<std::string> dropped;  ///< name of the gradient whose lease was dropped
-  std::vector<AddressRange*> arenas;
+  std::vector<RangeOf<Device>*> arenas;
   std::atomic<bool> lost_pages{false};  ///< the system did not take pages of an arena back
 
  private:
   void check_arenas() {
-    for (AddressRange* arena : arenas) {
+    for (RangeOf<Device>* arena : arenas) {
       const std::string violation = arena->take_violation(rank());
       if (!violation.empty()) raise("{}", violation);
     }

@@ -10,6 +10,7 @@
 
 #include "../core/piece.hpp"
 #include "engine.hpp"
+#include "in_place.hpp"
 #include "registration.hpp"
 #include "slot_pool.hpp"
 
@@ -55,7 +56,7 @@ struct FlatParameter : Registration {
   /// `host_pieces`, `host_arena`: of residency in_place; the registration's claim in the arena ends
   /// with this object.
   FlatParameter(Engine<Device>& engine, Registration registration,
-                std::vector<Piece> host_pieces = {}, AddressRange* host_arena = nullptr)
+                std::vector<Piece> host_pieces = {}, RangeOf<Device>* host_arena = nullptr)
       : Registration(std::move(registration)),
         shard_begin(layout.shard_begin(engine.rank())),
         value(engine.ledger, StateKind::parameters, storage_in_place() ? 0 : storage_bytes()),
@@ -115,7 +116,7 @@ struct FlatParameter : Registration {
   Buffer<Device> value;
   Buffer<Device> copy;
   Account in_arena;
-  AddressRange* arena;
+  RangeOf<Device>* arena;
   std::vector<Piece> pieces;             ///< in_place: always; host_buffer: while it is gathered
   typename Device::Event written = {};   ///< compute stream: the last write
   typename Device::Event gathered = {};  ///< communication stream: the last read by a gather

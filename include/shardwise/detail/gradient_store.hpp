@@ -34,7 +34,7 @@ template <class Device>
 struct FlatGradient {
   /// `host_pieces`: where its tensors lie in an arena; none where it is not in place.
   FlatGradient(Engine<Device>& engine, FlatParameter<Device>& of, DType type,
-               std::vector<Piece> host_pieces = {}, AddressRange* host_arena = nullptr)
+               std::vector<Piece> host_pieces = {}, RangeOf<Device>* host_arena = nullptr)
       : parameter(of),
         stored(type),
         value(engine.ledger, StateKind::gradients,
@@ -72,7 +72,7 @@ struct FlatGradient {
   DType stored;
   Buffer<Device> value;
   Account in_arena;
-  AddressRange* arena;
+  RangeOf<Device>* arena;
   std::vector<Piece> pieces;            ///< in_place: always; host_buffer: during a reduction
   typename Device::Event reduced = {};  ///< communication stream: the last reduction
   bool fresh = true;                    ///< nothing was reduced since the last update
@@ -392,10 +392,25 @@ class GradientStore {
     }
     Slot<Device>& slot = *unit.slot;
     engine_.wait(slot.last_use, name);
-    if (pool_of(unit).is_small(slot)) pool_of(unit).grow(slot);
+    if (pool_of(unit).is_small(slot)) {
+      engine_.await(slot.last_use, name);
+      pool_of(unit).grow(slot);
+    }
     if (engine_.options.debug) check_untouched(unit);
-    if (unit.residency == Residency::in_place && !slot.pages.lent()) slot.pages.lend(unit.pages);
+    if (unit.residency == Residency::in_place) put_below(unit, name);
     pool_of(unit).mark(slot, State::open);
+  }
+
+  void put_below(Unit& unit, const std::string& name) {
+    Slot<Device>& slot = *unit.slot;
+    if constexpr (MapsMemory<Device>) {
+      // Released gradients keep the memory until it is needed here.
+      if (slot.pages.is_lent_below(unit.pages)) return;
+      engine_.await(slot.last_use, name);
+      slot.pages.lend(unit.pages);
+    } else {
+      if (!slot.pages.lent()) slot.pages.lend(unit.pages);
+    }
   }
 
   // Debug mode: nobody wrote to what was reduced or discarded.
@@ -405,13 +420,12 @@ class GradientStore {
       for (const Gradient* member : unit.members) {
         if (member->arena == nullptr) continue;
         const std::string found =
-            member->arena->find_written_crumb(member->parameter.gradient_placed, engine_.rank());
+            find_written_crumb(engine_, *member->arena, member->parameter.gradient_placed);
         if (!found.empty()) raise("{}", found);
       }
     }
     const std::string owner = std::exchange(slot.hidden_from, {});
-    if (owner.empty()) return;
-    if (Device::is_poisoned(engine_.compute, slot.buffer.data(), slot.buffer.size())) return;
+    if (owner.empty() || is_poisoned(engine_, slot)) return;
     raise(
         "rank {} wrote to the gradient of '{}' after its lease had ended: add to it between "
         "lease() "
@@ -437,8 +451,11 @@ class GradientStore {
     try {
       stream.wait(engine_.compute.record());
       if (unit.residency == Residency::in_place) {
-        if constexpr (Device::memory == MemoryKind::host) {  // arenas are of the host
-          clear_crumbs(unit, stream);
+        clear_crumbs(unit, stream);
+        if constexpr (MapsMemory<Device>) {
+          clear_pages(slot, stream);
+          if (engine_.options.debug) slot.hidden_from = unit.members.front()->parameter.name;
+        } else {
           stream.enqueue(TakePagesBack<Device>{&slot, engine_.released(), &engine_.lost_pages});
         }
       } else if (engine_.options.debug) {
@@ -461,6 +478,18 @@ class GradientStore {
         } else {
           Device::zero(stream, crumb.data(), crumb.size());
         }
+      }
+    }
+  }
+
+  // The same for what stays below the host's addresses, until it goes elsewhere.
+  void clear_pages(Slot<Device>& slot, typename Device::Stream& stream) {
+    for (const PageRange& range : slot.pages.ranges()) {
+      if (range.begin == nullptr) continue;
+      if (engine_.options.debug) {
+        Device::poison(stream, range.begin, range.bytes);
+      } else {
+        Device::zero(stream, range.begin, range.bytes);
       }
     }
   }

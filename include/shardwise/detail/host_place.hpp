@@ -8,15 +8,16 @@
 #include "../core/dtype.hpp"
 #include "../core/piece.hpp"
 #include "../host_tensor.hpp"
-#include "address_range.hpp"
 #include "engine.hpp"
 #include "flat_parameter.hpp"
+#include "in_place.hpp"
 
 namespace shardwise::inline v0_1::detail {
 
 /// Where a host's tensors lie in an arena.
+template <class Range>
 struct HostPlace {
-  AddressRange* arena;
+  Range* arena;
   Placed placed;
   std::vector<Piece> pieces;
 };
@@ -24,7 +25,8 @@ struct HostPlace {
 /// Claims the bytes of `tensors`, which are those of `layout`, in `arena` for `parameter`; null
 /// where no tensor has elements. `recycle`: their pages come and go. UsageError where one is not of
 /// type `lease`, or has no place of its own in the arena.
-[[nodiscard]] inline HostPlace claim_place(AddressRange* arena, const std::string& parameter,
+template <class Range>
+[[nodiscard]] HostPlace<Range> claim_place(Range* arena, const std::string& parameter,
                                            std::span<const HostTensor> tensors,
                                            const Layout& layout, DType lease, bool recycle) {
   for (const HostTensor& tensor : tensors) {
@@ -34,7 +36,7 @@ struct HostPlace {
         "Strategy::lease (gradients: gradient_lease) = DType::{}",
         tensor.spec.name, parameter, name_of(tensor.dtype), name_of(lease), name_of(tensor.dtype));
   }
-  HostPlace place{arena, {}, pieces_of(layout)};
+  HostPlace<Range> place{arena, {}, pieces_of(layout)};
   if (arena == nullptr) return place;
   place.placed = arena->claim(parameter, tensors, recycle);
   for (std::size_t i = 0; i < tensors.size(); ++i) place.pieces[i].data = tensors[i].data;
@@ -44,8 +46,8 @@ struct HostPlace {
 /// The arena of the first tensor that has elements; null where there is none. UsageError where it
 /// lies in no arena of the context.
 template <class Device>
-[[nodiscard]] AddressRange* arena_of(const Engine<Device>& engine,
-                                     std::span<const HostTensor> tensors) {
+[[nodiscard]] RangeOf<Device>* arena_of(const Engine<Device>& engine,
+                                        std::span<const HostTensor> tensors) {
   for (const HostTensor& tensor : tensors) {
     if (tensor.count() > 0) return &engine.arena_of(tensor);
   }

@@ -16,6 +16,35 @@
 
 namespace shardwise::inline v0_1::detail {
 
+/// Debug mode: the first crumb that was written while it was not lent, as a sentence; the host
+/// waits.
+template <class Device>
+[[nodiscard]] std::string find_written_crumb(Engine<Device>& engine, const RangeOf<Device>& arena,
+                                             const Placed& placed) {
+  if constexpr (MapsMemory<Device>) {
+    for (const auto& crumb : placed.crumbs) {
+      if (Device::is_poisoned(engine.compute, crumb.data(), crumb.size())) continue;
+      return arena.describe_write(crumb.data(), engine.rank());
+    }
+    return {};
+  } else {
+    return arena.find_written_crumb(placed, engine.rank());
+  }
+}
+
+/// Debug mode: whether a released slot holds what it was poisoned with; the host waits.
+template <class Device>
+[[nodiscard]] bool is_poisoned(Engine<Device>& engine, const Slot<Device>& slot) {
+  if constexpr (MapsMemory<Device>) {
+    for (const PageRange& range : slot.pages.ranges()) {
+      if (range.begin == nullptr) continue;
+      if (!Device::is_poisoned(engine.compute, range.begin, range.bytes)) return false;
+    }
+  }
+  return slot.buffer.size() == 0 ||
+         Device::is_poisoned(engine.compute, slot.buffer.data(), slot.buffer.size());
+}
+
 /// All parameters of a Context: gathers them into slots, below the host's addresses or into its
 /// buffers, and takes them back. What is open, fetched or stale is a function of program order
 /// alone.
@@ -242,7 +271,7 @@ class ParameterStore {
       hash = (hash ^ part) * 0x100000001b3ull;
     }
     // Whether a gather is free depends on it.
-    for (const AddressRange* arena : engine_.arenas) {
+    for (const RangeOf<Device>* arena : engine_.arenas) {
       const auto kind = static_cast<std::uint64_t>(arena->recycling()) * 2 +
                         static_cast<std::uint64_t>(arena->release());
       hash = (hash ^ (kind + 1)) * 0x100000001b3ull;
@@ -427,8 +456,14 @@ class ParameterStore {
   void put_below(Unit& unit) {
     Slot<Device>& slot = *unit.slot;
     if (slot.pages.is_lent_below(unit.pages)) return;  // and nobody need be waited for
-    wait_for_users(slot, unit.members.front()->name);
-    if (engine_.options.debug) give_pages_back(slot);  // so that nothing is readable behind them
+    const std::string& name = unit.members.front()->name;
+    if constexpr (MapsMemory<Device>) {
+      engine_.await(slot.filled, name);
+      engine_.await(slot.last_use, name);
+    } else {
+      wait_for_users(slot, name);
+      if (engine_.options.debug) give_pages_back(slot);  // so that nothing is readable behind them
+    }
     slot.pages.lend(unit.pages);
   }
 
@@ -502,6 +537,9 @@ class ParameterStore {
   }
 
   void give_pages_back(Slot<Device>& slot) noexcept {
+    if constexpr (MapsMemory<Device>) {
+      if (slot.pages.lent()) engine_.quiesce();
+    }
     if (!slot.pages.take_back(engine_.released())) engine_.lost_pages = true;
   }
 
@@ -521,8 +559,10 @@ class ParameterStore {
     for (Parameter* member : unit.members) member->gathered_version = 0;
   }
 
-  // Where gathers are over for now, what they left below the host's addresses goes.
+  // Where gathers are over for now, what they left below the host's addresses goes; not where the
+  // host would have to wait for it.
   void take_released_back() noexcept {
+    if constexpr (MapsMemory<Device>) return;
     for (const auto& unit : units_) {
       const bool rests = unit->slot != nullptr && unit->slot->state == State::released;
       if (rests && unit->shares_slots && unit->slot->pages.lent()) take_back(*unit->slot, *unit);
@@ -534,14 +574,16 @@ class ParameterStore {
     Slot<Device>& slot = *unit.slot;
     for (Parameter* member : unit.members) {
       member->gathered_version = 0;
-      if (unit.residency == Residency::in_place) AddressRange::poison_crumbs(member->placed);
+      if constexpr (!MapsMemory<Device>) {
+        if (unit.residency == Residency::in_place) AddressRange::poison_crumbs(member->placed);
+      }
     }
     unit.hidden = true;
-    if (unit.residency == Residency::in_place) {
+    if (unit.residency == Residency::in_place && !MapsMemory<Device>) {
       give_pages_back(slot);
     } else {
       try {
-        Device::poison(engine_.compute, slot.buffer.data(), slot.buffer.size());
+        poison(unit);
         slot.hidden_from = unit.members.front()->name;
       } catch (const BackendError&) {  // the device has failed, as the next call says
         slot.hidden_from.clear();
@@ -550,18 +592,34 @@ class ParameterStore {
     }
   }
 
+  // What lies in the slot, or in place on a device, which takes nothing away at a release.
+  void poison(Unit& unit) {
+    Slot<Device>& slot = *unit.slot;
+    if (unit.residency != Residency::in_place) {
+      Device::poison(engine_.compute, slot.buffer.data(), slot.buffer.size());
+      return;
+    }
+    for (const PageRange& range : unit.pages) {
+      Device::poison(engine_.compute, range.begin, range.bytes);
+    }
+    for (const Parameter* member : unit.members) {
+      for (const auto& crumb : member->placed.crumbs) {
+        Device::poison(engine_.compute, crumb.data(), crumb.size());
+      }
+    }
+  }
+
   // Debug mode: nobody wrote to what was released.
   void check_untouched(Unit& unit) {
     for (const Parameter* member : unit.members) {
       if (!unit.hidden || member->arena == nullptr) continue;
-      const std::string found = member->arena->find_written_crumb(member->placed, engine_.rank());
+      const std::string found = find_written_crumb(engine_, *member->arena, member->placed);
       if (!found.empty()) raise("{}", found);
     }
     unit.hidden = false;
     Slot<Device>& slot = *unit.slot;
     const std::string owner = std::exchange(slot.hidden_from, {});
-    if (owner.empty()) return;
-    if (Device::is_poisoned(engine_.compute, slot.buffer.data(), slot.buffer.size())) return;
+    if (owner.empty() || is_poisoned(engine_, slot)) return;
     raise(
         "rank {} wrote to parameter '{}' after it was released: parameters are written by step() "
         "and update() alone",

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../memory.hpp"
+#include "in_place.hpp"
 #include "page_pool.hpp"
 
 namespace shardwise::inline v0_1::detail {
@@ -32,7 +33,7 @@ struct Slot {
   [[nodiscard]] std::size_t size() const noexcept { return buffer.size() + pages.size(); }
 
   Buffer<Device> buffer;
-  PagePool pages;
+  PoolOf<Device> pages;
   typename Device::Event last_use = {};  ///< the next writer's stream waits for it
   typename Device::Event filled = {};    ///< communication stream: the last gather into it
   Slot** owner = nullptr;
@@ -137,7 +138,7 @@ class SlotPool {
     if (kind_ == SlotKind::buffer) {
       slot.buffer = Buffer<Device>(ledger_, StateKind::slots, bytes, memory);
     } else {
-      slot.pages = PagePool(ledger_, bytes, recycling_);
+      slot.pages = PoolOf<Device>(ledger_, bytes, recycling_);
       slot.pages.reserve(ranges);
     }
   }

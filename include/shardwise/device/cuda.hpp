@@ -11,3 +11,4 @@
 #include "cuda_guard.hpp"
 #include "cuda_memory.hpp"
 #include "cuda_stream.hpp"
+#include "cuda_virtual_memory.hpp"

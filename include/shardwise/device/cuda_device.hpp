@@ -19,6 +19,7 @@
 #include "cuda_memory.hpp"
 #include "cuda_seam.hpp"
 #include "cuda_stream.hpp"
+#include "cuda_virtual_memory.hpp"
 
 namespace shardwise::inline v0_1 {
 
@@ -33,6 +34,8 @@ struct AdamW;
 struct CudaDevice {
   using Stream = CudaStream;
   using Event = CudaEvent;
+  /// How residency in_place brings memory below a host's addresses.
+  using VirtualMemory = CudaVirtualMemory;
 
   static constexpr MemoryKind memory = MemoryKind::cuda;
   /// Every buffer starts on such a boundary.

@@ -83,6 +83,16 @@ class CudaStream {
     return record->reached;
   }
 
+  /// The host waits until `event` is reached. BackendError where what it stands for failed.
+  static void await(const CudaEvent& event) {
+    auto* const record = event.record_;
+    if (record == nullptr) return;
+    if (record->failure != cudaSuccess) check(record->failure);
+    if (record->reached) return;
+    cuda_check(cudaEventSynchronize(record->event), "cudaEventSynchronize");
+    record->reached = true;
+  }
+
   /// The host waits until everything enqueued so far has run. BackendError where some of it, or an
   /// earlier record(), failed. A collective that a communicator aborts ends, too, and is not an
   /// error here: ask the communicator.

@@ -28,7 +28,7 @@ struct PlannedParameter {
   std::optional<DType> gradient = DType::f32;  ///< type of the stored gradient; none: frozen
   std::vector<DType> state = {};               ///< types of the optimizer's values for each element
   /// Residency in_place: elements (of the lease type) from the beginning of the arena to each
-  /// tensor. Empty: not in place.
+  /// tensor. Empty: not in place. Arenas of the CPU alone: what a device maps is not planned.
   std::vector<std::size_t> offsets = {};
   /// slots, host_buffer, or in_place in an arena of its own with the same offsets.
   Residency gradient_residency = Residency::slots;
@@ -84,6 +84,12 @@ struct PlannedArenas {
   if (!parameter.offsets.empty()) own.residency = Residency::in_place;
   Registration entry(parameter.tensors, options.world, parameter.storage, strategy, own);
   if (own.residency == Residency::in_place) {
+    if (options.backend.nccl) {
+      raise(
+          "parameter '{}' is planned in place on a device: its driver maps memory in granules that "
+          "a plan does not know; plan it in slots, or on the CPU",
+          entry.name);
+    }
     if (parameter.offsets.size() != entry.layout.tensors().size()) {
       raise("parameter '{}' in place has {} tensors, but {} offsets: one for each", entry.name,
             entry.layout.tensors().size(), parameter.offsets.size());
