@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <concepts>
 #include <cstddef>
 #include <span>
 
@@ -32,6 +33,11 @@ class SimulatedStream {
   [[nodiscard]] SimulatedClock& clock() const noexcept { return *line_->clock; }
 
   void enqueue(double seconds, SimulatedWork work) { line_->clock->enqueue(*line_, seconds, work); }
+  /// A task of the library's: at once, and for no time.
+  template <std::invocable Task>
+  void enqueue(Task task) {
+    task();
+  }
   [[nodiscard]] SimulatedEvent record() const noexcept { return {line_->clock, line_->free}; }
   void wait(const SimulatedEvent& event) noexcept { line_->clock->wait(*line_, event.time); }
   [[nodiscard]] static bool reached(const SimulatedEvent& event) noexcept {
