@@ -162,15 +162,20 @@ double element_rate(Bench& bench, std::size_t rows, std::size_t width) {
   return static_cast<double>(rows * width) * 4 * sizeof(float) / taken;
 }
 
-/// The library's own loops over a shard.
-void measure_library(Bench& bench, std::size_t count, shardwise::Processor& processor) {
+/// The library's own loops, over as many elements as the model has: a step meets none of them in a
+/// cache. Updates and norms run over a rank's shards, the rest over the whole.
+void measure_library(Bench& bench, std::size_t total, std::size_t ranks,
+                     shardwise::Processor& processor) {
   using Update = shardwise::UpdateOf<shardwise::AdamW, float, float>;
+  const std::size_t count = total / ranks + 64;
   const auto elements = static_cast<double>(count);
-  std::vector<float> parameter = filled(count);
+  const auto all = static_cast<double>(total);
+  std::vector<float> parameter = filled(total + 64);
   const std::vector<float> gradient = filled(count);
   std::vector<float> first(count);
   std::vector<float> second(count);
-  std::vector<shardwise::bf16> narrow(count);
+  std::vector<float> sum(total);
+  std::vector<shardwise::bf16> narrow(total);
   const shardwise::AdamW adamw;
   HostStream stream;
   const double update = bench.time([&] {
@@ -188,15 +193,17 @@ void measure_library(Bench& bench, std::size_t count, shardwise::Processor& proc
   processor.norm_bandwidth = elements * 4 / norm;
   const double cast = bench.time([&] {
     HostDevice::convert(stream, narrow.data(), shardwise::DType::bf16, parameter.data(),
-                        shardwise::DType::f32, count);
+                        shardwise::DType::f32, total);
     keep(narrow.data());
   });
-  processor.cast_bandwidth = elements * 6 / cast;
-  const double zero = bench.time([&] {
-    HostDevice::zero(stream, parameter.data(), count * sizeof(float));
-    keep(parameter.data());
+  processor.cast_bandwidth = all * 6 / cast;
+  // A gradient: zeroed, then added to.
+  const double memory = bench.time([&] {
+    HostDevice::zero(stream, sum.data(), total * sizeof(float));
+    for (std::size_t i = 0; i < total; ++i) sum[i] += parameter[i];
+    keep(sum.data());
   });
-  processor.memory_bandwidth = elements * 4 / zero;
+  processor.memory_bandwidth = all * 16 / memory;
 }
 
 /// Seconds of one collective on a stream with a thread of its own, from its call until the host has
@@ -226,7 +233,10 @@ shardwise::Link fit(const std::vector<std::pair<double, double>>& samples) {
   return {latency, slope > 0 ? 1 / slope : 1e12};
 }
 
-shardwise::MeasuredCollectives measure_collectives(Bench& bench, std::size_t largest) {
+/// `total` elements of memory for sends and results, which calls walk through: what they find is in
+/// no cache, as in a step.
+shardwise::MeasuredCollectives measure_collectives(Bench& bench, std::size_t largest,
+                                                   std::size_t total) {
   Communicator& comm = bench.comm();
   const auto world = static_cast<std::size_t>(comm.size());
   const auto ring = static_cast<double>(world - 1) / static_cast<double>(world);
@@ -234,25 +244,36 @@ shardwise::MeasuredCollectives measure_collectives(Bench& bench, std::size_t lar
   HostStream stream(HostStream::Mode::worker);
   std::vector<std::pair<double, double>> gather, scatter, reduce;
   const std::size_t top = (std::max<std::size_t>(largest, 4096) + world - 1) / world * world;
+  const std::size_t room = std::max(total, 2 * top);
+  auto send = filled(room);
+  std::vector<float> recv(room);
+  std::size_t at = 0;
   for (const std::size_t divisor : {64u, 16u, 4u, 1u}) {
     const std::size_t part = std::max<std::size_t>(top / divisor / world, 16);
     const std::size_t whole = part * world;
     const double bytes = static_cast<double>(whole * sizeof(float)) * ring;
-    auto send = filled(whole);
-    std::vector<float> recv(whole);
-    const shardwise::GatherItem item{send.data(), recv.data(), part, shardwise::DType::f32};
-    gather.emplace_back(bytes, time_collective(bench, stream, [&](shardwise::StreamRef ref) {
-                          comm.all_gather({&item, 1}, {"calibrate"}, ref);
-                        }));
-    shardwise::ReduceItem sum{send.data(), recv.data(), part, shardwise::DType::f32, {}};
-    sum.spec.scale = 1.0 / static_cast<double>(world);
+    const auto next = [&] {
+      at = at + 2 * whole <= room ? at + whole : 0;
+      return at;
+    };
+    gather.emplace_back(
+        bytes, time_collective(bench, stream, [&](shardwise::StreamRef ref) {
+          const std::size_t place = next();
+          const shardwise::GatherItem item{&send[place], &recv[place], part, shardwise::DType::f32};
+          comm.all_gather({&item, 1}, {"calibrate"}, ref);
+        }));
+    const auto sum_at = [&](std::size_t place, std::size_t count) {
+      shardwise::ReduceItem sum{&send[place], &recv[place], count, shardwise::DType::f32, {}};
+      sum.spec.scale = 1.0 / static_cast<double>(world);
+      return sum;
+    };
     scatter.emplace_back(bytes, time_collective(bench, stream, [&](shardwise::StreamRef ref) {
-                           comm.reduce_scatter({&sum, 1}, {"calibrate"}, ref);
+                           const shardwise::ReduceItem item = sum_at(next(), part);
+                           comm.reduce_scatter({&item, 1}, {"calibrate"}, ref);
                          }));
-    shardwise::ReduceItem all = sum;
-    all.count = whole;
     reduce.emplace_back(2 * bytes, time_collective(bench, stream, [&](shardwise::StreamRef ref) {
-                          comm.all_reduce({&all, 1}, {"calibrate"}, ref);
+                          const shardwise::ReduceItem item = sum_at(next(), whole);
+                          comm.all_reduce({&item, 1}, {"calibrate"}, ref);
                         }));
   }
   measured.all_gather = fit(gather);
@@ -304,12 +325,14 @@ shardwise::Hardware calibrate(const train_gpt::Options& options, double effort) 
   const train_gpt::Share share(options, 0, static_cast<int>(options.ranks));
   const std::size_t tokens = share.at_once * options.sequence;
   std::size_t largest = 0;  // elements of a unit
+  std::size_t total = 0;
   for (const auto& unit :
        train_gpt::GptShape{options.layers, options.width, options.heads, options.sequence}
            .units()) {
     std::size_t elements = 0;
     for (const auto& tensor : unit) elements += tensor.size();
     largest = std::max(largest, elements);
+    total += elements;
   }
   shardwise::Hardware hardware;
   hardware.name = fmt::format("this machine, {} threads", options.ranks);
@@ -324,9 +347,9 @@ shardwise::Hardware calibrate(const train_gpt::Options& options, double effort) 
     mine.attention_flops = attention_rate(bench, options.sequence, options.width, options.heads);
     mine.exponentials = exponential_rate(bench, 4 * tokens * options.width);
     mine.element_bandwidth = element_rate(bench, tokens, options.width);
-    measure_library(bench, largest / options.ranks + 64, mine.processor);
+    measure_library(bench, total, options.ranks, mine.processor);
     if (options.ranks > 1) {
-      mine.topology.measured = measure_collectives(bench, largest);
+      mine.topology.measured = measure_collectives(bench, largest, total);
       mine.processor.communication_share = measure_share(bench, tokens, options.width, largest);
       mine.topology.node = mine.topology.measured->all_gather;
     }

@@ -27,30 +27,28 @@ struct Loops {
   [[nodiscard]] PlannedWork block_forward() const {
     const double elements = 12 * width * width;
     const double floats = (8 + 18 + 6 + 8) * tokens * width + 3 * probabilities();
-    return {2 * tokens * elements, 4 * tokens * sequence * width, 4 * floats + weights(elements),
-            4 * tokens * width + probabilities() / 2};
+    return {2 * tokens * elements, 4 * tokens * sequence * width, 4 * floats,
+            4 * tokens * width + probabilities() / 2, weights(elements)};
   }
   [[nodiscard]] PlannedWork block_backward() const {
     const double elements = 12 * width * width;
     const double floats = (20 + 9 + 12) * tokens * width + 4 * probabilities();
-    return {4 * tokens * elements, 8 * tokens * sequence * width,
-            4 * floats + weights(elements) + gradients(elements), 4 * tokens * width};
+    return {4 * tokens * elements, 8 * tokens * sequence * width, 4 * floats, 4 * tokens * width,
+            weights(elements) + gradients(elements)};
   }
   [[nodiscard]] PlannedWork embed_forward() const {
-    return {0, 0, tokens * width * (2 * weight_type + 4), 0};
+    return {0, 0, tokens * width * (2 * weight_type + 4), 0, 0};
   }
   [[nodiscard]] PlannedWork embed_backward(double rows) const {
-    return {0, 0, 4 * 6 * tokens * width + rows * width * 4 + gradients(rows * width), 0};
+    return {0, 0, 4 * 6 * tokens * width, 0, rows * width * 4 + gradients(rows * width)};
   }
   [[nodiscard]] PlannedWork head_forward(double vocabulary) const {
-    return {2 * tokens * vocabulary * width, 0,
-            4 * (4 * tokens * width + 4 * tokens * vocabulary) + weights(vocabulary * width),
-            tokens * vocabulary};
+    return {2 * tokens * vocabulary * width, 0, 4 * (4 * tokens * width + 4 * tokens * vocabulary),
+            tokens * vocabulary, weights(vocabulary * width)};
   }
   [[nodiscard]] PlannedWork head_backward(double vocabulary) const {
-    return {4 * tokens * vocabulary * width, 0,
-            4 * 10 * tokens * width + weights(vocabulary * width) + gradients(vocabulary * width),
-            0};
+    return {4 * tokens * vocabulary * width, 0, 4 * 10 * tokens * width, 0,
+            weights(vocabulary * width) + gradients(vocabulary * width)};
   }
 };
 

@@ -28,7 +28,7 @@ struct Hardware {
            over(work.attention_flops, attention_flops > 0 ? attention_flops : flops) +
            over(work.bytes,
                 element_bandwidth > 0 ? element_bandwidth : processor.memory_bandwidth) +
-           over(work.exponentials, exponentials);
+           over(work.exponentials, exponentials) + over(work.streamed, processor.memory_bandwidth);
   }
   [[nodiscard]] bool operator==(const Hardware&) const = default;
 };

@@ -15,13 +15,15 @@ struct PlannedWork {
   double attention_flops = 0;  ///< of the products within attention
   double bytes = 0;            ///< read and written by everything else
   double exponentials = 0;     ///< elements of exp, tanh and the like
+  double streamed = 0;  ///< bytes of weights and gradients, read and written, that no cache holds
 
   [[nodiscard]] PlannedWork operator*(double factor) const noexcept {
-    return {flops * factor, attention_flops * factor, bytes * factor, exponentials * factor};
+    return {flops * factor, attention_flops * factor, bytes * factor, exponentials * factor,
+            streamed * factor};
   }
   [[nodiscard]] PlannedWork operator+(const PlannedWork& other) const noexcept {
     return {flops + other.flops, attention_flops + other.attention_flops, bytes + other.bytes,
-            exponentials + other.exponentials};
+            exponentials + other.exponentials, streamed + other.streamed};
   }
   [[nodiscard]] bool operator==(const PlannedWork&) const = default;
 };

@@ -138,12 +138,13 @@ inline void add_linear(std::vector<TensorSpec>& tensors, const std::string& name
           ? 0
           : tokens * static_cast<double>(shape.sequence * shape.heads) * 2 * element;
 
-  const PlannedWork embed{0, 0, 2 * tokens * width * element, 0};
+  const PlannedWork embed{0, 0, 2 * tokens * width * element, 0, 0};
   model.visits.push_back({{0}, embed, embed, false});
   PlannedWork forward{2 * tokens * counts.block_matrices(), 4 * tokens * pairs * width,
                       2 * (stored + probabilities),
                       tokens * static_cast<double>(shape.feed_forward) +
-                          tokens * pairs * static_cast<double>(shape.heads)};
+                          tokens * pairs * static_cast<double>(shape.heads),
+                      0};
   PlannedWork backward = forward * 2;
   backward.bytes = 3 * (stored + probabilities);
   if (use.fused_attention) backward.attention_flops = 2.5 * forward.attention_flops;
@@ -152,7 +153,7 @@ inline void add_linear(std::vector<TensorSpec>& tensors, const std::string& name
     model.visits.push_back({{1 + layer}, forward, backward, true});
   }
   const double logits = tokens * static_cast<double>(shape.vocabulary);
-  const PlannedWork head{2 * logits * width, 0, 3 * logits * element, logits};
+  const PlannedWork head{2 * logits * width, 0, 3 * logits * element, logits, 0};
   std::vector<std::size_t> head_parameters{1 + shape.layers};
   if (shape.tied) head_parameters.insert(head_parameters.begin(), 0);
   PlannedWork head_backward = head * 2;
