@@ -19,13 +19,14 @@ ROOMS = [
     ("cuda", r"device/cuda(_\w+)?\.(hpp|cuh|cu|inc)"),  # only the host's own sources, and comm/nccl
     ("device", r"device/.*"),
     # Backends: only the host's own sources include these.
-    ("backend", r"comm/(self|run_ranks|thread|thread_\w+|nccl|nccl_\w+|run_cuda_ranks)\.hpp"),
+    ("backend", r"comm/(self|run_ranks|simulated|thread|thread_\w+|nccl|nccl_\w+|run_cuda_ranks)\.hpp"),
     ("comm", r"comm/.*"),
     ("context", r"(context|memory_plan)\.hpp|detail/.*"),
     ("lease", r"(lease|arena)\.hpp"),
     ("monitor", r"monitor/.*"),
     # Adapters: only the host's own sources include these, too.
     ("adapters", r"adapters/.*"),
+    ("plan", r"plan/.*"),
     ("config", r"config(/.*)?\.hpp"),
     ("sharded", r"(sharded_\w+|gradient_\w+|full_parameters|loss_scaler)\.hpp"),
 ]
@@ -51,6 +52,7 @@ ALLOWED = {
     "config": {"core", "strategy", "comm"},
     "adapters": BELOW_CONTEXT | {"context", "lease", "sharded", "optim"},
     "monitor": {"core", "memory", "comm"},  # it is told through core/observer.hpp alone
+    "plan": BELOW_CONTEXT | {"backend", "context", "lease", "sharded", "optim"},
 }
 
 # Headers of others than the standard library. Whoever is not named here includes none.
@@ -74,6 +76,7 @@ FOREIGN = {
     "comm/nccl_range.hpp": {"nvtx3/nvToolsExt.h"},
     **{f"device/cuda_{part}.hpp": {"cuda_runtime_api.h"}
        for part in ("device", "error", "event", "guard", "memory", "seam", "stream", "timeline")},
+    "device/simulated.hpp": {"sys/mman.h"},
     "device/cuda_virtual_memory.hpp": {"cuda.h", "cudaTypedefs.h", "cuda_runtime_api.h"},
     "detail/pages.hpp": {"sys/mman.h", "unistd.h"},
     "detail/fault_watch.hpp": {"signal.h", "ucontext.h"},
