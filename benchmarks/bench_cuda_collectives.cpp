@@ -4,9 +4,6 @@
 // is the whole buffer. `canonical` takes sums in the library's order, `fast` as NCCL does. Exits
 // with 77 where there is no device; on the emulation the numbers are of its model of time.
 
-#include <cuda_runtime_api.h>
-#include <dlfcn.h>
-
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstddef>
@@ -17,10 +14,12 @@
 #include <string>
 #include <vector>
 
+#include "cuda_timing.hpp"
+
 namespace {
 
+using bench::Memory;
 using shardwise::Communicator;
-using shardwise::cuda_check;
 using shardwise::CudaDevice;
 using shardwise::CudaStream;
 using shardwise::DType;
@@ -33,43 +32,13 @@ struct Options {
   int samples = 5;
 };
 
-struct Memory {
-  explicit Memory(std::size_t bytes) : size(bytes), data(CudaDevice::allocate(bytes)) {}
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
-  ~Memory() { CudaDevice::deallocate(data, size); }
-  std::size_t size;
-  void* data;
-};
-
-struct Event {
-  Event() { cuda_check(cudaEventCreate(&event), "cudaEventCreate"); }
-  Event(const Event&) = delete;
-  Event& operator=(const Event&) = delete;
-  ~Event() { static_cast<void>(cudaEventDestroy(event)); }
-  cudaEvent_t event = nullptr;
-};
-
 /// Microseconds of one call, the median of the samples.
 template <class Call>
 double time_of(const Options& options, Communicator& comm, CudaStream& stream, const Call& call) {
-  const Event begin;
-  const Event end;
-  std::vector<double> times;
   call();
-  for (int sample = 0; sample < options.samples; ++sample) {
-    comm.barrier({"start"}, {});
-    cuda_check(cudaEventRecord(begin.event, stream.native()), "cudaEventRecord");
-    for (int i = 0; i < options.calls; ++i) call();
-    cuda_check(cudaEventRecord(end.event, stream.native()), "cudaEventRecord");
-    stream.synchronize();
-    comm.check();
-    float milliseconds = 0;
-    cuda_check(cudaEventElapsedTime(&milliseconds, begin.event, end.event), "cudaEventElapsedTime");
-    times.push_back(1e3 * static_cast<double>(milliseconds) / options.calls);
-  }
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2];
+  return bench::median_time(
+      options.samples, options.calls, stream, call, [&] { comm.barrier({"start"}, {}); },
+      [&] { comm.check(); });
 }
 
 void measure(const Options& options, Communicator& comm, const char* order, bool gathers) {
@@ -119,10 +88,9 @@ void measure(const Options& options, Communicator& comm, const char* order, bool
 }
 
 int run(const Options& options, int devices) {
-  const bool emulated = dlsym(RTLD_DEFAULT, "shardwise_emulation_errors") != nullptr;
   const int ranks = options.ranks > 0 ? options.ranks : devices;
   std::printf("%d ranks%s; f32, in place gathers; us a call, GB/s\n", ranks,
-              emulated ? ", EMULATED: times are of a model, not of any device" : "");
+              bench::emulated() ? bench::emulated_note : "");
   std::printf("%-15s %-10s %8s %12s %9s %9s\n", "operation", "order", "MiB", "time", "algbw",
               "busbw");
   for (const NcclOrder order : {NcclOrder::canonical, NcclOrder::fast}) {
@@ -151,12 +119,8 @@ int main(int argc, char** argv) {
       ->check(CLI::PositiveNumber);
   CLI11_PARSE(app, argc, argv);
 
-  int devices = 0;
-  const cudaError_t status = cudaGetDeviceCount(&devices);
-  if (status != cudaSuccess || devices == 0) {
-    std::printf("skipped: no CUDA device (%s)\n", cudaGetErrorString(status));
-    return 77;
-  }
+  const int devices = bench::devices_or_skip();
+  if (devices == 0) return bench::skipped;
   try {
     return run(options, devices);
   } catch (const shardwise::Error& error) {

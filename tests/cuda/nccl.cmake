@@ -1,12 +1,12 @@
 # The communicator over NCCL, and the real libraries without a device.
 shardwise_add_cuda_test(NAME nccl_backend SOURCES nccl_test.cpp nccl_pieces_test.cpp nccl_arena_test.cpp
-                        KERNELS host LABELS full sanitize)
-shardwise_add_cuda_test(NAME nccl_backend_failures SOURCES nccl_failure_test.cpp KERNELS host
+                        KERNELS nvcc LABELS full sanitize)
+shardwise_add_cuda_test(NAME nccl_backend_failures SOURCES nccl_failure_test.cpp KERNELS nvcc
                         LABELS full sanitize)
-shardwise_add_cuda_test(NAME nccl_backend_survivors SOURCES nccl_survivors_test.cpp KERNELS host
+shardwise_add_cuda_test(NAME nccl_backend_survivors SOURCES nccl_survivors_test.cpp KERNELS nvcc
                         LABELS full sanitize)
-shardwise_add_cuda_test(NAME nccl_backend_processes SOURCES nccl_process_test.cpp KERNELS host LABELS full)
-shardwise_add_cuda_test(NAME nccl_backend_ranges SOURCES nccl_range_test.cpp KERNELS host LABELS full)
+shardwise_add_cuda_test(NAME nccl_backend_processes SOURCES nccl_process_test.cpp KERNELS nvcc LABELS full)
+shardwise_add_cuda_test(NAME nccl_backend_ranges SOURCES nccl_range_test.cpp KERNELS nvcc LABELS full)
 if(SHARDWISE_SANITIZE_ONLY)
   return()
 endif()

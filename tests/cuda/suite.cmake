@@ -25,8 +25,8 @@ foreach(compiler nvcc host)
 endforeach()
 
 # Residency in_place: small granules, so that tensors of a test have some inside.
-shardwise_add_cuda_test(NAME in_place SOURCES ${suite}/in_place_test.cpp in_place_test.cpp KERNELS host
-                        LINK cuda_suite_kernels_host LABELS full sanitize TIMEOUT 600
+shardwise_add_cuda_test(NAME in_place SOURCES ${suite}/in_place_test.cpp in_place_test.cpp KERNELS nvcc
+                        LINK cuda_suite_kernels_nvcc LABELS full sanitize TIMEOUT 600
                         OPTIONS GRANULE_KB=16)
 if(TARGET test_cuda_in_place)
   target_compile_definitions(test_cuda_in_place PRIVATE SHARDWISE_TEST_CUDA)

@@ -162,7 +162,7 @@ SHARDWISE_EMULATED cudaError_t cudaLaunchKernel(const void* stub, dim3 grid, dim
     report("kernel %s has no host body: launch it through the seam", kernel.name.c_str());
     return status(cudaErrorInvalidDeviceFunction);
   }
-  if (!valid(grid, block)) return status(cudaErrorInvalidConfiguration);
+  if (!valid(grid, block)) return status(cudaErrorInvalidValue);  // as a device does
   if (shared > kernel.dynamic_shared_limit) return status(cudaErrorInvalidValue);
   Stream* const target = resolve(kernel.name.c_str(), stream);
   // a kernel runs only where its stream is of the current device

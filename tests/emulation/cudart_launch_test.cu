@@ -107,9 +107,9 @@ TEST_CASE("arguments are read at the launch") {
 TEST_CASE("a launch that no device can run is refused") {
   const Fixture f;
   scale<<<1, 2048, 0, f.stream>>>(f.values.data, count, Shape{2, 3});
-  CHECK(cudaGetLastError() == cudaErrorInvalidConfiguration);
+  CHECK(cudaGetLastError() == cudaErrorInvalidValue);
   scale<<<0, 32, 0, f.stream>>>(f.values.data, count, Shape{2, 3});
-  CHECK(cudaGetLastError() == cudaErrorInvalidConfiguration);
+  CHECK(cudaGetLastError() == cudaErrorInvalidValue);
   scale<<<1, 32, 1 << 20, f.stream>>>(f.values.data, count, Shape{2, 3});
   CHECK(cudaGetLastError() == cudaErrorInvalidValue);
   CHECK(f.holds(0));

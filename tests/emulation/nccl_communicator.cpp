@@ -89,7 +89,8 @@ ncclResult_t init(ncclComm_t* out, int ranks, std::vector<ncclUniqueId> ids, int
                    }});
 }
 
-/// A communicator made from another; `*out` is set when it is complete.
+/// A communicator made from another; `*out` is set when it is complete. Where the other does not
+/// block, that is some time after the call has said ncclSuccess, and the other says nothing of it.
 ncclResult_t make_child(const std::shared_ptr<Communicator>& parent, ncclComm_t* out,
                         const ncclConfig_t* config, std::function<Child(Link&)> make) {
   if (const ncclResult_t result = check_config(config); result != ncclSuccess) {
@@ -101,21 +102,29 @@ ncclResult_t make_child(const std::shared_ptr<Communicator>& parent, ncclComm_t*
   child->cta_policy = parent->cta_policy;
   apply(config, *child);
   *out = nullptr;
-  return schedule({parent, [parent, child, out, make = std::move(make)] {
-                     const Child made = make(*parent->link);
-                     if (made.outcome != Outcome::done) {
-                       return made.outcome == Outcome::lost ? ncclRemoteError : ncclInternalError;
-                     }
-                     if (made.link) {
-                       {
-                         const Guard guard(big_lock());
-                         child->link = made.link;
-                         child->name = made.link->name();
-                       }
-                       *out = make_handle(child);
-                     }
-                     return ncclSuccess;
-                   }});
+  const auto finish = [parent, child, out, make = std::move(make)] {
+    const Child made = make(*parent->link);
+    ncclResult_t result = ncclSuccess;
+    if (made.outcome != Outcome::done) {
+      result = made.outcome == Outcome::lost ? ncclRemoteError : ncclInternalError;
+      if (parent->blocking) {
+        return result;
+      }
+    } else if (!made.link) {
+      return ncclSuccess;
+    }
+    {
+      const Guard guard(big_lock());
+      child->link = made.link;
+      child->name = made.link ? made.link->name() : "a child that failed";
+      child->state = result;
+      child->polls = child->blocking ? 0 : 2;
+    }
+    std::atomic_ref<ncclComm_t>(*out).store(make_handle(child), std::memory_order_release);
+    return result;
+  };
+  const ncclResult_t result = schedule({parent, finish, !parent->blocking});
+  return result == ncclInProgress ? ncclSuccess : result;
 }
 
 }  // namespace

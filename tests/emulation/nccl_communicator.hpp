@@ -147,6 +147,8 @@ void note_access(char& byte, bool write);
 struct Job {
   std::shared_ptr<Communicator> communicator;
   std::function<ncclResult_t()> run;
+  /// On a non-blocking communicator it goes on beside it: whoever polls that sees nothing of it.
+  bool beside = false;
 };
 ncclResult_t schedule(Job job);
 

@@ -46,7 +46,7 @@ int sum(const Rank& own, ncclComm_t communicator, int value) {
 TEST_CASE("the library says who it is, and every id is another") {
   int version = 0;
   REQUIRE(ncclGetVersion(&version) == ncclSuccess);
-  CHECK(version >= NCCL_VERSION_CODE);
+  CHECK(version / 100 >= NCCL_VERSION_CODE / 100);  // of another patch, perhaps
   std::set<std::string> ids;
   for (int i = 0; i < 20; ++i) {
     const ncclUniqueId id = plain::unique_id();
@@ -160,11 +160,13 @@ TEST_CASE("a non-blocking communicator is polled") {
                         ncclSuccess,
                     "all-reduce");
             }
+            // The call says ncclSuccess, its communicator nothing; the child comes when it is
+            // complete.
             ncclComm_t part = nullptr;
-            check(plain::poll(communicator, ncclCommSplit(communicator, rank / 2, rank, &part,
-                                                          nullptr)) == ncclSuccess,
+            check(ncclCommSplit(communicator, rank / 2, rank, &part, nullptr) == ncclSuccess,
                   "split");
-            check(part != nullptr && plain::poll(part, ncclInProgress) == ncclSuccess,
+            check(plain::poll(communicator, ncclInProgress) == ncclSuccess, "the parent, polled");
+            check(plain::poll(plain::await(part), ncclInProgress) == ncclSuccess,
                   "the child, polled");
             stream.synchronize();
             for (ncclComm_t one : {part, communicator}) {

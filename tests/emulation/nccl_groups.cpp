@@ -279,7 +279,10 @@ ncclResult_t run_in_order(const std::vector<Job>& jobs) {
   Communicator& communicator = *jobs.front().communicator;
   hb_release(&communicator.ready_edge);
   const Guard guard(big_lock());
-  communicator.state = result;
+  if (communicator.blocking || !jobs.front().beside) {
+    communicator.state = result;
+    communicator.polls = communicator.blocking ? 0 : 2;
+  }
   changed().notify();
   return result;
 }
@@ -289,7 +292,7 @@ ncclResult_t run_jobs(std::vector<Job> jobs) {
   std::vector<std::vector<Job>> parts;
   for (Job& job : jobs) {
     const auto found = std::ranges::find_if(parts, [&](const std::vector<Job>& part) {
-      return part.front().communicator == job.communicator;
+      return part.front().communicator == job.communicator && part.front().beside == job.beside;
     });
     if (found == parts.end()) {
       parts.push_back({std::move(job)});
@@ -302,7 +305,7 @@ ncclResult_t run_jobs(std::vector<Job> jobs) {
   for (std::size_t i = 0; i < parts.size(); ++i) {
     Communicator& communicator = *parts[i].front().communicator;
     if (!communicator.blocking) {
-      {
+      if (!parts[i].front().beside) {
         const Guard guard(big_lock());
         communicator.state = ncclInProgress;
       }

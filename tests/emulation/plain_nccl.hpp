@@ -3,6 +3,7 @@
 #include <nccl.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -39,6 +40,13 @@ inline ncclResult_t poll(ncclComm_t communicator, ncclResult_t result) {
     if (ncclCommGetAsyncError(communicator, &result) != ncclSuccess) return ncclInternalError;
   }
   return result;
+}
+
+/// The child of a non-blocking communicator, which NCCL writes when it is complete.
+inline ncclComm_t await(ncclComm_t& child) {
+  const std::atomic_ref<ncclComm_t> written(child);
+  while (written.load(std::memory_order_acquire) == nullptr) std::this_thread::yield();
+  return child;
 }
 
 struct Communicator {

@@ -12,23 +12,31 @@ using test::normal_values;
 
 namespace {
 
-/// The documented order, one tile and one lane after the other.
-template <class T>
-double by_lanes(const std::vector<T>& values) {
-  double sum = 0;
+/// The sums of runs of `norm_tile` values, each one lane after the other.
+std::vector<double> sums_by_lanes(const std::vector<double>& values) {
+  std::vector<double> sums;
   for (std::size_t begin = 0; begin < values.size(); begin += norm_tile) {
     const std::size_t end = std::min(begin + norm_tile, values.size());
     double lane[8];
     for (std::size_t j = 0; j < 8; ++j) {
       lane[j] = 0;
-      for (std::size_t i = begin + j; i < end; i += 8) {
-        const auto value = static_cast<double>(values[i]);
-        lane[j] += value * value;
-      }
+      for (std::size_t i = begin + j; i < end; i += 8) lane[j] += values[i];
     }
-    sum +=
-        ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
+    sums.push_back(((lane[0] + lane[1]) + (lane[2] + lane[3])) +
+                   ((lane[4] + lane[5]) + (lane[6] + lane[7])));
   }
+  return sums;
+}
+
+/// The documented order: tiles of elements, groups of tiles, and groups as they come.
+template <class T>
+double by_lanes(const std::vector<T>& values) {
+  std::vector<double> squares;
+  for (const T value : values) {
+    squares.push_back(static_cast<double>(value) * static_cast<double>(value));
+  }
+  double sum = 0;
+  for (const double group : sums_by_lanes(sums_by_lanes(squares))) sum += group;
   return sum;
 }
 
@@ -54,6 +62,13 @@ TEST_CASE("the sum of squares is taken tile by tile in eight lanes in double") {
   check_type<bf16>();
   check_type<f16>();
   CHECK(sum_of_squares(static_cast<const float*>(nullptr), 0) == 0);
+}
+
+TEST_CASE("the sums of many tiles are added in groups") {
+  for (const std::size_t tiles : {9u, 100u, 2047u, 2048u, 2049u, 4099u}) {
+    const auto values = normal_values<float>(tiles * norm_tile - 3, 1);
+    CHECK(sum_of_squares(values.data(), values.size()) == by_lanes(values));
+  }
 }
 
 TEST_CASE("the sum of squares does not overflow where floats would") {

@@ -16,6 +16,11 @@
 #error "shardwise needs NCCL 2.22 or later"
 #endif
 
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 7)
+// Weak: null where the library that is loaded is of an earlier patch than the header.
+extern "C" [[gnu::weak]] ncclResult_t ncclCommRevoke(ncclComm_t comm, int revokeFlags);
+#endif
+
 namespace shardwise::inline v0_1::detail::nccl {
 
 /// ncclConfig_t has commName; windows and shrinking exist.

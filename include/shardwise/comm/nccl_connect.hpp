@@ -19,6 +19,19 @@
 
 namespace shardwise::inline v0_1::detail::nccl {
 
+/// The loaded library may be of another patch than the header, and newer, but not of an earlier
+/// release: what that lacks is found out in the middle of a run, or never.
+inline void check_version() {
+  int loaded = 0;
+  static_cast<void>(ncclGetVersion(&loaded));
+  if (loaded / 100 >= NCCL_VERSION_CODE / 100) return;
+  raise<BackendError>(
+      "this program was compiled with the header of NCCL {}.{}, but found the library of {}.{}: "
+      "put "
+      "the newer one first on the library's path, or compile with the older one's header",
+      NCCL_MAJOR, NCCL_MINOR, loaded / 10000, loaded / 100 % 100);
+}
+
 inline void check_adopted(ncclComm_t adopted, int own_rank, int size, int own_device) {
   int count = 0;
   int rank = 0;
@@ -77,6 +90,7 @@ inline void add_reductions(std::vector<std::unique_ptr<Channel>>& channels, int 
 [[nodiscard]] inline std::vector<std::unique_ptr<Channel>> connect(
     Rendezvous& rendezvous, const std::string& communicator_id, const NcclOptions& options,
     int device, ncclComm_t adopted) {
+  check_version();
   const int rank = rendezvous.rank();
   const int size = rendezvous.size();
   std::vector<std::unique_ptr<Channel>> channels;

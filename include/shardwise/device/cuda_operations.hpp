@@ -124,27 +124,35 @@ void reduce_as(cudaStream_t stream, const Reduction& r) {
 }
 
 [[gnu::weak]] std::size_t square_sums_partials(std::span<const NormRange> ranges) noexcept {
-  std::size_t tiles = 0;
-  for (const NormRange& range : ranges) tiles += NormTable::tiles_of(range.count);
-  return tiles;
+  std::size_t sums = 0;
+  for (const NormRange& range : ranges) {
+    const std::size_t tiles = NormTable::tiles_of(range.count);
+    sums += tiles + NormTable::tiles_of(tiles);
+  }
+  return sums;
 }
 
 [[gnu::weak]] void square_sums(cudaStream_t stream, std::span<const NormRange> ranges,
                                double* partials, double* results) {
   NormTable table;
+  NormTable groups;  // of the tiles' sums
   while (!ranges.empty()) {
     const DType type = ranges.front().type;
     table.clear();
+    groups.clear();
     while (table.ranges < NormTable::capacity && table.ranges < ranges.size() &&
            ranges[table.ranges].type == type) {
       const NormRange& range = ranges[table.ranges];
+      groups.add(partials + table.tiles(), NormTable::tiles_of(range.count));
       table.add(range.values, range.count);
     }
     dispatch_floating(type, [&]<class T>() {
       launch_tiles(stream, table.tiles(), NormTiles<T>{table, partials});
     });
-    launch_elements(stream, table.ranges, NormSums{table, partials, results});
     partials += table.tiles();
+    launch_tiles(stream, groups.tiles(), NormTiles<double, false>{groups, partials});
+    launch_elements(stream, table.ranges, NormSums{groups, partials, results});
+    partials += groups.tiles();
     results += table.ranges;
     ranges = ranges.subspan(table.ranges);
   }

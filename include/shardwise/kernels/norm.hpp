@@ -9,8 +9,15 @@
 
 namespace shardwise::inline v0_1 {
 
-/// Elements whose squares are added in one go; tiles run at once where a device has many lanes.
+/// Elements whose squares are added in one go, and tiles whose sums are: tiles run at once where a
+/// device has many lanes, and so do groups of so many tiles.
 inline constexpr std::size_t norm_tile = 2048;
+
+namespace detail {
+[[nodiscard]] inline double sum_of_lanes(const double (&lane)[8]) noexcept {
+  return ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
+}
+}  // namespace detail
 
 /// The sum of squares of `count` elements of one tile, in double and in one fixed order: lane j of
 /// eight adds the squares of elements i with i % 8 == j in ascending order, and the lanes are added
@@ -35,15 +42,20 @@ template <FloatingElement T>
     const auto value = cast_element<double>(elements[first + j]);
     lane[j] += value * value;
   }
-  return ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
+  return detail::sum_of_lanes(lane);
 }
 
-/// The sum of squares of `count` elements: the sums of its tiles, added in ascending order.
+/// The sum of squares of `count` elements: the sums of its tiles are added in groups, in the order
+/// in which tiles add their squares, and the sums of groups in ascending order.
 template <FloatingElement T>
 [[nodiscard]] double sum_of_squares(const T* elements, std::size_t count) noexcept {
   double sum = 0;
-  for (std::size_t first = 0; first < count; first += norm_tile) {
-    sum += tile_sum_of_squares(elements + first, std::min(norm_tile, count - first));
+  for (std::size_t first = 0; first < count;) {
+    double lane[8] = {};
+    for (std::size_t tile = 0; tile < norm_tile && first < count; ++tile, first += norm_tile) {
+      lane[tile % 8] += tile_sum_of_squares(elements + first, std::min(norm_tile, count - first));
+    }
+    sum += detail::sum_of_lanes(lane);
   }
   return sum;
 }

@@ -47,8 +47,8 @@ struct NormTable {
 };
 
 /// A functor for launch_tiles: partials[tile] = tile_sum_of_squares of kernels/norm.hpp, bit by
-/// bit.
-template <FloatingElement T>
+/// bit; without `squares`, the values are sums already.
+template <FloatingElement T, bool squares = true>
 struct NormTiles {
   static constexpr unsigned lanes = 8;
   struct State {};
@@ -85,11 +85,12 @@ struct NormTiles {
  private:
   SHARDWISE_HOST_DEVICE static void add(T element, double& sum) {
     const auto value = cast_element<double>(element);
-    sum += value * value;
+    sum += squares ? value * value : value;
   }
 };
 
-/// A functor for launch: results[r] = the sum of the partials of range r's tiles, in order.
+/// A functor for launch: results[r] = the sum of the partials of range r's tiles, in ascending
+/// order.
 struct NormSums {
   NormTable table;
   const double* partials;
