@@ -270,7 +270,7 @@ class Handle {
   // Ends its work and waits until none is left; false where NCCL cannot.
   [[nodiscard]] static bool revoke([[maybe_unused]] ncclComm_t comm) noexcept {
 #if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 7)
-    if (ncclCommRevoke == nullptr) return false;
+    if (!can_revoke()) return false;
     const auto begin = std::chrono::steady_clock::now();
     ncclResult_t result = ncclCommRevoke(comm, NCCL_REVOKE_DEFAULT);
     if (result == ncclSuccess) result = status_of(comm);
