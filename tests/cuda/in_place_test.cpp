@@ -269,6 +269,18 @@ TEST_CASE("parameters in place may go and come while others are lent") {
                      const auto lease = t.blocks[l].gather();
                      seen.expect(t.holds(t.host.big_of(l), l), fmt::format("layer {}", l));
                    }
+                   const std::size_t held = t.context.held().total();
+                   {
+                     const auto all = full_parameters(t.context);
+                     for (std::size_t l = 0; l < 5; ++l) {
+                       seen.expect(t.holds(t.host.big_of(l), l), "all are there at once");
+                     }
+                   }
+                   seen.expect(t.context.held().total() == held, "and go again");
+                   for (std::size_t l = 0; l < 5; ++l) {
+                     const auto lease = t.blocks[l].gather();
+                     seen.expect(t.holds(t.host.big_of(l), l), fmt::format("layer {} again", l));
+                   }
                    return seen;
                  }),
         2);
