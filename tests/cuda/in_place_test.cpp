@@ -5,7 +5,9 @@
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <chrono>
 #include <cstddef>
+#include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "emulation/control.hpp"
@@ -242,6 +244,31 @@ TEST_CASE("a gather waits on the host for those who read the memory that it take
           world);
   }
   emulation_control::set_option("jitter_us", nullptr);
+}
+
+TEST_CASE("a failure while the host waits for memory leaves nothing mapped") {
+  if (!shardwise_emulation_present()) SKIP("the emulation says what is left");
+  need_devices(2);
+  emulation_control::reset();
+  const std::size_t before[] = {emulation_control::used_bytes(0), emulation_control::used_bytes(1)};
+  std::string said;
+  try {
+    run_on_ranks(2, [](Communicator& communicator) {
+      Trainer t(communicator, Strategy::zero3());
+      const auto other = t.blocks[0].gather();
+      if (communicator.rank() == 1) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(30));
+        throw std::runtime_error("no more data");
+      }
+      t.blocks[2].prefetch();  // which never ends
+      static_cast<void>(t.blocks[3].gather());
+    });
+  } catch (const std::exception& error) {
+    said = error.what();
+  }
+  CHECK(said == "no more data");
+  CHECK(emulation_control::errors() == 0);
+  for (const int rank : {0, 1}) CHECK(emulation_control::used_bytes(rank) == before[rank]);
 }
 
 TEST_CASE("parameters in place may go and come while others are lent") {
