@@ -25,6 +25,7 @@ ROOMS = [
     ("lease", r"(lease|arena)\.hpp"),
     # Adapters: only the host's own sources include these, too.
     ("adapters", r"adapters/.*"),
+    ("config", r"config(/.*)?\.hpp"),
     ("sharded", r"(sharded_\w+|gradient_\w+|full_parameters|loss_scaler)\.hpp"),
 ]
 
@@ -46,6 +47,7 @@ ALLOWED = {
     "lease": BELOW_CONTEXT | {"context"},
     "sharded": BELOW_CONTEXT | {"context", "lease", "optim"},
     "umbrella": BELOW_CONTEXT | {"context", "lease", "sharded", "optim"},
+    "config": {"core", "strategy", "comm"},
     "adapters": BELOW_CONTEXT | {"context", "lease", "sharded", "optim"},
 }
 
@@ -57,6 +59,8 @@ FOREIGN = {
     "adapters/torch/model.hpp": {"torch/nn/module.h", "torch/types.h"},
     "adapters/torch/pass.hpp": {"torch/csrc/autograd/engine.h", "torch/types.h"},
     "core/format.hpp": {"fmt/core.h"},
+    "config/yaml_reader.hpp": {f"yaml-cpp/{name}.h"
+                               for name in ("emitterstyle", "eventhandler", "exceptions", "mark", "parser")},
     "comm/file_rendezvous.hpp": {"unistd.h"},
     "comm/launch.hpp": {"unistd.h"},
     "comm/private_directory.hpp": {"dirent.h", "fcntl.h", "sys/stat.h", "unistd.h"},
@@ -79,6 +83,8 @@ FOREIGN = {
 UNREACHABLE = [
     (r"shardwise\.hpp", r"mpi\.h|cuda.*|nccl.*|nlohmann/.*|yaml-cpp/.*|torch/.*", "the umbrella is for every host"),
     (r"shardwise\.hpp", r"shardwise/comm/(self|thread)\.hpp", "the host includes the backend it wants"),
+    (r"shardwise\.hpp", r"shardwise/config.*", "it is a component"),
+    (r"config/write\.hpp", r"yaml-cpp/.*", "writing needs no parser"),
     (r"kernels/.*|core/(dtype|host_device|reduce_spec|tensor_options)\.hpp", r"fmt/.*",
      "device code is compiled with it"),
 ]
