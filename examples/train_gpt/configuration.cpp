@@ -139,6 +139,10 @@ void apply_configuration(Options& options, const Given& given) {
   if (values.clip) options.clip = *values.clip;
   options.strategy_of_file = strategy;
   options.effective = loaded.print();
+  if (options.world_of_one_reference) {
+    options.effective +=
+        "# --world-of-one-reference: of this, the size of the step, types and clip\n";
+  }
   if (values.loss_scale || values.loss_scale_growth || values.loss_scale_window ||
       values.loss_scale_minimum) {
     options.effective += "# train_gpt does not scale its loss: loss_scale has no effect in it\n";

@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
+#include <cstddef>
+#include <optional>
 #include <shardwise/comm/thread.hpp>
 #include <shardwise/config.hpp>
 #include <string>
@@ -97,15 +99,29 @@ TEST_CASE("a file that one rank cannot read is the same error on all") {
   for (const int world : {1, 2, 4}) {
     const auto said = messages(world, [&](Communicator& comm) {
       const bool last = comm.rank() == world - 1;
+      Hints hints = all_hints();
+      hints.world = std::nullopt;
       static_cast<void>(load_config(
-          comm, last ? std::string("nowhere.json") : fixture("deepspeed_z2.json"), all_hints()));
+          comm, last ? std::string("nowhere.json") : fixture("deepspeed_z2.json"), hints));
     });
     CHECK(said[0] ==
           "on rank " + std::to_string(world - 1) + ": nowhere.json: the file cannot be read");
     CHECK(std::count(said.begin(), said.end(), said[0]) == world);
   }
-  const auto loaded = on_threads(3, [](Communicator& comm) {
-    return load_config(comm, fixture("deepspeed_z2.json"), all_hints()).strategy().name();
-  });
-  CHECK(loaded == std::vector<std::string>(3, "zero2"));
+}
+
+TEST_CASE("the world is the communicator's") {
+  for (const int world : {1, 3}) {
+    const auto batches = on_threads(world, [](Communicator& comm) {
+      Hints hints = all_hints();
+      hints.world = std::nullopt;
+      return load_config(comm, fixture("deepspeed_z2.json"), hints).values().global_batch;
+    });
+    for (const auto& batch : batches) CHECK(batch == static_cast<std::size_t>(world) * 6);
+  }
+  const auto said = messages(
+      3, [](Communicator& comm) { static_cast<void>(load_config(comm, fixture("fsdp_v1.yaml"))); });
+  CHECK_THAT(said[0],
+             ContainsSubstring("19:16: num_processes: it is for 2 ranks, and there are 3"));
+  CHECK(std::count(said.begin(), said.end(), said[0]) == 3);
 }

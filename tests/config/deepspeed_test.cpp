@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <cstddef>
@@ -20,6 +21,16 @@ namespace {
 
 LoadedConfiguration zero(const std::string& keys, const Hints& hints = all_hints()) {
   return parse_config("{\"zero_optimization\": {" + keys + "}}", "f", hints);
+}
+
+// The paths of what is no group.
+void add_leaves(const detail::ConfigNode& map, const std::string& path,
+                std::vector<std::string>& leaves) {
+  for (const detail::ConfigMember& member : map.members) {
+    const std::string here = detail::joined_path(path, member.key);
+    if (member.value.members.empty()) leaves.push_back(here);
+    add_leaves(member.value, here, leaves);
+  }
 }
 
 // The one problem of a text.
@@ -127,6 +138,15 @@ TEST_CASE("what has no effect here is listed with the reason, and nothing is lef
   for (const std::string& name : fixtures_that_load()) {
     const auto loaded = load_config(fixture(name), all_hints());
     INFO(name);
+    std::vector<std::string> leaves;
+    add_leaves(detail::parse_document(read_text(fixture(name)), "f"), {}, leaves);
+    CHECK(leaves.size() > 10);
+    for (const std::string& leaf : leaves) {
+      INFO(leaf);
+      CHECK(std::any_of(loaded.keys().begin(), loaded.keys().end(), [&](const auto& key) {
+        return key.path == leaf || leaf.starts_with(key.path + ".");
+      }));
+    }
     for (const ConfigKeyReport& key : loaded.keys()) {
       INFO(key.path);
       CHECK_FALSE(key.note.empty());
@@ -328,19 +348,35 @@ TEST_CASE("all errors come in one pass, in the file's order") {
       "  \"gradient_clipping\": 1,\n"
       "  \"steps_per_print\": []\n"
       "}\n");
+  const std::string refused =
+      "f:6:31: zero_optimization.zero_quantized_weights: true is refused: quantised communication "
+      "is not built yet; nearest file that works: shardwise's "
+      "examples/configs/deepspeed_zero0.json; "
+      "--allow-unsupported goes on without";
   const std::vector<std::string> expected = {
       "f:3:5: zero_optimization.stge: unknown key; did you mean \"stage\"?",
       "f:4:14: zero_optimization.stage: expected an integer, from 0 to 3, found 4",
       "f:5:21: zero_optimization.overlap_comm: expected true or false, found \"true\"",
-      "f:6:31: zero_optimization.zero_quantized_weights: true is refused: quantised communication "
-      "is not built yet; nearest file that works: shardwise's "
-      "examples/configs/deepspeed_zero0.json; "
-      "--allow-unsupported goes on without",
+      refused,
       "f:8:3: stage: unknown key; did you mean \"zero_optimization.stage\"?",
       "f:9:24: gradient_clipping: expected a number, 0 or more, or \"auto\", found -1",
       "f:10:3: gradient_clipping: given twice; first at 9:3",
       "f:11:22: steps_per_print: expected an integer, 0 or more, found a list"};
   CHECK(found == expected);
+}
+
+TEST_CASE("auto is taken where Hugging Face makes nothing of it that matters here") {
+  const auto loaded = parse_config(
+      "{\"amp\": {\"enabled\": \"auto\", \"opt_level\": \"auto\"}, \"zero_optimization\": {"
+      "\"stage\": 3, \"offload_param\": {\"device\": \"auto\"}, "
+      "\"stage3_gather_16bit_weights_on_model_save\": \"auto\"}}",
+      "f");
+  CHECK(loaded.strategy() == Strategy::zero3());
+  for (const ConfigKeyReport& key : loaded.keys()) {
+    CHECK((key.outcome == Outcome::without_effect || key.path == "zero_optimization.stage"));
+  }
+  CHECK_THAT(only("{\"zero_optimization\": {\"stage\": \"auto\"}}"),
+             ContainsSubstring("expected an integer"));
 }
 
 TEST_CASE("null is as if the key were not there, where DeepSpeed takes it") {

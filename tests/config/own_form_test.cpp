@@ -99,6 +99,11 @@ TEST_CASE("neither a file's name nor a value ends a comment") {
       "name\nprefetch: 9 \xff\r# x");
   const auto again = parse_config(loaded.print(), "printed");
   CHECK(again.values() == loaded.values());
+  // What is shortened is still text.
+  for (const ConfigKeyReport& key : loaded.keys()) {
+    CHECK_FALSE(detail::find_non_utf8(key.value));
+    CHECK(key.value.find('\n') == std::string::npos);
+  }
 }
 
 TEST_CASE("fields are read as they are named, with 5e8 and MiB") {
@@ -126,6 +131,8 @@ TEST_CASE("fields are read as they are named, with 5e8 and MiB") {
   CHECK(loaded.source(ConfigField::bucket_bytes) == "own.yaml:3:15: bucket_bytes");
   CHECK(loaded.source(ConfigField::parameters) == "own.yaml:2:11: strategy");
   CHECK(loaded.source(ConfigField::prefetch) == "default");
+  CHECK(loaded.says(ConfigField::bucket_bytes));
+  CHECK_FALSE(loaded.says(ConfigField::prefetch));
   // JSON is as good.
   CHECK(parse_config("{\"strategy\": \"zero2\", \"prefetch\": 3,}", "f").strategy().prefetch == 3);
   // A field has the last word over the name, wherever it stands.
@@ -172,6 +179,24 @@ TEST_CASE("fields that contradict each other are refused where they stand") {
   CHECK(complaints("ranks: 2\nmicro_batch: 3\nmicro_batches: 4\nglobal_batch: 25\n") ==
         std::vector<std::string>{"f:4:15: global_batch: it is ranks x micro_batch x micro_batches, "
                                  "but 25 is not 2 x 3 x 4"});
+}
+
+TEST_CASE("every name of a strategy is read") {
+  for (const char* name :
+       {"ddp", "zero1", "zero2", "zero3", "zero3-no-reshard", "fsdp", "fsdp-shard-grad-op"}) {
+    CHECK(parse_config("strategy: " + std::string(name) + "\n", "f").strategy() ==
+          Strategy::parse(name));
+  }
+  // The names that the library has are the words of the key.
+  try {
+    static_cast<void>(Strategy::parse("?"));
+  } catch (const ConfigError& error) {
+    std::string words(detail::keys::own[0].domain);
+    for (std::size_t at = 0; (at = words.find('|', at)) != std::string::npos;) {
+      words.replace(at, 1, ", ");
+    }
+    CHECK_THAT(error.what(), ContainsSubstring("choose one of: " + words));
+  }
 }
 
 TEST_CASE("an override has the last word, and says so") {

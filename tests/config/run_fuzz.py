@@ -47,8 +47,8 @@ def main():
     run = subprocess.run([program, f"-max_total_time={options.seconds}", "-timeout=10", "-rss_limit_mb=2048",
                           "-max_len=4096", f"-dict={work / 'words.dict'}", f"-artifact_prefix={work}/",
                           "-print_final_stats=1", corpus, seeds], capture_output=True, text=True)
-    print("\n".join(run.stderr.splitlines()[-25:]))
-    return run.returncode
+    print("\n".join(run.stderr.splitlines()[-40:]))
+    return 1 if run.returncode else 0  # libFuzzer ends with 77, too
 
 
 if __name__ == "__main__":

@@ -71,7 +71,8 @@ Score score_of(ConfigForm form, int edits, int samples, std::mt19937& random) {
       std::string text = "{\"" + typo + "\": 1}";
       for (std::string rest = parent; !rest.empty();) {
         const std::size_t at = rest.rfind('.');
-        text = "{\"" + rest.substr(at == std::string::npos ? 0 : at + 1) + "\": " + text + "}";
+        text.insert(0, "{\"" + rest.substr(at == std::string::npos ? 0 : at + 1) + "\": ");
+        text += '}';
         rest = rest.substr(0, at == std::string::npos ? 0 : at);
       }
       std::string message;

@@ -17,7 +17,7 @@ using Catch::Matchers::ContainsSubstring;
 
 namespace {
 
-Options parse(std::vector<std::string> arguments) {
+Options parse(const std::vector<std::string>& arguments) {
   std::vector<const char*> all = {"train_gpt"};
   for (const std::string& argument : arguments) all.push_back(argument.c_str());
   return parse_options(static_cast<int>(all.size()), all.data());

@@ -20,6 +20,9 @@ namespace keys {
 
 using enum ConfigKind;
 
+inline constexpr ConfigKey wrapped_layers =
+    ignores("fsdp_config.transformer_layer_cls_to_wrap", value, why::wrapping);
+
 inline constexpr ConfigKey accelerate[] = {
     {.path = "compute_environment",
      .kind = word,
@@ -60,7 +63,8 @@ inline constexpr ConfigKey accelerate[] = {
     applies("fsdp_config.forward_prefetch", yes_no, "prefetch: at least 1 where true. Version 1"),
     ignores("fsdp_config.auto_wrap_policy", word, why::wrapping,
             "TRANSFORMER_BASED_WRAP|SIZE_BASED_WRAP|NO_WRAP"),
-    ignores("fsdp_config.transformer_layer_cls_to_wrap", value, why::wrapping),
+    wrapped_layers,
+    spelled("fsdp_config.transformer_cls_names_to_wrap", wrapped_layers),
     ignores("fsdp_config.min_num_params", integer, why::wrapping, "0.."),
     ignores("fsdp_config.ignored_modules", value, why::wrapping),
     ignores("fsdp_config.state_dict_type", word, why::saves,
@@ -93,7 +97,15 @@ inline constexpr ConfigKey accelerate[] = {
             "0.."),
     ignores("parallelism_config.parallelism_config_cp_comm_strategy", text,
             "it tunes context parallelism"),
+    ignores("parallelism_config.parallelism_config_cp_backend", text,
+            "it tunes context parallelism"),
     ignores("parallelism_config.parallelism_config_sp_backend", text,
+            "it tunes sequence parallelism"),
+    ignores("parallelism_config.parallelism_config_sp_seq_length", integer,
+            "it tunes sequence parallelism", "0.."),
+    ignores("parallelism_config.parallelism_config_sp_seq_length_is_variable", yes_no,
+            "it tunes sequence parallelism"),
+    ignores("parallelism_config.parallelism_config_sp_attn_implementation", text,
             "it tunes sequence parallelism"),
 
     ignores("debug", yes_no, "see ContextOptions::debug"),

@@ -76,15 +76,22 @@ inline void agree(Communicator& comm, const LoadedConfiguration& loaded,
   }
 }
 
-/// Collective: each rank reads its file, and all agree. Where a rank cannot, all ranks throw the
-/// ConfigError of the first one.
+/// Collective: each rank reads its file, and all agree. Where a rank cannot, or its file is for
+/// another number of ranks, all throw the ConfigError of the first one. The hint `world` is the
+/// communicator's size, if none is given.
 [[nodiscard]] inline LoadedConfiguration load_config(Communicator& comm, const std::string& file,
-                                                     const Hints& hints = {},
+                                                     Hints hints = {},
                                                      const ConfigOptions& options = {}) {
+  if (!hints.world) hints.world = detail::ranks_of(comm);
   std::optional<LoadedConfiguration> loaded;
   std::string failure;
   try {
     loaded = load_config(file, hints, options);
+    const std::optional<std::size_t>& ranks = loaded->values().ranks;
+    if (ranks && *ranks != detail::ranks_of(comm)) {
+      raise<ConfigError>("{}: it is for {} ranks, and there are {}; start so many, or change it",
+                         loaded->source(ConfigField::ranks), *ranks, comm.size());
+    }
   } catch (const ConfigError& error) {
     failure = error.what();
     if (failure.empty()) failure = "the configuration cannot be read";

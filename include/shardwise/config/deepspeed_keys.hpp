@@ -85,6 +85,13 @@ namespace keys {
 
 using enum ConfigKind;
 
+/// accelerate makes "none" of "auto", unless it is told otherwise.
+[[nodiscard]] constexpr ConfigKey offloads(std::string_view path) noexcept {
+  ConfigKey key = refuses(path, word, why::offload, "none|auto", "none|cpu|nvme");
+  key.automatic = true;
+  return key;
+}
+
 inline constexpr ConfigKey prefetch_bucket =
     applies("zero_optimization.stage3_prefetch_bucket_size", integer,
             "prefetch: 0 for 0; else elements / Hints::largest_parameter, rounded up; without it "
@@ -110,8 +117,13 @@ inline constexpr ConfigKey max_reuse = {
     .note = "a parameter is given back when the host releases it",
     .domain = "0..",
     .automatic = true};
-inline constexpr ConfigKey gather_16bit =
-    ignores("zero_optimization.stage3_gather_16bit_weights_on_model_save", boolean, why::saves);
+inline constexpr ConfigKey gather_16bit = {
+    .path = "zero_optimization.stage3_gather_16bit_weights_on_model_save",
+    .kind = boolean,
+    .outcome = ConfigOutcome::without_effect,
+    .note = why::saves,
+    .automatic = true,
+    .nullable = true};
 inline constexpr ConfigKey granularity =
     ignores("zero_optimization.stage3_module_granularity_threshold", integer, why::units, "0..");
 inline constexpr ConfigKey all_reduce_fetch =
@@ -185,15 +197,14 @@ inline constexpr ConfigKey deepspeed[] = {
             "storage is what the host initialises it to"),
     ignores("zero_optimization.elastic_checkpoint", boolean, why::saves),
     group("zero_optimization.offload_param", true),
-    refuses("zero_optimization.offload_param.device", word, why::offload, "none", "none|cpu|nvme"),
+    offloads("zero_optimization.offload_param.device"),
     ignores("zero_optimization.offload_param.nvme_path", text, why::offloaded),
     ignores("zero_optimization.offload_param.buffer_count", integer, why::offloaded, "0.."),
     ignores("zero_optimization.offload_param.buffer_size", integer, why::offloaded, "0.."),
     ignores("zero_optimization.offload_param.max_in_cpu", integer, why::offloaded, "0.."),
     ignores("zero_optimization.offload_param.pin_memory", boolean, why::offloaded),
     group("zero_optimization.offload_optimizer", true),
-    refuses("zero_optimization.offload_optimizer.device", word, why::offload, "none",
-            "none|cpu|nvme"),
+    offloads("zero_optimization.offload_optimizer.device"),
     ignores("zero_optimization.offload_optimizer.nvme_path", text, why::offloaded),
     ignores("zero_optimization.offload_optimizer.buffer_count", integer, why::offloaded, "0.."),
     ignores("zero_optimization.offload_optimizer.pin_memory", boolean, why::offloaded),
@@ -290,7 +301,7 @@ inline constexpr ConfigKey deepspeed[] = {
      .kind = boolean,
      .outcome = ConfigOutcome::refused,
      .note = why::amp,
-     .harmless = "false",
+     .harmless = "false|auto",
      .automatic = true},
     ignores("amp.opt_level", text, "it is about apex"),
     ignores("amp.loss_scale", value, "it is about apex"),

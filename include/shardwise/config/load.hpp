@@ -37,7 +37,7 @@ struct ConfigOptions {
 
 namespace detail {
 
-inline constexpr std::size_t largest_config = std::size_t{1} << 20;
+inline constexpr std::size_t largest_config = std::size_t{1} << 18;
 
 [[nodiscard]] inline std::span<const ConfigKey> keys_of(ConfigForm form) noexcept {
   if (form == ConfigForm::deepspeed) return keys::deepspeed;
@@ -139,8 +139,7 @@ template <class Rules>
     }
   }
   if (reading.failed()) throw ConfigErrors(reading.problems());
-  return {name, form, std::move(draft.configuration), std::move(draft.sources),
-          reading.take_reports()};
+  return {name, form, draft.configuration, std::move(draft.sources), reading.take_reports()};
 }
 
 }  // namespace detail

@@ -21,11 +21,11 @@ namespace shardwise::inline v0_1 {
 /// key.
 class LoadedConfiguration {
  public:
-  LoadedConfiguration(std::string file, ConfigForm form, Configuration values,
+  LoadedConfiguration(std::string file, ConfigForm form, const Configuration& values,
                       ConfigSources sources, std::vector<ConfigKeyReport> keys)
       : file_(std::move(file)),
         form_(form),
-        values_(std::move(values)),
+        values_(values),
         sources_(std::move(sources)),
         keys_(std::move(keys)) {}
 
@@ -53,7 +53,7 @@ class LoadedConfiguration {
     if (!detail::info_of(field).scan(text, changed)) {
       raise<ConfigError>("{}: '{}' is no value of {}", source, text, name_of(field));
     }
-    values_ = std::move(changed);
+    values_ = changed;
     sources_[static_cast<std::size_t>(field)] = std::move(source);
   }
   /// The placements and reshard_after_forward of a named strategy; ConfigError where there is none.

@@ -50,11 +50,6 @@ class ConfigReading {
     const auto found = values_.find(path);
     return found == values_.end() ? nullptr : &found->second;
   }
-  /// True where a boolean is there, and true.
-  [[nodiscard]] bool is_true(std::string_view path) const {
-    const ConfigValue* value = find(path);
-    return value != nullptr && value->flag;
-  }
 
   /// What a value did, in the report: "bucket_bytes = 1000000000".
   void applied(const ConfigValue& value, std::string note) {
@@ -107,6 +102,7 @@ class ConfigReading {
     std::stable_sort(sorted.begin(), sorted.end(),
                      [](const auto& a, const auto& b) { return a.first < b.first; });
     std::vector<ConfigProblem> result;
+    result.reserve(sorted.size());
     for (auto& [offset, problem] : sorted) result.push_back(std::move(problem));
     return result;
   }

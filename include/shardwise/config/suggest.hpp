@@ -56,13 +56,15 @@ namespace shardwise::inline v0_1::detail {
   if (found.size() > 200) return {};
   for (const std::string_view word : words) {
     Score score;
+    const std::size_t longer = std::max(found.size(), word.size());
+    const std::size_t most = std::max(std::size_t{2}, longer / 3);
+    score.length = longer - std::min(found.size(), word.size());
+    if (score.length > most) continue;
     score.distance = edit_distance(found, word);
+    // Two edits of a short word are another word.
+    if (score.distance > most || score.distance >= longer) continue;
     const auto parted = std::mismatch(found.begin(), found.end(), word.begin(), word.end());
     score.unlike = found.size() - static_cast<std::size_t>(parted.first - found.begin());
-    score.length = std::max(found.size(), word.size()) - std::min(found.size(), word.size());
-    const std::size_t most = std::max(std::size_t{2}, std::max(found.size(), word.size()) / 3);
-    // Two edits of a short word are another word.
-    if (score.distance > most || score.distance >= std::max(word.size(), found.size())) continue;
     if (score < best) {
       best = score;
       nearest = word;

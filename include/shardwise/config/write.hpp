@@ -60,8 +60,9 @@ namespace detail {
 }  // namespace detail
 
 /// The configuration in shardwise's own form: YAML, one key a line, which load_config reads back as
-/// an equal value. `heading`: comment before it, one or more lines. `sources`: comment behind each
-/// value. What the configuration leaves to the host is not written.
+/// an equal value, if each field is of its domain (docs/configuration.md). `heading`: comment
+/// before it, one or more lines. `sources`: comment behind each value. What the configuration
+/// leaves to the host is not written.
 [[nodiscard]] inline std::string write_config(const Configuration& configuration,
                                               std::string_view heading = {},
                                               const ConfigSources& sources = {}) {

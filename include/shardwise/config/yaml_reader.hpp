@@ -59,9 +59,6 @@ class YamlReader final : public YAML::EventHandler {
   void OnAlias(const YAML::Mark& mark, YAML::anchor_t) override {
     fail(mark, "aliases are not read here; write the value out");
   }
-  void OnAnchor(const YAML::Mark& mark, const std::string&) override {
-    fail(mark, "anchors are not read here; write values out where they are used");
-  }
   void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
                 const std::string& value) override {
     if (!plain(mark, tag, anchor)) return;
