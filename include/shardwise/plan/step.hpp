@@ -31,7 +31,7 @@ namespace shardwise::inline v0_1 {
 /// The library's own optimizers, by name.
 enum class OptimizerKind : std::uint8_t { adamw, adam, sgd, momentum, lion };
 
-/// Calls f.template operator()<Optimizer>().
+/// Calls `f.template operator()<Optimizer>()`.
 template <class F>
 decltype(auto) with_optimizer(OptimizerKind kind, F&& f) {
   switch (kind) {
