@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <concepts>
 #include <cstddef>
+#include <cstdint>
 #include <span>
 
 #include "../core/dtype.hpp"
 #include "../core/error.hpp"
+#include "../core/observer.hpp"
 #include "../core/stream_ref.hpp"
 #include "../kernels/norm.hpp"
 #include "../kernels/segments.hpp"
@@ -51,6 +53,27 @@ class SimulatedStream {
   SimulatedTimeline* line_;
 };
 
+/// What runs in virtual time is told to nobody.
+class UnobservedTimeline {
+ public:
+  UnobservedTimeline(Observer* /*observer*/, SimulatedStream& /*compute*/,
+                     SimulatedStream& /*communication*/) noexcept {}
+
+  static constexpr bool asynchronous = true;
+
+  void begin_run(std::uint64_t /*sequence*/, Activity /*activity*/,
+                 SubjectId /*subject*/) noexcept {}
+  void end_run() noexcept {}
+  void begin_wait() noexcept {}
+  void end_wait(const WaitRecord& /*record*/) noexcept {}
+  void begin_update() noexcept {}
+  void end_update(SubjectId /*subject*/) noexcept {}
+  void mark(Mark /*mark*/, SubjectId /*subject*/) noexcept {}
+  void end_step(const StepResult& /*result*/) noexcept {}
+  void poll() noexcept {}
+  void flush() noexcept {}
+};
+
 namespace detail {
 
 /// Bytes that a functor reads and writes for each element; 0 where it is not one of the library's.
@@ -72,6 +95,7 @@ inline constexpr std::size_t touched_bytes<UpdateAndCast<Step, Out>> = touched_b
 struct SimulatedDevice {
   using Stream = SimulatedStream;
   using Event = SimulatedEvent;
+  using Timeline = UnobservedTimeline;
 
   static constexpr MemoryKind memory = MemoryKind::simulated;
   static constexpr std::size_t alignment = 256;
