@@ -75,6 +75,7 @@ int main(int count, char** arguments) try {
   if (own.hardware.empty()) fmt::print(stderr, "measuring this machine ...\n");
   const shardwise::Hardware hardware =
       own.hardware.empty() ? plan::calibrate(options, 0.02) : plan::read_hardware(own.hardware);
+  plan::require_ranks(hardware, options.ranks);
   compare_strategies::Comparison comparison =
       compare_strategies::compare(options, hardware, own.rounds);
   if (own.tune) compare_strategies::tune(comparison, own.rounds);

@@ -110,6 +110,15 @@ Hardware read_hardware(const std::string& file) {
   return hardware;
 }
 
+void require_ranks(const Hardware& hardware, std::size_t ranks) {
+  const auto measured = static_cast<std::size_t>(hardware.topology.devices_per_node);
+  if (!hardware.topology.measured || measured == ranks) return;
+  throw std::invalid_argument(
+      fmt::format("the hardware '{}' was measured with {} ranks, but there are {}: calibrate with "
+                  "--ranks {}",
+                  hardware.name, measured, ranks, ranks));
+}
+
 void write_hardware(const Hardware& hardware, const std::string& file) {
   const auto& processor = hardware.processor;
   const auto& topology = hardware.topology;

@@ -119,9 +119,8 @@ void complete(Options& o) {
     throw std::invalid_argument(
         "which model? Give --model (--list shows them), --layers and --width, or --params");
   }
-  if (!o.model.empty() && (o.params > 0 || o.has_sizes)) {
-    throw std::invalid_argument(
-        "--model says all sizes: leave --params, --layers and --width out, or leave it out");
+  if (!o.has_sizes && (o.shape.layers > 0 || o.shape.width > 0)) {
+    throw std::invalid_argument("--layers and --width belong together: give both");
   }
   if (o.devices < 1 || o.micro_batch < 1 || o.micro_batches < 1) {
     throw std::invalid_argument("--devices, --micro-batch and --micro-batches are at least 1");
@@ -155,6 +154,14 @@ Options parse_options(int count, const char* const* arguments) {
       ->group("Output");
   train_gpt::parse(app, count, arguments, [&] {
     o.has_vocabulary = app.count("--vocabulary") > 0;
+    o.has_sequence = app.count("--sequence") > 0;
+    for (const char* size :
+         {"--params", "--layers", "--width", "--heads", "--kv-heads", "--feed-forward",
+          "--vocabulary", "--gated", "--untied", "--no-biases", "--no-positions"}) {
+      if (o.model.empty() || app.count(size) == 0) continue;
+      throw std::invalid_argument(
+          fmt::format("--model says all sizes but --sequence: leave {} out, or --model", size));
+    }
     complete(o);
     if (!o.list) {
       static_cast<void>(model_of(o));
@@ -180,9 +187,7 @@ shardwise::PlannedModel model_of(const Options& o) {
     return {"", {std::move(all)}, {}, 0};
   }
   shardwise::TransformerShape shape = o.model.empty() ? o.shape : model_preset(o.model).shape;
-  if (!o.model.empty() && o.shape.sequence != shardwise::TransformerShape{}.sequence) {
-    shape.sequence = o.shape.sequence;
-  }
+  if (o.has_sequence) shape.sequence = o.shape.sequence;
   shardwise::TransformerUse use;
   use.micro_batch = o.micro_batch;
   use.activation_bytes = shardwise::size_of(type_of(o.lease));
@@ -215,6 +220,7 @@ shardwise::Hardware hardware_of(const Options& o) {
       o.hardware_file.empty()
           ? hardware_of(device_preset(o.device), network_preset(o.network), per_node)
           : read_hardware(o.hardware_file);
+  require_ranks(hardware, o.devices);
   if (o.device_memory > 0) hardware.memory = whole(o.device_memory);
   if (o.flops > 0) hardware.flops = o.flops;
   if (o.memory_bandwidth > 0) hardware.processor.memory_bandwidth = o.memory_bandwidth;

@@ -15,6 +15,7 @@ struct Options {
   shardwise::TransformerShape shape;
   bool has_sizes = false;  ///< layers and width were given
   bool has_vocabulary = false;
+  bool has_sequence = false;
 
   std::string lease = "bf16";
   std::string gradient = "bf16";

@@ -116,6 +116,14 @@ TEST_CASE("sizes and a number of parameters leave the rest to the embedding") {
              ContainsSubstring("more than --params 1e+09"));
 }
 
+TEST_CASE("a known model may be trained on other sequences") {
+  const auto activations = [](const char* sequence) {
+    return run({"--model", "llama-7b", "--sequence", sequence})["strategies"][0]["activation_bytes"]
+        .get<double>();
+  };
+  CHECK(activations("1024") * 2 == activations("2048"));
+}
+
 TEST_CASE("faster links make the step no slower, and flops shorten it") {
   const auto zero3 = [](std::vector<const char*> more) {
     std::vector<const char*> all{"--model", "gpt2-xl", "--devices", "8"};
@@ -130,7 +138,10 @@ TEST_CASE("what does not fit together is refused with what to do") {
   CHECK_THAT(refusal({}), ContainsSubstring("which model?"));
   CHECK_THAT(refusal({"--model", "gpt9"}),
              ContainsSubstring("there is no model 'gpt9'; there is gpt2,"));
-  CHECK_THAT(refusal({"--model", "gpt2", "--params", "1e9"}), ContainsSubstring("leave --params"));
+  CHECK_THAT(refusal({"--model", "gpt2", "--params", "1e9"}),
+             ContainsSubstring("leave --params out"));
+  CHECK_THAT(refusal({"--model", "gpt2", "--heads", "3"}), ContainsSubstring("leave --heads out"));
+  CHECK_THAT(refusal({"--params", "1e9", "--layers", "3"}), ContainsSubstring("give both"));
   CHECK_THAT(refusal({"--model", "gpt2", "--device", "tpu"}), ContainsSubstring("a100-80gb"));
   CHECK_THAT(refusal({"--model", "gpt2", "--devices", "9", "--nodes", "2"}),
              ContainsSubstring("same number on each"));
@@ -164,6 +175,8 @@ TEST_CASE("hardware is written and read") {
   hardware.topology.measured = shardwise::MeasuredCollectives{{1, 2}, {3, 4}, {5, 6}, 7};
   plan::write_hardware(hardware, file);
   CHECK(plan::read_hardware(file) == hardware);
+  CHECK_THAT(refusal({"--model", "gpt2", "--devices", "8", "--hardware", file.c_str()}),
+             ContainsSubstring("measured with 4 ranks"));
   const auto refused = [&](const char* text) {
     std::ofstream(file) << text;
     try {
