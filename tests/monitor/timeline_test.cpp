@@ -158,3 +158,19 @@ TEST_CASE("the timeline of a device is in its order, and each collective runs on
     }
   }
 }
+
+TEST_CASE("marks without end lose no step") {
+  const auto seen = on_ranks(1, [](Communicator& communicator) {
+    Monitor monitor;
+    Context<Device> context(communicator, Strategy::zero3(), {.observer = &monitor});
+    for (int step = 0; step < steps; ++step) {
+      context.begin_step();
+      for (int mark = 0; mark < 3000; ++mark) context.begin_micro_batch();
+      context.end_step({.loss = 1, .tokens = 1});
+    }
+    context.flush_observer();
+    return monitor.snapshot();
+  });
+  CHECK(seen[0].steps == steps);
+  CHECK(seen[0].sum.tokens == steps - 1);
+}
