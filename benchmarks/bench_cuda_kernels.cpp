@@ -74,7 +74,12 @@ void add_step(Table& table, const Options& options, Communicator& comm, CudaStre
                                                                        {.learning_rate = 1e-3f});
   block.initialize([](const auto&, std::size_t element) { return value_of(element); });
   {
+    std::vector<G> values(options.elements);
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      values[i] = shardwise::cast_element<G>(1e-2f * value_of(i + 1));
+    }
     auto lease = gradient.template lease<G>();
+    CudaDevice::upload(stream, lease[0].data(), values.data(), values.size() * sizeof(G));
     std::move(lease).reduce();
   }
   table.add(name, bytes_per_element, [&] { state.step(block, gradient); });

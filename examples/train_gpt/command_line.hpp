@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 
 #include <CLI/CLI.hpp>
+#include <shardwise/core/error.hpp>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -70,6 +71,8 @@ void parse(CLI::App& app, int count, const char* const* arguments, const Finish&
     std::ostringstream errors;
     const int code = app.exit(error, out, errors);
     throw OptionsExit(out.str() + errors.str(), code);
+  } catch (const shardwise::ConfigError& error) {
+    throw OptionsExit(fmt::format("{}\n", error.what()), 2);
   } catch (const std::invalid_argument& error) {
     throw OptionsExit(fmt::format("{}\n", error.what()), 2);
   }

@@ -23,6 +23,7 @@ std::string printable(std::string text) {
 int main(int count, char** arguments) try {
   using namespace train_gpt;
   const Options options = parse_options(count, arguments);
+  if (!options.effective.empty() && !options.quiet) fmt::print("{}\n", options.effective);
   const Report report =
       options.world_of_one_reference ? plain::train(options) : sharded::train(options);
   if (options.sample > 0) fmt::print("sample: {}\n\n", printable(report.sample));

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "command_line.hpp"
+#include "configuration.hpp"
 
 namespace train_gpt {
 namespace {
@@ -22,6 +23,15 @@ Options parse_options(int count, const char* const* arguments) {
                "train_gpt");
   app.option_defaults()->always_capture_default();
 
+  app.add_option(
+         "--config", o.config,
+         "File: shardwise's own form, DeepSpeed's JSON, accelerate's FSDP YAML; other options "
+         "override it")
+      ->check(CLI::ExistingFile)
+      ->group("Ranks");
+  app.add_flag("--allow-unsupported", o.allow_unsupported,
+               "Leave out what the file asks for and is not built, instead of refusing it")
+      ->group("Ranks");
   add_count(app, "--ranks", o.ranks, "Ranks that share the work")->group("Ranks");
   app.add_option("--backend", o.backend, "How ranks talk")
       ->check(CLI::IsMember({"threads", "self"}))
@@ -52,6 +62,11 @@ Options parse_options(int count, const char* const* arguments) {
   add_training_options(app, o);
 
   parse(app, count, arguments, [&] {
+    if (!o.config.empty()) {
+      apply_configuration(o, [&](std::string_view option) {
+        return app.get_option(std::string(option))->count() > 0;
+      });
+    }
     if (o.world_of_one_reference) o.ranks = 1;
     validate(o);
   });

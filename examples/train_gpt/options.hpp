@@ -3,6 +3,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <optional>
+#include <shardwise/strategy.hpp>
 #include <stdexcept>
 #include <string>
 
@@ -17,6 +19,13 @@ enum class Accumulate {
 /// Everything that `train_gpt` can be told. Strategies and residencies are the library's words: it
 /// checks them.
 struct Options {
+  std::string config;              ///< file of configuration; empty: none
+  bool allow_unsupported = false;  ///< of it, what is not built is left out instead of refused
+  /// What the file, and the options that override it, say of the strategy; and the text for a
+  /// person, with where each value comes from.
+  std::optional<shardwise::Strategy> strategy_of_file = std::nullopt;
+  std::string effective;
+
   std::size_t ranks = 2;
   std::string backend = "threads";
   std::string strategy = "zero3";

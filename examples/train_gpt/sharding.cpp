@@ -31,6 +31,7 @@ Bytes to_bytes(const shardwise::Bytes& bytes, std::size_t peak) {
 }  // namespace
 
 shardwise::Strategy strategy_of(const Options& options) {
+  if (options.strategy_of_file) return *options.strategy_of_file;
   shardwise::Strategy strategy = shardwise::Strategy::parse(options.strategy);
   strategy.lease = type_of(options.lease);
   strategy.prefetch = static_cast<int>(options.prefetch);

@@ -105,7 +105,7 @@ def vcpkg_port():
         f"-DCOMPILER={options.compiler}", f"-DFMT={options.fmt}", "-P", HERE / "vcpkg_stand_in.cmake")
     share = packages / "share/shardwise"
     for name in ("shardwise-config.cmake", "shardwise-config-version.cmake", "shardwise-targets.cmake",
-                 "shardwise-torch.cmake", "usage", "copyright"):
+                 "shardwise-configuration.cmake", "shardwise-torch.cmake", "usage", "copyright"):
         expect((share / name).is_file(), "share/shardwise has no", name)
     expect((packages / "include/shardwise/shardwise.hpp").is_file(), "the headers are not installed")
     # vcpkg warns of any other folder of a port that has headers alone.

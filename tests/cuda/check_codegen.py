@@ -17,15 +17,14 @@ SKIPPED = 77
 ARCHITECTURES = ("80", "90", "100")
 
 # Loads and stores of one thread in the main path of a fused step, {bytes: how many}, by gradient; "copy": with
-# a copy in bf16. Parameter and two states are floats: where something has 16 bits, 32 bytes of each go with 16 of
-# that, at once where the chip can.
-FUSED = {"float": ({16: 4}, {16: 3}), "bf16": ({16: 7}, {16: 6}), "f16": ({16: 7}, {16: 6}),
-         "float copy": ({16: 8}, {16: 7}), "bf16 copy": ({16: 7}, {16: 7})}
-FUSED_SINCE_100 = {**FUSED, "bf16": ({32: 3, 16: 1}, {32: 3}), "f16": ({32: 3, 16: 1}, {32: 3}),
-                   "float copy": ({32: 4}, {32: 3, 16: 1}), "bf16 copy": ({32: 3, 16: 1}, {32: 3, 16: 1})}
+# a copy in bf16. Parameter and two states are floats, 16 bytes of each; what has 16 bits goes with 8.
+FUSED = {"float": ({16: 4}, {16: 3}), "bf16": ({16: 3, 8: 1}, {16: 3}), "f16": ({16: 3, 8: 1}, {16: 3}),
+         "float copy": ({16: 4}, {16: 3, 8: 1}), "bf16 copy": ({16: 3, 8: 1}, {16: 3, 8: 1})}
 STEP = r"Update<(?:AdamW|Adam), float, (\w+), float, float>"
 FUSED_NAME = re.compile(rf"(?:elements|segments)<(?:{STEP}|UpdateAndCast<{STEP}, bf16>)>")
 FUSED_STEPS = 20
+CAST_NAME = re.compile(r"elements<Cast<(\w+), (\w+)>>")
+SIZES = {"double": 8, "float": 4, "bf16": 2, "f16": 2}
 
 # Newer nvcc may need a few registers more or fewer.
 TOLERANCE_OF_OTHER_COMPILERS = 8
@@ -76,37 +75,35 @@ def accesses(text):
     return collections.Counter((kind, int(count or 1) * int(bits) // 8) for kind, count, bits in ACCESS.findall(text))
 
 
-def split_paths(name, body):
-    """(accesses of basic blocks that have wide ones, those of the others, errors where both are in one)."""
-    wide, single, errors = collections.Counter(), collections.Counter(), []
+def split_paths(body):
+    """Accesses of the basic blocks that have wide ones, the main path, and those of the others."""
+    wide, single = collections.Counter(), collections.Counter()
     for block in re.split(r"^\$\w+:", body, flags=re.MULTILINE):
         found = accesses(block)
-        if any(size >= 16 for _, size in found):
-            wide += found
-            if not all(size >= 16 for _, size in found):
-                errors.append(f"{name}: single accesses among wide ones: {dict(found)}")
-        else:
-            single += found
-    return wide, single, errors
+        (wide if any(size >= 16 for _, size in found) else single).update(found)
+    return wide, single
 
 
 def check_cast(name, body):
-    """Errors of a conversion: whole accesses, but for what is left before and after whole blocks."""
-    wide, single, errors = split_paths(name, body)
-    if not wide or len(single) != 2:
-        errors.append(f"{name}: {dict(wide)} in the main path and {dict(single)} beside it")
-    return errors
+    """Errors of a conversion: one whole access each way, and a single one for what is left beside whole blocks."""
+    sizes = [SIZES[element] for element in CAST_NAME.fullmatch(name).groups()]
+    count = 16 // max(sizes)
+    expected = collections.Counter(
+        {("ld", count * sizes[0]): 1, ("st", count * sizes[1]): 1, ("ld", sizes[0]): 1, ("st", sizes[1]): 1})
+    found = accesses(body)
+    return [] if found == expected else [f"{name}: {dict(found)}, expected {dict(expected)} (kind, bytes)"]
 
 
-def check_fused(name, body, architecture):
+def check_fused(name, body):
     """Errors of a fused step: its main path has whole accesses and none else."""
     plain, copied = FUSED_NAME.fullmatch(name).groups()
-    loads, stores = (FUSED_SINCE_100 if int(architecture) >= 100 else FUSED)[plain or f"{copied} copy"]
+    loads, stores = FUSED[plain or f"{copied} copy"]
     # One scalar access of each array beside the main path: what is left before and after whole blocks.
     of_singles = (4, 4 if copied else 3)
     expected = collections.Counter({**{("ld", size): n for size, n in loads.items()},
                                     **{("st", size): n for size, n in stores.items()}})
-    wide, single, errors = split_paths(name, body)
+    wide, single = split_paths(body)
+    errors = []
     if wide != expected:
         errors.append(f"{name}: the main path has {dict(wide)}, expected {dict(expected)} (kind, bytes)")
     counts = tuple(sum(n for (kind, _), n in single.items() if kind == which) for which in ("ld", "st"))
@@ -133,7 +130,7 @@ def check(architecture, ptx, report, names):
             found.append(f"{name}: '{contracted[0]}' rounds once where the host rounds twice")
         if FUSED_NAME.fullmatch(name):
             fused += 1
-            found += check_fused(name, body, architecture)
+            found += check_fused(name, body)
         if name.startswith("elements<Cast<"):
             found += check_cast(name, body)
         if "e4m3" in name and name.startswith("tiles<Quantize"):

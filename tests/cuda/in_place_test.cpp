@@ -5,7 +5,9 @@
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <chrono>
 #include <cstddef>
+#include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "emulation/control.hpp"
@@ -244,6 +246,31 @@ TEST_CASE("a gather waits on the host for those who read the memory that it take
   emulation_control::set_option("jitter_us", nullptr);
 }
 
+TEST_CASE("a failure while the host waits for memory leaves nothing mapped") {
+  if (!shardwise_emulation_present()) SKIP("the emulation says what is left");
+  need_devices(2);
+  emulation_control::reset();
+  const std::size_t before[] = {emulation_control::used_bytes(0), emulation_control::used_bytes(1)};
+  std::string said;
+  try {
+    run_on_ranks(2, [](Communicator& communicator) {
+      Trainer t(communicator, Strategy::zero3());
+      const auto other = t.blocks[0].gather();
+      if (communicator.rank() == 1) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(30));
+        throw std::runtime_error("no more data");
+      }
+      t.blocks[2].prefetch();  // which never ends
+      static_cast<void>(t.blocks[3].gather());
+    });
+  } catch (const std::exception& error) {
+    said = error.what();
+  }
+  CHECK(said == "no more data");
+  CHECK(emulation_control::errors() == 0);
+  for (const int rank : {0, 1}) CHECK(emulation_control::used_bytes(rank) == before[rank]);
+}
+
 TEST_CASE("parameters in place may go and come while others are lent") {
   check(on_ranks(2,
                  [](Communicator& communicator) {
@@ -268,6 +295,18 @@ TEST_CASE("parameters in place may go and come while others are lent") {
                    for (std::size_t l = 0; l < 5; ++l) {
                      const auto lease = t.blocks[l].gather();
                      seen.expect(t.holds(t.host.big_of(l), l), fmt::format("layer {}", l));
+                   }
+                   const std::size_t held = t.context.held().total();
+                   {
+                     const auto all = full_parameters(t.context);
+                     for (std::size_t l = 0; l < 5; ++l) {
+                       seen.expect(t.holds(t.host.big_of(l), l), "all are there at once");
+                     }
+                   }
+                   seen.expect(t.context.held().total() == held, "and go again");
+                   for (std::size_t l = 0; l < 5; ++l) {
+                     const auto lease = t.blocks[l].gather();
+                     seen.expect(t.holds(t.host.big_of(l), l), fmt::format("layer {} again", l));
                    }
                    return seen;
                  }),

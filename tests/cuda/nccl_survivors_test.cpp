@@ -310,18 +310,17 @@ TEST_CASE("an abort from outside ends a split that is under way") {
     const auto said =
         on_own_threads(3, [&](int r, const std::shared_ptr<Rendezvous>& place) -> std::string {
           NcclCommunicator comm(place, quick(false));
-          meet(comm);
-          barrier(comm, {"all have met"});
-          // Some are inside NCCL by then, some wait for each other's wish, one may come later.
           std::thread outside;
-          if (r == 0) {
-            outside = std::thread([&] {
-              std::this_thread::sleep_for(std::chrono::microseconds(200 * repeat));
-              comm.abort("stop");
-            });
-          }
           std::string result;
           try {
+            meet(comm);
+            // Some are inside NCCL then, some wait for each other's wish, one may come later.
+            if (r == 0) {
+              outside = std::thread([&] {
+                std::this_thread::sleep_for(std::chrono::microseconds(200 * repeat));
+                comm.abort("stop");
+              });
+            }
             for (;;) {
               const auto part = comm.split(0, r, {"part", seconds(20)});
               meet(*part);

@@ -37,3 +37,9 @@ shardwise_add_cuda_test(NAME sharded SOURCES $<TARGET_OBJECTS:cuda_suite> KERNEL
                         LINK cuda_suite_kernels_nvcc LABELS full sanitize TIMEOUT 600)
 shardwise_add_cuda_test(NAME sharded_host_kernels SOURCES $<TARGET_OBJECTS:cuda_suite> KERNELS host
                         LINK cuda_suite_kernels_host LABELS full TIMEOUT 600)
+
+# What a plan says without a device against what ranks on devices hold.
+shardwise_add_cuda_test(NAME plan SOURCES ${suite}/plan/memory_test.cpp KERNELS host LABELS full)
+if(TARGET test_cuda_plan)
+  target_compile_definitions(test_cuda_plan PRIVATE SHARDWISE_TEST_CUDA)
+endif()

@@ -13,7 +13,8 @@
 /// Options, by set_option or, in upper case behind SHARDWISE_EMULATION_, by environment variable;
 /// the first value is the one that holds without:
 /// - devices (8; by environment only), device_mb (1024): how many, how large;
-/// - granule_kb (2048; by environment only): what virtual memory is made and mapped in multiples of;
+/// - granule_kb (2048; by environment only): what virtual memory is made and mapped in multiples
+/// of;
 /// - seed (1), jitter_us (0): two thirds of the tasks are late by up to twice the jitter;
 /// - watchdog_ms (10000): a wait during which no task ended for so long and the process hardly
 ///   computed, or one of ten times as long in all: the state is printed, status 66;

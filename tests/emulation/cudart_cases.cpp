@@ -2,6 +2,8 @@
 // Status 0: the result is right; 5: it is wrong; anything else comes from the emulation or a
 // sanitizer. cudart_negative_test.cpp runs them.
 
+#include "cudart_cases.hpp"
+
 #include <atomic>
 #include <chrono>
 #include <cmath>
@@ -13,26 +15,19 @@
 
 #include "control.hpp"
 #include "plain_cuda.hpp"
-#include "plain_virtual.hpp"
 
 using plain::DeviceArray;
 using plain::Event;
 using plain::PinnedArray;
 using plain::Stream;
+using namespace cudart_cases;
 
 namespace {
 
-constexpr std::size_t count = 1000;
 constexpr std::size_t bytes = count * sizeof(float);
 constexpr auto to_device = cudaMemcpyHostToDevice;
 constexpr auto to_host = cudaMemcpyDeviceToHost;
 constexpr auto on_device = cudaMemcpyDeviceToDevice;
-
-/// Makes a stream late, so that what does not wait for it is early every time.
-void delay(cudaStream_t stream) {
-  PLAIN_CUDA(cudaLaunchHostFunc(
-      stream, [](void*) { std::this_thread::sleep_for(std::chrono::milliseconds(30)); }, nullptr));
-}
 
 void order(cudaStream_t before, cudaStream_t after) {
   const Event event;
@@ -40,20 +35,11 @@ void order(cudaStream_t before, cudaStream_t after) {
   PLAIN_CUDA(cudaStreamWaitEvent(after, event, 0));
 }
 
-struct Fill {
-  float* to;
-  float value;
-  void operator()(std::size_t i) const { to[i] = value; }
-};
 struct Add {
   float* to;
   const float* from;
   void operator()(std::size_t i) const { to[i] += from[i]; }
 };
-
-void fill(cudaStream_t stream, float* to, float value, std::size_t elements = count) {
-  PLAIN_CUDA(emulation_control::launch(stream, "fill", elements, Fill{to, value}));
-}
 
 float* allocate(cudaStream_t stream) {
   void* memory = nullptr;
@@ -360,110 +346,6 @@ int leak(bool wrong) {
   return 0;
 }
 
-/// Memory below the first of two granules of reserved addresses.
-struct Mapped {
-  plain::VirtualMemory memory;
-  plain::Reservation range{memory, 2 * memory.granule};
-  CUmemGenericAllocationHandle handle = memory.make(memory.granule);
-  explicit Mapped(int device = 0) : memory(device) {
-    PLAIN_CUDA(memory.map(range.at, memory.granule, 0, handle, 0));
-    PLAIN_CUDA(memory.let(range.at, memory.granule));
-  }
-  ~Mapped() { PLAIN_CUDA(memory.release(handle)); }
-  [[nodiscard]] float* data() const { return static_cast<float*>(plain::pointer(range.at)); }
-  void unmap() const { PLAIN_CUDA(memory.unmap(range.at, memory.granule)); }
-};
-
-// cuMemUnmap is of the host: it waits for no stream.
-int unmapped_early(bool wrong) {
-  const Mapped mapped;
-  const Stream stream;
-  delay(stream);
-  fill(stream, mapped.data(), 2);
-  if (!wrong) stream.synchronize();
-  mapped.unmap();
-  return 0;
-}
-
-// By the time the work is over, and nobody was told.
-int unmapped_by_the_clock(bool wrong) {
-  const Mapped mapped;
-  const Stream stream;
-  fill(stream, mapped.data(), 2);
-  std::this_thread::sleep_for(std::chrono::milliseconds(100));
-  if (!wrong) stream.synchronize();
-  mapped.unmap();
-  return 0;
-}
-
-int used_after_unmapped(bool wrong) {
-  const Mapped mapped;
-  const Stream stream;
-  if (!wrong) fill(stream, mapped.data(), 2);
-  stream.synchronize();
-  mapped.unmap();
-  if (wrong) fill(stream, mapped.data(), 2);
-  stream.synchronize();
-  return 0;
-}
-
-int copy_leaves_the_mapping(bool wrong) {
-  const Mapped mapped;
-  const Stream stream;
-  const std::size_t all = mapped.memory.granule;
-  PLAIN_CUDA(cudaMemsetAsync(mapped.data(), 0, wrong ? all + 4 : all, stream));
-  stream.synchronize();
-  mapped.unmap();
-  return 0;
-}
-
-// Enabled peer access is not for mapped memory.
-int kernel_gets_mapped_memory_of_another_device(bool wrong) {
-  const Mapped mapped(1);
-  PLAIN_CUDA(cudaSetDevice(0));
-  PLAIN_CUDA(cudaDeviceEnablePeerAccess(1, 0));
-  CUmemAccessDesc also{};
-  also.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
-  also.location.id = 0;
-  also.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
-  if (!wrong) {
-    PLAIN_CUDA(mapped.memory.set_access(mapped.range.at, mapped.memory.granule, &also, 1));
-  }
-  const Stream stream;
-  fill(stream, mapped.data(), 2);
-  stream.synchronize();
-  mapped.unmap();
-  return 0;
-}
-
-int mapped_memory_leaks(bool wrong) {
-  const plain::VirtualMemory memory(0);
-  const auto handle = memory.make(memory.granule);
-  if (!wrong) PLAIN_CUDA(memory.release(handle));
-  return 0;
-}
-
-int handle_released_twice(bool wrong) {
-  const plain::VirtualMemory memory(0);
-  const auto handle = memory.make(memory.granule);
-  PLAIN_CUDA(memory.release(handle));
-  if (wrong) static_cast<void>(memory.release(handle));
-  return 0;
-}
-
-int addresses_freed_below_memory(bool wrong) {
-  const plain::VirtualMemory memory(0);
-  CUdeviceptr at = 0;
-  PLAIN_CUDA(memory.reserve(&at, memory.granule, 0, 0, 0));
-  const auto handle = memory.make(memory.granule);
-  PLAIN_CUDA(memory.map(at, memory.granule, 0, handle, 0));
-  PLAIN_CUDA(memory.release(handle));
-  if (wrong) static_cast<void>(memory.free(at, memory.granule));
-  PLAIN_CUDA(memory.unmap(at, memory.granule));
-  PLAIN_CUDA(memory.free(at, memory.granule));
-  return 0;
-}
-
 // On a machine without devices.
 int no_device(bool) {
   int devices = -1;
@@ -510,14 +392,6 @@ constexpr Case cases[] = {
     CASE(default_stream),
     CASE(pageable_copy),
     CASE(leak),
-    CASE(unmapped_early),
-    CASE(unmapped_by_the_clock),
-    CASE(used_after_unmapped),
-    CASE(copy_leaves_the_mapping),
-    CASE(kernel_gets_mapped_memory_of_another_device),
-    CASE(mapped_memory_leaks),
-    CASE(handle_released_twice),
-    CASE(addresses_freed_below_memory),
     CASE(no_device),
 };
 
@@ -528,9 +402,11 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "usage, on the emulation: cudart_cases NAME right|wrong\n");
     return 2;
   }
+  const bool wrong = std::string_view(argv[2]) == "wrong";
   for (const Case& c : cases) {
-    if (c.name == argv[1]) return c.run(std::string_view(argv[2]) == "wrong");
+    if (c.name == argv[1]) return c.run(wrong);
   }
+  if (const auto status = run_mapped_case(argv[1], wrong)) return *status;
   std::fprintf(stderr, "no case %s\n", argv[1]);
   return 2;
 }

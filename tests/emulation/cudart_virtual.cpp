@@ -346,6 +346,21 @@ CUresult get_access(unsigned long long* flags, const CUmemLocation* location, CU
   return CUDA_SUCCESS;
 }
 
+CUresult current_device(CUdevice* device) {
+  if (world().devices.empty()) return CUDA_ERROR_NO_DEVICE;
+  *device = this_thread().device;
+  return CUDA_SUCCESS;
+}
+
+CUresult count_devices(int* count) {
+  *count = static_cast<int>(world().devices.size());
+  return CUDA_SUCCESS;
+}
+
+CUresult can_access_peer(int* can, CUdevice device, CUdevice peer) {
+  return static_cast<CUresult>(cudaDeviceCanAccessPeer(can, device, peer));
+}
+
 struct Entry {
   const char* name;
   void* function;
@@ -362,7 +377,13 @@ void* find_driver(const char* name) {
   const PFN_cuMemUnmap_v10020 unmap = unmap_memory;
   const PFN_cuMemSetAccess_v10020 let = set_access;
   const PFN_cuMemGetAccess_v10020 ask = get_access;
+  const PFN_cuCtxGetDevice_v2000 current = current_device;
+  const PFN_cuDeviceGetCount_v2000 count = count_devices;
+  const PFN_cuDeviceCanAccessPeer_v4000 can_access = can_access_peer;
   const Entry entries[] = {
+      {"cuCtxGetDevice", reinterpret_cast<void*>(current)},
+      {"cuDeviceGetCount", reinterpret_cast<void*>(count)},
+      {"cuDeviceCanAccessPeer", reinterpret_cast<void*>(can_access)},
       {"cuMemGetAllocationGranularity", reinterpret_cast<void*>(granularity)},
       {"cuMemAddressReserve", reinterpret_cast<void*>(reserve)},
       {"cuMemAddressFree", reinterpret_cast<void*>(free_addresses)},

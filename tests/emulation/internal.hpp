@@ -20,8 +20,8 @@ namespace emulation {
 /// address. Nothing without ThreadSanitizer. Both may be called with a lock held.
 void hb_release(void* edge);
 void hb_acquire(void* edge);
-/// For ThreadSanitizer a write by this thread, compared with all accesses; no byte changes. Not with
-/// a lock held.
+/// For ThreadSanitizer a write by this thread, compared with all accesses; no byte changes. Not
+/// with a lock held.
 void hb_write(std::uintptr_t begin, std::size_t bytes);
 
 /// Between the two the emulation's own work is invisible to ThreadSanitizer; they nest.

@@ -120,7 +120,9 @@ ncclResult_t make_child(const std::shared_ptr<Communicator>& parent, ncclComm_t*
       child->state = result;
       child->polls = child->blocking ? 0 : 2;
     }
-    std::atomic_ref<ncclComm_t>(*out).store(make_handle(child), std::memory_order_release);
+    ncclComm_t const handle = make_handle(child);
+    hb_release(out);  // for race detectors, which do not see this library's own store
+    std::atomic_ref<ncclComm_t>(*out).store(handle, std::memory_order_release);
     return result;
   };
   const ncclResult_t result = schedule({parent, finish, !parent->blocking});

@@ -2,7 +2,7 @@
 
 Each block ```cpp is either a program, with a main: it runs, and must print what the prose after it says,
 "It prints `...`"; or a fragment, some statements of a rank: it must compile after the includes below and
-the preamble that the comment before it states, <!-- preamble: ... -->, whose #include lines come first. A block ```cuda is such a fragment, too,
+the preamble that the comment before it states, <!-- preamble: ... -->, whose lines #include come first. A block ```cuda is such a fragment, too,
 with the CUDA backend included; it is compiled where --cuda says where the headers of CUDA and NCCL are.
 """
 
@@ -55,10 +55,10 @@ def check_program(line, libraries, name, block):
 
 def check_fragment(line, name, block, includes=""):
     preamble = re.search(r"<!-- preamble:\n(.*?)-->\s*\Z", block.before, re.DOTALL)
-    statements = preamble.group(1) if preamble else ""
-    own = re.findall(r"^#include .*\n", statements, re.MULTILINE)
-    statements = re.sub(r"^#include .*\n", "", statements, flags=re.MULTILINE)
-    unit = includes + "".join(own) + FRAGMENT.format(preamble=statements, line=block.line, name=name, text=block.text)
+    stated = preamble.group(1).splitlines(keepends=True) if preamble else []
+    first = "".join(line for line in stated if line.startswith("#include"))
+    rest = "".join(line for line in stated if not line.startswith("#include"))
+    unit = includes + first + FRAGMENT.format(preamble=rest, line=block.line, name=name, text=block.text)
     good, text = compiling.run([*line, "-Wno-unused", "-fsyntax-only", "-x", "c++", "-"], unit)
     return None if good else f"the fragment does not compile:\n{text}"
 

@@ -11,6 +11,7 @@
 #include <nccl.h>
 
 #include <atomic>
+#include <compare>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -57,38 +58,66 @@ int device_count() {
 }
 thread_local int current_device = 0;
 
-/// The streams of each rank's device.
+/// The streams of each rank's device. They are used again, and never destroyed: a device has 32
+/// queues for its streams, in turn, and streams that share one would wait for each other.
 class Streams {
  public:
-  void add(cudaStream_t stream) {
+  cudaError_t create(cudaStream_t* stream, unsigned flags, int priority) {
     const std::lock_guard lock(mutex_);
-    devices_[stream] = current_device;
+    const Key key{current_device, flags, priority};
+    if (auto found = free_.find(key); found != free_.end()) {
+      *stream = found->second;
+      free_.erase(found);
+    } else {
+      const cudaError_t status = next<cudaError_t(cudaStream_t*, unsigned, int)>(
+          "cudaStreamCreateWithPriority")(stream, flags, priority);
+      if (status != cudaSuccess) return status;
+    }
+    used_[*stream] = key;
+    return cudaSuccess;
   }
-  void remove(cudaStream_t stream) {
+  cudaError_t destroy(cudaStream_t stream) {
     const std::lock_guard lock(mutex_);
-    devices_.erase(stream);
+    const auto found = used_.find(stream);
+    if (found == used_.end()) return cudaErrorInvalidResourceHandle;
+    free_.emplace(found->second, stream);
+    used_.erase(found);
+    return cudaSuccess;
   }
   std::vector<cudaStream_t> of_current() {
     const std::lock_guard lock(mutex_);
     std::vector<cudaStream_t> result;
-    for (const auto& [stream, device] : devices_) {
-      if (device == current_device) result.push_back(stream);
+    for (const auto& [stream, key] : used_) {
+      if (key.device == current_device) result.push_back(stream);
     }
     return result;
   }
 
  private:
+  struct Key {
+    int device;
+    unsigned flags;
+    int priority;
+    auto operator<=>(const Key&) const = default;
+  };
   std::mutex mutex_;
-  std::map<cudaStream_t, int> devices_;
+  std::multimap<Key, cudaStream_t> free_;
+  std::map<cudaStream_t, Key> used_;
 };
 Streams& streams() {
   static auto* const known = new Streams;  // outlives everything
   return *known;
 }
 
-cudaError_t create_stream(cudaStream_t* stream) {
-  return next<cudaError_t(cudaStream_t*, unsigned)>("cudaStreamCreateWithFlags")(
-      stream, cudaStreamNonBlocking);
+/// One of the stand-in's own, in queues that the library's do not use.
+cudaStream_t create_stream() {
+  constexpr int no_device = -1;
+  constexpr int own_priority = -2;
+  const int before = std::exchange(current_device, no_device);
+  cudaStream_t stream;
+  check(streams().create(&stream, cudaStreamNonBlocking, own_priority), "cudaStreamCreate");
+  current_device = before;
+  return stream;
 }
 
 // Memory.
@@ -100,9 +129,7 @@ cudaStream_t memory_stream() {
     std::uint64_t all = ~std::uint64_t{0};
     check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all),
           "cudaMemPoolSetAttribute");
-    cudaStream_t made;
-    check(create_stream(&made), "cudaStreamCreate");
-    return made;
+    return create_stream();
   }();
   return stream;
 }
@@ -143,13 +170,50 @@ Pinned& pinned() {
   return *pool;
 }
 
+// The driver.
+
+using DriverEntryPoint = cudaError_t(const char*, void**, unsigned, unsigned long long,
+                                     cudaDriverEntryPointQueryResult*);
+DriverEntryPoint* driver_entry_point() {
+  return next<DriverEntryPoint>("cudaGetDriverEntryPointByVersion");
+}
+
+std::atomic<CUresult (*)(std::size_t*, const CUmemAllocationProp*,
+                         CUmemAllocationGranularity_flags)>
+    granularity{nullptr};
+std::atomic<CUresult (*)(CUmemGenericAllocationHandle*, std::size_t, const CUmemAllocationProp*,
+                         unsigned long long)>
+    create_memory{nullptr};
+std::atomic<CUresult (*)(CUdeviceptr, std::size_t, const CUmemAccessDesc*, std::size_t)> set_access{
+    nullptr};
+
+CUresult granularity_of_device(std::size_t* result, const CUmemAllocationProp* wanted,
+                               CUmemAllocationGranularity_flags flags) {
+  CUmemAllocationProp own = *wanted;
+  own.location.id = 0;
+  return granularity.load()(result, &own, flags);
+}
+CUresult create_on_device(CUmemGenericAllocationHandle* handle, std::size_t bytes,
+                          const CUmemAllocationProp* wanted, unsigned long long flags) {
+  CUmemAllocationProp own = *wanted;
+  own.location.id = 0;
+  return create_memory.load()(handle, bytes, &own, flags);
+}
+CUresult set_access_of_device(CUdeviceptr address, std::size_t bytes,
+                              const CUmemAccessDesc* accesses, std::size_t count) {
+  if (count != 1) return CUDA_ERROR_INVALID_VALUE;
+  CUmemAccessDesc own = *accesses;
+  own.location.id = 0;
+  return set_access.load()(address, bytes, &own, 1);
+}
+
 // Streams that wait for a word of host memory, and write it.
 
 using StreamValue = CUresult (*)(CUstream, CUdeviceptr, cuuint32_t, unsigned);
 StreamValue driver_entry(const char* name) {
   void* entry = nullptr;
   cudaDriverEntryPointQueryResult found;
-  check(cudaGetDriverEntryPointByVersion(name, &entry, 12000, cudaEnableDefault, &found), name);
+  check(driver_entry_point()(name, &entry, 12000, cudaEnableDefault, &found), name);
   if (entry == nullptr) die(name, "the driver has no such function");
   return reinterpret_cast<StreamValue>(entry);
 }
@@ -243,7 +307,7 @@ class Clique : public std::enable_shared_from_this<Clique> {
       words_[r] = 0;
       members_[r].done = words_ + r;
     }
-    check(create_stream(&stream_), "cudaStreamCreate");
+    stream_ = create_stream();
     worker_ = std::thread([this] { work(); });
   }
   ~Clique() {
@@ -254,7 +318,7 @@ class Clique : public std::enable_shared_from_this<Clique> {
     changed_.notify_all();
     worker_.join();
     check(cudaStreamSynchronize(stream_), "the end of a communicator");
-    check(next<cudaError_t(cudaStream_t)>("cudaStreamDestroy")(stream_), "cudaStreamDestroy");
+    check(streams().destroy(stream_), "cudaStreamDestroy");
     check(cudaFreeHost(words_), "cudaFreeHost");
   }
 
@@ -419,9 +483,14 @@ class Clique : public std::enable_shared_from_this<Clique> {
     return false;
   }
 
+  // By a kernel: copies of all streams share few engines, where those that wait are in the way.
   void copy(void* to, const void* from, std::size_t bytes) {
-    if (to == from || bytes == 0) return;
-    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_), "cudaMemcpyAsync");
+    if (to == from) return;
+    Pointers pointers{};
+    pointers.inputs = pointers.outputs = 1;
+    pointers.in[0] = from;
+    pointers.out[0] = to;
+    if (!one_device::sum(stream_, ncclUint8, pointers, bytes)) die("a copy", "refused");
   }
 
   void add(const Call& call, const Pointers& pointers) {
@@ -580,21 +649,37 @@ cudaError_t cudaFree(void* memory) {
   return cudaFreeAsync(memory, memory_stream());
 }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
-  const cudaError_t status =
-      next<cudaError_t(cudaStream_t*, unsigned)>("cudaStreamCreateWithFlags")(stream, flags);
-  if (status == cudaSuccess) streams().add(*stream);
-  return status;
+  return streams().create(stream, flags, 0);
 }
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, int priority) {
-  const cudaError_t status = next<cudaError_t(cudaStream_t*, unsigned, int)>(
-      "cudaStreamCreateWithPriority")(stream, flags, priority);
-  if (status == cudaSuccess) streams().add(*stream);
+  return streams().create(stream, flags, priority);
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) { return streams().destroy(stream); }
+
+// Memory that is mapped below reserved addresses is device 0's, too.
+cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) {
+  *can = 0;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** entry, unsigned version,
+                                             unsigned long long flags,
+                                             cudaDriverEntryPointQueryResult* found) {
+  const cudaError_t status = driver_entry_point()(name, entry, version, flags, found);
+  if (status != cudaSuccess || *entry == nullptr) return status;
+  const auto replace = [&](auto& real, auto* wrapper) {
+    real.store(reinterpret_cast<decltype(real.load())>(*entry));
+    *entry = reinterpret_cast<void*>(wrapper);
+  };
+  if (std::strcmp(name, "cuMemGetAllocationGranularity") == 0) {
+    replace(granularity, &granularity_of_device);
+  } else if (std::strcmp(name, "cuMemCreate") == 0) {
+    replace(create_memory, &create_on_device);
+  } else if (std::strcmp(name, "cuMemSetAccess") == 0) {
+    replace(set_access, &set_access_of_device);
+  }
   return status;
 }
-cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  streams().remove(stream);
-  return next<cudaError_t(cudaStream_t)>("cudaStreamDestroy")(stream);
-}
+
 cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned flags) {
   return pinned().allocate(memory, bytes, flags);
 }

@@ -29,6 +29,14 @@ inline constexpr bool has_windows = NCCL_VERSION_CODE >= NCCL_VERSION(2, 27, 0);
 inline constexpr bool has_all_to_all = NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 3);
 /// ncclCommRevoke exists: in-flight work of a communicator ends, its owner may still destroy it.
 inline constexpr bool has_revoke = NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 7);
+/// And whether the library that is loaded has it.
+[[nodiscard]] inline bool can_revoke() noexcept {
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 7)
+  return ncclCommRevoke != nullptr;
+#else
+  return false;
+#endif
+}
 
 [[nodiscard]] constexpr ncclDataType_t type_of(DType type) noexcept {
   switch (type) {

@@ -200,11 +200,13 @@ class NcclCommunicator final : public Communicator {
                    ncclComm_t adopted) {
     const int device = current_cuda_device();
     end_ = join(rendezvous, options, device, [&](const std::string& id) {
-      if (options.shrinkable && !detail::nccl::has_revoke) {
+      if (options.shrinkable && !detail::nccl::can_revoke()) {
+        int loaded = 0;
+        static_cast<void>(ncclGetVersion(&loaded));
         raise<ConfigError>(
             "NcclOptions::shrinkable needs NCCL 2.28.7 or later; this program was compiled with "
-            "{}.{}.{}",
-            NCCL_MAJOR, NCCL_MINOR, NCCL_PATCH);
+            "the header of {} and found the library of {}",
+            NCCL_VERSION_CODE, loaded);
       }
       return detail::nccl::connect(*rendezvous, id, options, device, adopted);
     });

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -60,10 +61,12 @@ class Handle {
   Handle(const Handle&) = delete;
   Handle& operator=(const Handle&) = delete;
   ~Handle() {
-    if (adopted_) return;
-    static_cast<void>(poll());  // what NCCL did meanwhile
-    abort(true);
-    if (revoked_ != nullptr) static_cast<void>(ncclCommAbort(revoked_));
+    if (!adopted_) {
+      static_cast<void>(poll());  // what NCCL did meanwhile
+      abort(true);
+      if (revoked_ != nullptr) static_cast<void>(ncclCommAbort(revoked_));
+    }
+    for (std::shared_ptr<Handle>& part : parts_) await(part);
   }
 
   /// Takes part in splitting this one; `color` is not negative.
@@ -72,16 +75,10 @@ class Handle {
                                               const std::string& name, const Patience& patience) {
     std::shared_ptr<Handle> result(new Handle(rank, false));
     ncclConfig_t config = config_of(options, name);
-    {
-      // NCCL writes the new one when it is made, which may be after the wait for it was given up.
-      const std::lock_guard lock(mutex_);
-      parts_.push_back(result);
-    }
     call("ncclCommSplit", patience, [&](ncclComm_t whole) {
-      return ncclCommSplit(whole, color, rank, &result->comm_, &config);
+      return begin_part(result, ncclCommSplit(whole, color, rank, &result->comm_, &config));
     });
-    for (Backoff pause; !result->is_made(); pause()) patience();  // the whole says nothing of it
-    result->settle("ncclCommSplit", patience, ncclInProgress);
+    result->complete("ncclCommSplit", patience);
     const std::lock_guard lock(mutex_);
     std::erase(parts_, result);
     return result;
@@ -103,16 +100,16 @@ class Handle {
 #if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 7)
     ncclConfig_t config = config_of(options, options.name);
     const std::lock_guard lock(mutex_);
-    parts_.push_back(result);
-    ncclResult_t done = ncclCommShrink(revoked_, lost.data(), static_cast<int>(lost.size()),
-                                       &result->comm_, &config, NCCL_SHRINK_DEFAULT);
-    for (Backoff pause; done == ncclInProgress; pause()) {
+    ncclResult_t done =
+        begin_part(result, ncclCommShrink(revoked_, lost.data(), static_cast<int>(lost.size()),
+                                          &result->comm_, &config, NCCL_SHRINK_DEFAULT));
+    if (done == ncclSuccess) done = status_of(revoked_);
+    for (Backoff pause; done == ncclInProgress; done = status_of(revoked_)) {
       patience();
-      if (ncclCommGetAsyncError(revoked_, &done) != ncclSuccess) done = ncclInternalError;
+      pause();
     }
     if (done != ncclSuccess) raise_result(done, "ncclCommShrink", rank_);
-    for (Backoff pause; !result->is_made(); pause()) patience();  // the whole says nothing of it
-    result->settle("ncclCommShrink", patience, ncclInProgress);
+    result->complete("ncclCommShrink", patience);
     std::erase(parts_, result);
 #else
     static_cast<void>(lost);
@@ -270,6 +267,23 @@ class Handle {
     return config;
   }
 
+  // Ends its work and waits until none is left; false where NCCL cannot.
+  [[nodiscard]] static bool revoke([[maybe_unused]] ncclComm_t comm) noexcept {
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 7)
+    if (!can_revoke()) return false;
+    const auto begin = std::chrono::steady_clock::now();
+    ncclResult_t result = ncclCommRevoke(comm, NCCL_REVOKE_DEFAULT);
+    if (result == ncclSuccess) result = status_of(comm);
+    for (Backoff pause; result == ncclInProgress; result = status_of(comm)) {
+      if (std::chrono::steady_clock::now() - begin > std::chrono::seconds(5)) return false;
+      pause();
+    }
+    return result == ncclSuccess;
+#else
+    return false;
+#endif
+  }
+
   [[nodiscard]] static ncclResult_t status_of(ncclComm_t comm) noexcept {
     ncclResult_t result = ncclSuccess;
     const ncclResult_t status = ncclCommGetAsyncError(comm, &result);
@@ -281,20 +295,28 @@ class Handle {
     return std::atomic_ref<ncclComm_t>(comm_).load(std::memory_order_acquire) != nullptr;
   }
 
-  // Ends its work and waits until none is left; false where NCCL cannot.
-  [[nodiscard]] static bool revoke([[maybe_unused]] ncclComm_t comm) noexcept {
-#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 7)
-    if (ncclCommRevoke == nullptr) return false;
+  // NCCL writes a part when it is made, which may be after the wait for it was given up; not where
+  // it refuses the call. With the lock held.
+  ncclResult_t begin_part(const std::shared_ptr<Handle>& part, ncclResult_t result) {
+    if (result == ncclSuccess || result == ncclInProgress) parts_.push_back(part);
+    return result;
+  }
+  // Waits until NCCL has made this part; the whole says nothing of it.
+  template <class Patience>
+  void complete(std::string_view name, const Patience& patience) {
+    for (Backoff pause; !is_made(); pause()) patience();
+    settle(name, patience, ncclInProgress);
+  }
+
+  // NCCL still writes a part that was given up, when that has failed, too. One that it does not
+  // write in time is never freed.
+  static void await(std::shared_ptr<Handle>& part) noexcept {
     const auto begin = std::chrono::steady_clock::now();
-    ncclResult_t result = ncclCommRevoke(comm, NCCL_REVOKE_DEFAULT);
-    for (Backoff pause; result == ncclInProgress; pause()) {
-      if (std::chrono::steady_clock::now() - begin > std::chrono::seconds(5)) return false;
-      if (ncclCommGetAsyncError(comm, &result) != ncclSuccess) return false;
+    for (Backoff pause; !part->is_made(); pause()) {
+      if (std::chrono::steady_clock::now() - begin < std::chrono::seconds(5)) continue;
+      static_cast<void>(new (std::nothrow) std::shared_ptr<Handle>(std::move(part)));
+      return;
     }
-    return result == ncclSuccess;
-#else
-    return false;
-#endif
   }
 
   // Whether a peer's failure can be the reason.

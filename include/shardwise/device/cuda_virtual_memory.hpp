@@ -11,7 +11,6 @@
 #include "../core/error.hpp"
 #include "../core/format.hpp"
 #include "cuda_error.hpp"
-#include "cuda_guard.hpp"
 
 namespace shardwise::inline v0_1 {
 
@@ -24,8 +23,11 @@ class CudaVirtualMemory {
   using Handle = CUmemGenericAllocationHandle;
 
   /// BackendError where the driver, or the device, has no such thing.
-  CudaVirtualMemory() : device_(current_cuda_device()) {
-    cuda_check(cudaFree(nullptr), "cudaFree");  // the driver is initialised
+  CudaVirtualMemory() {
+    cuda_check(cudaFree(nullptr), "cudaFree");  // the device has its context
+    PFN_cuCtxGetDevice_v2000 current = nullptr;
+    find(current, "cuCtxGetDevice");
+    check(current(&device_), "cuCtxGetDevice");
     find(granularity_, "cuMemGetAllocationGranularity");
     find(reserve_, "cuMemAddressReserve");
     find(free_, "cuMemAddressFree");
@@ -36,7 +38,7 @@ class CudaVirtualMemory {
     find(set_access_, "cuMemSetAccess");
     const CUmemAllocationProp wanted = properties();
     check(granularity_(&granule_, &wanted, CU_MEM_ALLOC_GRANULARITY_MINIMUM),
-          "cuMemGetAllocationGranularity", 0);
+          "cuMemGetAllocationGranularity");
     list_accessors();
   }
 
@@ -84,7 +86,7 @@ class CudaVirtualMemory {
     return reinterpret_cast<CUdeviceptr>(address);
   }
 
-  [[nodiscard]] static CUmemLocation location(int device) noexcept {
+  [[nodiscard]] static CUmemLocation location(CUdevice device) noexcept {
     CUmemLocation result{};
     result.type = CU_MEM_LOCATION_TYPE_DEVICE;
     result.id = device;
@@ -100,12 +102,16 @@ class CudaVirtualMemory {
   // Mapped memory knows nothing of cudaDeviceEnablePeerAccess: NCCL's kernels on other devices of
   // this process may reach into it.
   void list_accessors() {
+    PFN_cuDeviceGetCount_v2000 count_devices = nullptr;
+    PFN_cuDeviceCanAccessPeer_v4000 can_access_peer = nullptr;
+    find(count_devices, "cuDeviceGetCount");
+    find(can_access_peer, "cuDeviceCanAccessPeer");
     int count = 0;
-    cuda_check(cudaGetDeviceCount(&count), "cudaGetDeviceCount");
-    for (int device = 0; device < count; ++device) {
+    check(count_devices(&count), "cuDeviceGetCount");
+    for (CUdevice device = 0; device < count; ++device) {
       int can = device == device_ ? 1 : 0;
       if (can == 0) {
-        cuda_check(cudaDeviceCanAccessPeer(&can, device, device_), "cudaDeviceCanAccessPeer");
+        check(can_access_peer(&can, device, device_), "cuDeviceCanAccessPeer");
       }
       if (can == 0) continue;
       CUmemAccessDesc access{};
@@ -138,13 +144,13 @@ class CudaVirtualMemory {
   }
 
   // The driver's numbers are the runtime's, too.
-  static void check(CUresult result, const char* call, std::size_t bytes) {
+  static void check(CUresult result, const char* call, std::size_t bytes = 0) {
     if (result == CUDA_SUCCESS) return;
     detail::cuda::raise_status(static_cast<cudaError_t>(result), call,
-                               detail::format("of {} bytes", bytes));
+                               bytes > 0 ? detail::format("of {} bytes", bytes) : std::string());
   }
 
-  int device_;
+  CUdevice device_ = 0;  // the driver's number
   std::size_t granule_ = 0;
   std::vector<CUmemAccessDesc> accessors_;
   PFN_cuMemGetAllocationGranularity_v10020 granularity_ = nullptr;

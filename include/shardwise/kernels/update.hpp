@@ -200,9 +200,9 @@ struct UpdateAndCast {
   Step step;
   Out* out;
 
-  static constexpr std::size_t block_width = Step::block_width > 16 / sizeof(Out)
+  static constexpr std::size_t block_width = Step::block_width < detail::block_width<Out>()
                                                  ? Step::block_width
-                                                 : 16 / sizeof(Out);
+                                                 : detail::block_width<Out>();
   template <std::size_t Width>
   [[nodiscard]] bool aligned(std::size_t first) const noexcept {
     return step.template aligned<Width>(first) && detail::is_aligned_for<Width>(out + first);

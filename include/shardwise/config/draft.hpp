@@ -1,0 +1,72 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "../core/format.hpp"
+#include "configuration.hpp"
+#include "field.hpp"
+#include "reading.hpp"
+#include "write.hpp"
+
+namespace shardwise::inline v0_1::detail {
+
+/// What comes out of a file while a form's rules are applied to it.
+struct ConfigDraft {
+  ConfigReading& reading;
+  const Hints& hints;
+  Configuration configuration = {};
+  ConfigSources sources = {};
+
+  /// Sets a field to a text of its domain; false, and a problem, where it is out of it.
+  bool set(ConfigField field, std::string_view text, const ConfigValue& value,
+           std::string_view derived = {}) {
+    if (!info_of(field).scan(text, configuration)) {
+      reading.problem(value, format("{} = {} is out of range", name_of(field), text));
+      return false;
+    }
+    std::string& source = sources[static_cast<std::size_t>(field)];
+    source = reading.source(value);
+    if (!derived.empty()) source += format(" ({})", derived);
+    reading.applied(value, format("{} = {}", name_of(field), text_of(configuration, field)));
+    return true;
+  }
+  bool set(ConfigField field, std::uint64_t number, const ConfigValue& value,
+           std::string_view derived = {}) {
+    return set(field, std::string_view(std::to_string(number)), value, derived);
+  }
+  void set(ConfigField field, const ConfigValue& value) {
+    set(field, std::string_view(value.flag ? "true" : "false"), value);
+  }
+  /// The placements and reshard_after_forward of a named strategy.
+  void set_strategy(std::string_view name, const ConfigValue& value) {
+    const Strategy named = Strategy::parse(name);
+    Strategy& strategy = configuration.strategy;
+    strategy.parameters = named.parameters;
+    strategy.gradients = named.gradients;
+    strategy.optimizer_state = named.optimizer_state;
+    strategy.reshard_after_forward = named.reshard_after_forward;
+    for (std::size_t i = 0; i <= static_cast<std::size_t>(ConfigField::reshard_after_forward);
+         ++i) {
+      sources[i] = reading.source(value);
+    }
+    reading.applied(value, format("strategy = {}", strategy.name()));
+  }
+
+  /// A hint for an "auto"; a problem that names it where there is none.
+  template <class T>
+  [[nodiscard]] const T* need(const std::optional<T>& hint, std::string_view name,
+                              const ConfigValue& value) {
+    if (hint) return &*hint;
+    reading.problem(value, format("\"auto\" needs the hint {} (Hints::{}), and there is none; give "
+                                  "it, or write a value",
+                                  name, name));
+    return nullptr;
+  }
+};
+
+}  // namespace shardwise::inline v0_1::detail
