@@ -76,6 +76,8 @@ TEST_CASE("advice fits the settings") {
   s.rows[0].activity = Activity::reduce_scatter;
   CHECK(contains(diagnosis(s), "reductions of gradients"));
   CHECK(contains(diagnosis(s), "accumulation = hold"));
+  s.rows[0].calls = 1;
+  CHECK_FALSE(contains(diagnosis(s), "accumulation = hold"));
   s.rows[0] = {"gradient_norm", false, Activity::scalar, 0, 1, 10, 10};
   CHECK(contains(diagnosis(s), "'gradient_norm', where the ranks meet"));
 }

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <atomic>
 #include <catch2/catch_test_macros.hpp>
 #include <cstdint>
 #include <shardwise/monitor/monitor.hpp>
@@ -157,4 +158,28 @@ TEST_CASE("the timeline of a device is in its order, and each collective runs on
       CHECK(numbers == std::vector<std::uint64_t>{0, 1, 2, 3, 4});
     }
   }
+}
+
+TEST_CASE("a device that is far behind loses marks and no step") {
+  const auto seen = on_ranks(1, [](Communicator& communicator) {
+    Monitor monitor;
+    Context<Device> context(communicator, Strategy::zero3(), {.observer = &monitor});
+    std::atomic<bool> may_go_on{false};
+#ifdef SHARDWISE_TEST_CUDA
+    const auto stand_still = [](void* flag) { static_cast<std::atomic<bool>*>(flag)->wait(false); };
+    cuda_check(cudaLaunchHostFunc(context.stream().native(), stand_still, &may_go_on),
+               "cudaLaunchHostFunc");
+#endif
+    for (int step = 0; step < steps; ++step) {
+      context.begin_step();
+      for (int mark = 0; mark < 3000; ++mark) context.begin_micro_batch();
+      context.end_step({.loss = 1, .tokens = 1});
+    }
+    may_go_on = true;
+    may_go_on.notify_all();
+    context.flush_observer();
+    return monitor.snapshot();
+  });
+  CHECK(seen[0].steps == steps);
+  CHECK(seen[0].sum.tokens == steps - 1);
 }

@@ -31,7 +31,7 @@ struct TimedEntry {
   StepResult result = {};
   cudaEvent_t begin = nullptr;  // null: a point
   cudaEvent_t end = nullptr;
-  std::chrono::steady_clock::time_point issued = {};  ///< when the host had recorded the end
+  std::chrono::steady_clock::time_point issued = {};  ///< when the host recorded the end
 };
 
 /// Entries of one stream, in its order; of fixed size.
@@ -40,7 +40,7 @@ class TimedQueue {
   explicit TimedQueue(std::size_t capacity) : entries_(capacity) {}
 
   [[nodiscard]] bool empty() const noexcept { return count_ == 0; }
-  [[nodiscard]] bool full() const noexcept { return count_ == entries_.size(); }
+  [[nodiscard]] std::size_t room() const noexcept { return entries_.size() - count_; }
   [[nodiscard]] TimedEntry& front() noexcept { return entries_[first_]; }
   void push(const TimedEntry& entry) noexcept {
     entries_[(first_ + count_++) % entries_.size()] = entry;
@@ -87,10 +87,20 @@ class ObservedStreams {
 
   [[nodiscard]] Observer& observer() noexcept { return observer_; }
 
-  /// The event is null where all are in use: the device is far behind, and this is not timed.
+  /// The device is so far behind that what can be missed is not timed.
+  [[nodiscard]] bool is_crowded() noexcept {
+    const auto crowded = [&] {
+      return free_.size() < 2 * reserve || points_.room() < reserve || runs_.room() < reserve;
+    };
+    if (crowded()) poll();
+    return crowded();
+  }
+
+  /// Null where all events are in use.
   [[nodiscard]] cudaEvent_t record(CudaStream& stream) noexcept {
     cudaEvent_t event = take();
     if (event == nullptr) return nullptr;
+    recorded_ = Clock::now();
     const cudaError_t status = cudaEventRecord(event, stream.native());
     if (status == cudaSuccess) return event;
     forget(status);
@@ -99,12 +109,12 @@ class ObservedStreams {
   }
   void push(CudaStream& stream, TimedEntry entry) noexcept {
     TimedQueue& queue = stream.native() == compute_.native() ? points_ : runs_;
-    if (queue.full() || entry.end == nullptr) {
+    if (queue.room() == 0 || entry.end == nullptr) {
       give_back(entry.begin);
       give_back(entry.end);
       return;
     }
-    entry.issued = Clock::now();
+    entry.issued = recorded_;
     queue.push(entry);
   }
   void give_back(cudaEvent_t event) noexcept {
@@ -133,6 +143,7 @@ class ObservedStreams {
   }
 
  private:
+  static constexpr std::size_t reserve = 64;  // for what tells steps apart
   static constexpr std::size_t event_count = 4096;
   static constexpr std::size_t queue_capacity = 2048;
 
@@ -215,6 +226,7 @@ class ObservedStreams {
   TimedQueue runs_{queue_capacity};    // of the communication stream
   cudaEvent_t anchor_ = nullptr;
   Clock::time_point anchor_time_;
+  Clock::time_point recorded_;  // when the last event was given to the device
 };
 
 }  // namespace detail::cuda
@@ -235,12 +247,14 @@ class CudaTimeline {
   void begin_run(std::uint64_t sequence, Activity activity, SubjectId subject) noexcept {
     if (!streams_) return;
     streams_->poll();
+    if (streams_->is_crowded()) return;
     run_ = {Kind::run, {}, activity, subject, sequence, {}, streams_->record(communication_), {}};
   }
   void end_run() noexcept { end(communication_, run_); }
 
   void begin_wait() noexcept {
-    if (streams_) wait_ = {Kind::wait, {}, {}, {}, 0, {}, streams_->record(compute_), {}};
+    if (!streams_ || streams_->is_crowded()) return;
+    wait_ = {Kind::wait, {}, {}, {}, 0, {}, streams_->record(compute_), {}};
   }
   void end_wait(const WaitRecord& record) noexcept {
     wait_.activity = record.awaited;
@@ -249,7 +263,8 @@ class CudaTimeline {
   }
 
   void begin_update() noexcept {
-    if (streams_) update_ = {Kind::update, {}, {}, {}, 0, {}, streams_->record(compute_), {}};
+    if (!streams_ || streams_->is_crowded()) return;
+    update_ = {Kind::update, {}, {}, {}, 0, {}, streams_->record(compute_), {}};
   }
   void end_update(SubjectId subject) noexcept {
     update_.subject = subject;
@@ -261,6 +276,8 @@ class CudaTimeline {
     if (mark == Mark::step) {
       streams_->observer().mark(
           {Mark::step_announced, no_subject, std::chrono::steady_clock::now()});
+    } else if (streams_->is_crowded()) {
+      return;
     }
     streams_->push(compute_,
                    {Kind::mark, mark, {}, subject, 0, {}, nullptr, streams_->record(compute_)});

@@ -99,7 +99,7 @@ inline constexpr double modest_rate = 1e9;
     advice.emplace_back("zero2 (it gathers once a step)");
   }
   if (!gathers && !scalars) {
-    advice.emplace_back("one reduction a step (accumulation = hold)");
+    if (worst.calls > 1) advice.emplace_back("one reduction a step (accumulation = hold)");
     advice.emplace_back("bf16 on the wire");
   }
   if (scalars) {
