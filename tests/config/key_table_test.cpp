@@ -14,7 +14,7 @@ using namespace shardwise::test;
 
 namespace {
 
-// docs/configuration.md with the tables that the code gives, between its marks.
+// examples/configuration.md with the tables that the code gives, between its marks.
 std::string up_to_date(std::string text) {
   for (const auto& [form, name] : {std::pair{ConfigForm::shardwise, "shardwise"},
                                    {ConfigForm::deepspeed, "deepspeed"},
@@ -33,7 +33,7 @@ std::string up_to_date(std::string text) {
 
 // SHARDWISE_WRITE_DOCS=1 test_config "the documentation has every key" writes them.
 TEST_CASE("the documentation has every key with its outcome, as the code has it") {
-  const std::string file = project_file("docs/configuration.md");
+  const std::string file = project_file("examples/configuration.md");
   const std::string text = read_text(file);
   const std::string expected = up_to_date(text);
   if (std::getenv("SHARDWISE_WRITE_DOCS") != nullptr) {

@@ -13,7 +13,7 @@
 namespace shardwise::inline v0_1 {
 
 /// Every key that a form has, as a table of Markdown: the key, what may stand there, what becomes
-/// of it, and what it sets or why it has no effect. docs/configuration.md is made of these.
+/// of it, and what it sets or why it has no effect. examples/configuration.md is made of these.
 [[nodiscard]] inline std::string config_key_table(ConfigForm form) {
   const auto cell = [](std::string text) {
     for (std::size_t at = 0; (at = text.find('|', at)) != std::string::npos; at += 2) {

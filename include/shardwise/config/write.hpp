@@ -60,7 +60,7 @@ namespace detail {
 }  // namespace detail
 
 /// The configuration in shardwise's own form: YAML, one key a line, which load_config reads back as
-/// an equal value, if each field is of its domain (docs/configuration.md). `heading`: comment
+/// an equal value, if each field is of its domain (examples/configuration.md). `heading`: comment
 /// before it, one or more lines. `sources`: comment behind each value. What the configuration
 /// leaves to the host is not written.
 [[nodiscard]] inline std::string write_config(const Configuration& configuration,
