@@ -2,7 +2,7 @@
 
 1. The tests of label gpu: programs that pass on the emulation, on the real libraries and devices.
 2. compute-sanitizer, where it is installed, over the kernels' tests: memcheck, racecheck, initcheck, synccheck.
-3. Bandwidths of the collectives, with the formulas of nccl-tests.
+3. Rates of the kernels beside a copy, and bandwidths of the collectives with the formulas of nccl-tests.
 
 Where there is no device it says 'skipped: no CUDA device' and exits with 77.
 """
@@ -28,7 +28,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=pathlib.Path, required=True, help="the build folder")
     parser.add_argument("--devices", type=pathlib.Path, required=True, help="the program that lists devices")
-    parser.add_argument("--bandwidth", type=pathlib.Path, required=True, help="the benchmark of collectives")
+    parser.add_argument("--benchmarks", type=pathlib.Path, nargs="+", required=True)
     parser.add_argument("--sanitize", type=pathlib.Path, nargs="*", default=[],
                         help="programs for compute-sanitizer")
     parser.add_argument("--or-skip", action="store_true", help="no device is a success")
@@ -51,7 +51,7 @@ def main():
             for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
                 passed.append(run(f"{tool} of {program.name}",
                                   [sanitizer, "--tool", tool, "--error-exitcode", "1", program]))
-    passed.append(run("bandwidth", [options.bandwidth]))
+    passed += [run(program.name, [program]) for program in options.benchmarks]
     print(f"== {passed.count(True)} passed, {passed.count(False)} failed")
     return 0 if all(passed) else 1
 

@@ -81,6 +81,7 @@ FOREIGN = {
     "detail/pages.hpp": {"sys/mman.h", "unistd.h"},
     "detail/fault_watch.hpp": {"signal.h", "ucontext.h"},
     "kernels/copy.hpp": {"emmintrin.h"},
+    "monitor/folder.hpp": {"sys/stat.h"},
     "monitor/json.hpp": {"nlohmann/json.hpp"},
     "kernels/lanes.hpp": {"emmintrin.h"},
 }

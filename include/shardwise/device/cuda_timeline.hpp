@@ -39,6 +39,8 @@ class TimedQueue {
  public:
   explicit TimedQueue(std::size_t capacity) : entries_(capacity) {}
 
+  std::chrono::steady_clock::time_point told;  ///< when the last that was told had ended
+
   [[nodiscard]] bool empty() const noexcept { return count_ == 0; }
   [[nodiscard]] std::size_t room() const noexcept { return entries_.size() - count_; }
   [[nodiscard]] TimedEntry& front() noexcept { return entries_[first_]; }
@@ -129,7 +131,7 @@ class ObservedStreams {
         forget(status);
         if (status == cudaErrorNotReady) break;
         queue->pop();
-        if (status == cudaSuccess) tell(entry);
+        if (status == cudaSuccess) tell(entry, queue->told);
         give_back(entry.begin);
         give_back(entry.end);
       }
@@ -178,13 +180,15 @@ class ObservedStreams {
     return true;
   }
 
-  void tell(TimedEntry& entry) noexcept {
+  // `told`: the end of what the stream did before, which stays where a clock is set back meanwhile.
+  void tell(TimedEntry& entry, Clock::time_point& told) noexcept {
     Clock::time_point begin, end;
     if (!time_of(entry.end, end)) return;
     const auto before = end;
     if (entry.begin == nullptr || !time_of(entry.begin, begin)) begin = end;
     set_clock(entry, end);
-    begin += end - before;
+    begin = std::max(begin + (end - before), told);
+    end = told = std::max(end, begin);
     switch (entry.kind) {
       case TimedEntry::Kind::run:
         observer_.ran({entry.sequence, entry.activity, entry.subject, begin, end});

@@ -1,15 +1,14 @@
 #pragma once
 
-#include <filesystem>
 #include <optional>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <utility>
 #include <vector>
 
 #include "collect.hpp"
 #include "diagnosis.hpp"
+#include "folder.hpp"
 #include "html.hpp"
 #include "json.hpp"
 #include "monitor.hpp"
@@ -54,9 +53,7 @@ class MonitorReport {
 
   /// Writes summary.json, trace.json and report.html into a folder, which is made; BackendError.
   void write(const std::string& folder, std::string_view title = "training run") const {
-    std::error_code failed;
-    std::filesystem::create_directories(folder, failed);
-    if (failed) raise<BackendError>("cannot make the folder {}: {}", folder, failed.message());
+    monitor::make_folder(folder);
     monitor::write_file(folder + "/summary.json", json());
     monitor::write_file(folder + "/trace.json", trace());
     monitor::write_file(folder + "/report.html", html(title));

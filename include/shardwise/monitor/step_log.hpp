@@ -4,12 +4,11 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
-#include <filesystem>
 #include <memory>
 #include <string>
-#include <system_error>
 
 #include "../core/error.hpp"
+#include "folder.hpp"
 #include "records.hpp"
 
 namespace shardwise::inline v0_1::monitor {
@@ -21,9 +20,9 @@ class StepLog {
   StepLog() = default;
   /// Empties the file, and makes the folder for it; BackendError where it cannot be written.
   explicit StepLog(const std::string& path) {
-    std::error_code failed;
-    const auto folder = std::filesystem::path(path).parent_path();
-    if (!folder.empty()) std::filesystem::create_directories(folder, failed);
+    if (const auto end = path.rfind('/'); end != std::string::npos) {
+      make_folder(path.substr(0, end));
+    }
     file_.reset(std::fopen(path.c_str(), "w"));
     if (!file_) raise<BackendError>("cannot write the log of steps {}", path);
   }
