@@ -118,7 +118,7 @@ ncclResult_t make_child(const std::shared_ptr<Communicator>& parent, ncclComm_t*
       child->link = made.link;
       child->name = made.link ? made.link->name() : "a child that failed";
       child->state = result;
-      child->polls = child->blocking ? 0 : 2;
+      child->polls = parent->blocking ? 0 : 2;
     }
     ncclComm_t const handle = make_handle(child);
     hb_release(out);  // for race detectors, which do not see this library's own store
