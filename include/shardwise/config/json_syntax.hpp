@@ -100,7 +100,8 @@ class JsonSyntax {
     const std::size_t begin = at_++;
     if (++depth_ > deepest) return fail(begin, format("more than {} levels", deepest));
     const std::string parent = path_;
-    std::optional<std::size_t> comma;
+    constexpr auto none = std::string::npos;
+    std::size_t comma = none;  // after the last element
     for (std::size_t index = 0;; ++index) {
       skip_blanks();
       if (problem_) return false;
@@ -108,13 +109,13 @@ class JsonSyntax {
         return fail(at_, format("the file ends within the {} of {}", open, where(begin)));
       }
       if (peek() == close) {
-        if (comma) text_[*comma] = ' ';
+        if (comma != none) text_[comma] = ' ';
         break;
       }
-      if (index > 0 && !comma) {
+      if (index > 0 && comma == none) {
         return fail(at_, format("expected a comma or {}", close));
       }
-      comma.reset();
+      comma = none;
       if (open == '{') {
         if (!key(parent)) return false;
       } else {
