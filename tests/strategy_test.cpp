@@ -8,36 +8,18 @@
 #include <shardwise/strategy.hpp>
 #include <string>
 #include <utility>
-#include <vector>
+
+#include "support/strategies.hpp"
 
 using namespace shardwise;
 using Catch::Matchers::ContainsSubstring;
 using Catch::Matchers::MessageMatches;
+using test::each_with_one_change;
 
 namespace {
 
 constexpr auto replicated = Placement::replicated;
 constexpr auto sharded = Placement::sharded;
-
-std::vector<Strategy> each_with_one_change() {
-  std::vector<Strategy> all(14, Strategy::zero3());
-  std::size_t i = 1;
-  all[i++].parameters = replicated;
-  all[i++].gradients = replicated;
-  all[i++].optimizer_state = replicated;
-  all[i++].reshard_after_forward = false;
-  all[i++].persistence_threshold = 1;
-  all[i++].prefetch = 2;
-  all[i++].bucket_bytes = 1;
-  all[i++].max_live_bytes = 1;
-  all[i++].lease = DType::f64;
-  all[i++].gradient_lease = DType::f64;
-  all[i++].wire = DType::f64;
-  all[i++].overlap = false;
-  all[i++].accumulation = Accumulation::hold;
-  REQUIRE(i == all.size());
-  return all;
-}
 
 }  // namespace
 

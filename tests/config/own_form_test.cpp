@@ -14,6 +14,7 @@
 
 #include "fixtures.hpp"
 #include "support/property.hpp"
+#include "support/strategies.hpp"
 
 using namespace shardwise;
 using namespace shardwise::test;
@@ -148,23 +149,7 @@ TEST_CASE("each field has a name of its own, and no member of Strategy is forgot
   CHECK(names.size() == config_field_count);
 
   // Two strategies that differ in a member differ in their text.
-  std::vector<Strategy> all(15, Strategy::zero3());
-  std::size_t i = 1;
-  all[i++].parameters = Placement::replicated;
-  all[i++].gradients = Placement::replicated;
-  all[i++].optimizer_state = Placement::replicated;
-  all[i++].reshard_after_forward = false;
-  all[i++].persistence_threshold = 1;
-  all[i++].prefetch = 2;
-  all[i++].bucket_bytes = 1;
-  all[i++].max_live_bytes = 1;
-  all[i++].keep_resident_bytes = 1;
-  all[i++].lease = DType::f64;
-  all[i++].gradient_lease = DType::f64;
-  all[i++].wire = DType::f64;
-  all[i++].overlap = false;
-  all[i++].accumulation = Accumulation::hold;
-  REQUIRE(i == all.size());
+  const std::vector<Strategy> all = each_with_one_change();
   std::set<std::string> texts;
   for (const Strategy& strategy : all) texts.insert(write_config(strategy));
   CHECK(texts.size() == all.size());

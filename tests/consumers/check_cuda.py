@@ -4,9 +4,8 @@ emulation of the device. Skipped where CUDA and NCCL are not."""
 import os
 import sys
 
-from consuming import HERE, Failed, Workplace, block_with, in_order, run
+from consuming import HERE, SKIPPED, Failed, Workplace, block_with, in_order, run
 
-SKIPPED = 4
 INSTALLED = """cmake_minimum_required(VERSION 3.25)
 project(consumer LANGUAGES CXX)
 set(CMAKE_CUDA_ARCHITECTURES 90)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+SKIPPED = 4
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "meta"))
 
@@ -101,6 +102,34 @@ class Workplace:
         for name in ("CMakeLists.txt", "LICENSE", "cmake", "include"):  # not build, where this lies: a loop
             (project / "shardwise" / name).symlink_to(self.options.source / name)
         return project
+
+    def finds(self, package):
+        """Whether find_package finds it."""
+        probe = self.folder / "probe"
+        probe.mkdir()
+        (probe / "CMakeLists.txt").write_text(
+            "cmake_minimum_required(VERSION 3.25)\nproject(probe LANGUAGES CXX)\n"
+            f"find_package({package} QUIET)\nmessage(STATUS \"probe: '${{{package}_FOUND}}'\")\n")
+        return "probe: '1'" in self.configure(probe, "probe-build")
+
+    def component_installed(self, component, says):
+        """Installs, finds the component, and runs its program."""
+        self.install()
+        self.configure(HERE / "find_package", "installed", f"-DCMAKE_PREFIX_PATH={self.prefix}",
+                       f"-DCOMPONENTS=core;{component}", f"-DPROGRAM={component}.cpp",
+                       f"-DTARGET=shardwise::{component}", says=f"component {component}: TRUE")
+        self.build_and_run("installed", says)
+
+    def component_of_subdirectory(self, component, module=None):
+        """Made and linked from the sources; the program would be the same."""
+        project = self.project("source")
+        (project / "CMakeLists.txt").write_text(
+            "cmake_minimum_required(VERSION 3.25)\nproject(consumer LANGUAGES CXX)\n"
+            f"add_executable(trainer {component}.cpp)\nadd_subdirectory(shardwise)\n"
+            f"include(shardwise/cmake/shardwise-{module or component}.cmake)\n"
+            f"target_link_libraries(trainer PRIVATE shardwise::{component})\n")
+        (project / f"{component}.cpp").symlink_to(HERE / f"{component}.cpp")
+        self.configure(project, "subdirectory")
 
     def cmake_of_readme(self, words):
         """Such a folder that is a project, with the one block of CMake in README.md that has these words."""

@@ -23,11 +23,11 @@ def report(names, spills=0, registers=40):
                    f"ptxas info    : Used {registers} registers, 400 bytes cmem[0]\n" for name in names)
 
 
-def run(body, names=None, architecture="90", **resources):
+def run(body, names=None, **resources):
     """As many steps as there are in the library, with one body."""
     mangled = [f"k{i}" for i in range(check_codegen.FUSED_STEPS)]
     ptx = "".join(f".visible .entry {name}(\n{body}" for name in mangled)
-    wrong, _ = check_codegen.check(architecture, ptx, report(mangled, **resources),
+    wrong, _ = check_codegen.check("90", ptx, report(mangled, **resources),
                                    names or {name: STEP for name in mangled})
     return "\n".join(wrong)
 

@@ -62,9 +62,9 @@ thread_local int current_device = 0;
 /// queues for its streams, in turn, and streams that share one would wait for each other.
 class Streams {
  public:
-  cudaError_t create(cudaStream_t* stream, unsigned flags, int priority) {
+  cudaError_t create(cudaStream_t* stream, int device, unsigned flags, int priority) {
     const std::lock_guard lock(mutex_);
-    const Key key{current_device, flags, priority};
+    const Key key{device, flags, priority};
     if (auto found = free_.find(key); found != free_.end()) {
       *stream = found->second;
       free_.erase(found);
@@ -113,10 +113,9 @@ Streams& streams() {
 cudaStream_t create_stream() {
   constexpr int no_device = -1;
   constexpr int own_priority = -2;
-  const int before = std::exchange(current_device, no_device);
   cudaStream_t stream;
-  check(streams().create(&stream, cudaStreamNonBlocking, own_priority), "cudaStreamCreate");
-  current_device = before;
+  check(streams().create(&stream, no_device, cudaStreamNonBlocking, own_priority),
+        "cudaStreamCreate");
   return stream;
 }
 
@@ -649,10 +648,10 @@ cudaError_t cudaFree(void* memory) {
   return cudaFreeAsync(memory, memory_stream());
 }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
-  return streams().create(stream, flags, 0);
+  return streams().create(stream, current_device, flags, 0);
 }
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, int priority) {
-  return streams().create(stream, flags, priority);
+  return streams().create(stream, current_device, flags, priority);
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) { return streams().destroy(stream); }
 

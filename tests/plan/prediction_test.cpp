@@ -78,37 +78,28 @@ void check(const char* what, const train_gpt::Options& options) {
              rows.size() * (rows.size() - 1) / 2);
 }
 
+train_gpt::Options gpt(std::size_t layers, std::size_t width, std::size_t sequence,
+                       std::size_t batch) {
+  train_gpt::Options options;
+  options.steps = 20;
+  options.layers = layers;
+  options.width = width;
+  options.heads = 4;
+  options.sequence = sequence;
+  options.batch = batch;
+  return options;
+}
+
 }  // namespace
 
 TEST_CASE("step times of train_gpt are predicted within 25 %, in the right order") {
-  train_gpt::Options options;
-  options.steps = 20;
-  options.layers = 4;
-  options.width = 128;
-  options.heads = 4;
-  options.sequence = 64;
-  options.batch = 8;
-  check("4 layers of width 128, 4 sequences a rank", options);
+  check("4 layers of width 128, 4 sequences a rank", gpt(4, 128, 64, 8));
 }
 
 TEST_CASE("step times where communication weighs most are predicted within 25 %") {
-  train_gpt::Options options;
-  options.steps = 20;
-  options.layers = 4;
-  options.width = 256;
-  options.heads = 4;
-  options.sequence = 32;
-  options.batch = 2;
-  check("4 layers of width 256, one short sequence a rank", options);
+  check("4 layers of width 256, one short sequence a rank", gpt(4, 256, 32, 2));
 }
 
 TEST_CASE("step times where the update weighs most are predicted within 25 %") {
-  train_gpt::Options options;
-  options.steps = 20;
-  options.layers = 2;
-  options.width = 512;
-  options.heads = 4;
-  options.sequence = 8;
-  options.batch = 2;
-  check("2 layers of width 512, one sequence of 8 a rank", options);
+  check("2 layers of width 512, one sequence of 8 a rank", gpt(2, 512, 8, 2));
 }
