@@ -16,6 +16,8 @@ install(FILES ${PROJECT_BINARY_DIR}/shardwise-config.cmake
               ${PROJECT_SOURCE_DIR}/cmake/shardwise-torch.cmake
               ${PROJECT_SOURCE_DIR}/cmake/shardwise-monitor.cmake
               ${PROJECT_SOURCE_DIR}/cmake/shardwise-cuda.cmake
+              ${PROJECT_SOURCE_DIR}/cmake/shardwise-mpi.cmake
+              ${PROJECT_SOURCE_DIR}/cmake/shardwise-checkpoint.cmake
               ${PROJECT_SOURCE_DIR}/cmake/shardwise-configuration.cmake
               ${PROJECT_SOURCE_DIR}/cmake/FindNCCL.cmake
         DESTINATION ${shardwise_config_dir})

@@ -9,7 +9,8 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
 apt_packages=(g++ clang-14 libclang-rt-14-dev cmake ninja-build python3 libfmt-dev librapidcheck-dev
-  libeigen3-dev libcli11-dev nlohmann-json3-dev libdlib-dev libyaml-cpp-dev libtorch-dev pkgconf doxygen)
+  libeigen3-dev libcli11-dev nlohmann-json3-dev libxxhash-dev libdlib-dev libyaml-cpp-dev
+  libopenmpi-dev openmpi-bin libmpich-dev mpich spin strace iproute2 libtorch-dev pkgconf doxygen)
 
 say() { printf '%s\n' "$*"; }
 complain() {

@@ -40,7 +40,7 @@ def component_sets():
     components("core", place.prefix, "core", says="component core: TRUE")
     components("unknown", place.prefix, "core", "warp", says="component warp: FALSE")
     components("required", place.prefix, "core;warp",
-               fails_with=f"shardwise {options.version}: no component 'warp', only core, config, cuda, monitor and torch")
+               fails_with=f"shardwise {options.version}: no component 'warp', only core, checkpoint, config, cuda, monitor, mpi and torch")
     components("no-torch", place.prefix, "core", "torch", *ALONE, says="component torch: FALSE")
     components("config", place.prefix, "core;config", "", *ALONE,
                fails_with=f"shardwise {options.version}: component 'config' needs yaml-cpp")

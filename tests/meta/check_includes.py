@@ -19,7 +19,7 @@ ROOMS = [
     ("cuda", r"device/cuda(_\w+)?\.(hpp|cuh|cu|inc)"),  # only the host's own sources, and comm/nccl
     ("device", r"device/.*"),
     # Backends: only the host's own sources include these.
-    ("backend", r"comm/(self|run_ranks|simulated|thread|thread_\w+|nccl|nccl_\w+|run_cuda_ranks)\.hpp"),
+    ("backend", r"comm/(self|run_ranks|simulated|thread|thread_\w+|nccl|nccl_\w+|run_cuda_ranks|mpi|mpi_\w+)\.hpp"),
     ("comm", r"comm/.*"),
     ("context", r"(context|memory_plan)\.hpp|detail/.*"),
     ("lease", r"(lease|arena)\.hpp"),
@@ -27,6 +27,7 @@ ROOMS = [
     # Adapters: only the host's own sources include these, too.
     ("adapters", r"adapters/.*"),
     ("plan", r"plan/.*"),
+    ("checkpoint", r"checkpoint(/.*)?\.hpp"),
     ("config", r"config(/.*)?\.hpp"),
     ("sharded", r"(sharded_\w+|gradient_\w+|full_parameters|loss_scaler)\.hpp"),
 ]
@@ -51,6 +52,7 @@ ALLOWED = {
     "umbrella": BELOW_CONTEXT | {"context", "lease", "sharded", "optim"},
     "config": {"core", "strategy", "comm"},
     "adapters": BELOW_CONTEXT | {"context", "lease", "sharded", "optim"},
+    "checkpoint": BELOW_CONTEXT | {"context", "lease", "sharded", "optim"},
     "monitor": {"core", "memory", "comm"},  # it is told through core/observer.hpp alone
     "plan": BELOW_CONTEXT | {"backend", "context", "lease", "sharded", "optim"},
 }
