@@ -64,6 +64,7 @@ FOREIGN = {
                                  "torch/csrc/autograd/function_hook.h", "torch/types.h"},
     "adapters/torch/model.hpp": {"torch/nn/module.h", "torch/types.h"},
     "adapters/torch/pass.hpp": {"torch/csrc/autograd/engine.h", "torch/types.h"},
+    "checkpoint/regular_file.hpp": {"fcntl.h", "sys/stat.h", "unistd.h"},
     "core/format.hpp": {"fmt/core.h"},
     "config/yaml_reader.hpp": {f"yaml-cpp/{name}.h"
                                for name in ("emitterstyle", "eventhandler", "exceptions", "mark", "parser")},
