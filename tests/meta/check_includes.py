@@ -82,6 +82,8 @@ FOREIGN = {
        for header in ("nccl_api", "nccl_arena", "nccl_communicator", "nccl_connect", "nccl_endpoint", "nccl_handle",
                       "nccl_movement", "nccl_staging", "nccl_tracker", "nccl_transfer", "nccl_watchdog",
                       "run_cuda_ranks")},
+    **{f"comm/mpi_{part}.hpp": {"mpi.h"}
+       for part in ("batch", "communicator", "error", "handle", "session", "transfer")},
     "comm/nccl_range.hpp": {"nvtx3/nvToolsExt.h"},
     **{f"device/cuda_{part}.hpp": {"cuda_runtime_api.h"}
        for part in ("device", "error", "event", "guard", "memory", "seam", "stream", "timeline")},
