@@ -29,6 +29,7 @@ inline constexpr std::array<std::string_view, 5> planned_strategies{"ddp", "zero
   settings.gradients = named.gradients;
   settings.optimizer_state = named.optimizer_state;
   settings.reshard_after_forward = named.reshard_after_forward;
+  settings.shard_group = named.shard_group;
   return settings;
 }
 
