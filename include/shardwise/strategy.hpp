@@ -182,6 +182,11 @@ struct Strategy {
     return strategy;
   }
 
+  /// Whether gradients have the bits that they have where the whole world is one group.
+  [[nodiscard]] constexpr bool keeps_bits(int world) const noexcept {
+    return (shard_group & (shard_group - 1)) == 0 || shard_group == world;
+  }
+
   /// UsageError where the settings contradict each other or are out of range.
   void validate() const {
     if (optimizer_state == Placement::replicated) {
