@@ -16,7 +16,7 @@
 #include "../core/dtype.hpp"
 #include "../core/error.hpp"
 #include "../kernels/cast.hpp"
-#include "hugging_face_agreement.hpp"
+#include "agreement.hpp"
 #include "hugging_face_export_plan.hpp"
 #include "hugging_face_model.hpp"
 #include "hugging_face_options.hpp"
@@ -97,6 +97,18 @@ class ExportWriter {
   return hash;
 }
 
+/// Rank 0: everything but the elements.
+template <class IsTaken>
+void prepare(const ExportPlan& plan, const OutputFolder& folder, const IsTaken& is_taken) {
+  folder.prepare(is_taken);
+  for (const ExportPlan::File& file : plan.files) {
+    OutputFile output = OutputFile::create(folder.partial(file.name), file.size);
+    output.write(0, std::as_bytes(std::span(file.begin)));
+    output.sync();
+  }
+  if (!plan.last_name.empty()) folder.write(plan.last_name, plan.last_text);
+}
+
 template <class Device, class IsTaken>
 ExportReport carry_out(ModelTensors<Device>& model, const ExportPlan& plan,
                        const std::string& directory, Writers writers,
@@ -104,35 +116,27 @@ ExportReport carry_out(ModelTensors<Device>& model, const ExportPlan& plan,
   static_assert(std::endian::native == std::endian::little, "files are little-endian");
   auto& engine = model.context().engine();
   engine.check();
-  FilesTogether together(engine.comm, timeout, "export");
-  if (const int other = together.first_that_differs(hash_of(plan))) {
+  const CheckpointGroup group{engine.comm, timeout};
+  if (const int other = group.first_that_differs(hash_of(plan), "export: compare")) {
     raise("export: rank {} has other tensors, or options, than rank 0", other);
   }
-  OutputFolder folder(directory);
   const bool leads = engine.rank() == 0;
   const std::vector<std::string> names = plan.names();
-  folder.set_key(together.from_first(leads ? OutputFolder::make_key() : 0));
+  std::string key = leads ? OutputFolder::make_key() : std::string();
+  group.share(key, 0, "export: name");
+  const OutputFolder folder(directory, std::move(key));
   ExportWriter writer(model.tensors(), plan, folder);
-  std::string failure;
-  const auto use = [&](const ModelRange& range, const std::byte* elements) {
-    if (!failure.empty()) return;  // the calls of all parameters stay the same on all ranks
-    try {
-      writer.use(range, elements);
-    } catch (const FileError& error) {
-      failure = error.what();
-    }
-  };
   try {
-    together.run([&] {
-      if (!leads) return;
-      folder.prepare(is_taken);
-      for (const ExportPlan::File& file : plan.files) {
-        OutputFile output = OutputFile::create(folder.partial(file.name), file.size);
-        output.write(0, std::as_bytes(std::span(file.begin)));
-        output.sync();
-      }
-      if (!plan.last_name.empty()) folder.write(plan.last_name, plan.last_text);
+    Outcome preparing;
+    preparing.run([&] {
+      if (leads) prepare(plan, folder, is_taken);
     });
+    preparing.agree(group, "export: prepare", "");
+    Outcome writing;
+    // What fails is kept: the calls of all parameters stay the same on all ranks.
+    const auto use = [&](const ModelRange& range, const std::byte* elements) {
+      writing.run([&] { writer.use(range, elements); });
+    };
     for (const ModelParameter& parameter : model.parameters()) {
       if (writers == Writers::all_ranks) {
         parameter.write(use);
@@ -142,13 +146,13 @@ ExportReport carry_out(ModelTensors<Device>& model, const ExportPlan& plan,
         parameter.gather([](const ModelRange&, const std::byte*) {});
       }
     }
-    together.run([&] {
-      if (!failure.empty()) raise<FileError>("{}", failure);
-      writer.finish();
-    });
-    together.run([&] {
+    writing.run([&] { writer.finish(); });
+    writing.agree(group, "export: write", "");
+    Outcome publishing;
+    publishing.run([&] {
       if (leads) folder.publish(names);
     });
+    publishing.agree(group, "export: publish", "");
   } catch (...) {
     if (leads) folder.remove_partial(names);
     throw;

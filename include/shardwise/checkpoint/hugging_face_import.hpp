@@ -16,7 +16,7 @@
 #include "../core/error.hpp"
 #include "../core/format.hpp"
 #include "../kernels/cast.hpp"
-#include "hugging_face_agreement.hpp"
+#include "agreement.hpp"
 #include "hugging_face_files.hpp"
 #include "hugging_face_model.hpp"
 #include "hugging_face_options.hpp"
@@ -174,30 +174,28 @@ ImportReport import_hugging_face(ModelTensors<Device>& model, const std::string&
   static_assert(std::endian::native == std::endian::little, "files are little-endian");
   auto& engine = model.context().engine();
   engine.check();
-  detail::FilesTogether together(engine.comm, options.timeout, "import");
+  const detail::CheckpointGroup group{engine.comm, options.timeout};
   std::unique_ptr<HuggingFaceFiles> files;
   std::optional<detail::ImportPlan> plan;
-  together.run([&] {
+  detail::Outcome opening;
+  opening.run([&] {
     files = std::make_unique<HuggingFaceFiles>(directory, options.stem, options.check_total_size);
     plan.emplace(model.tensors(), *files, options);
   });
-  if (const int other = together.first_that_differs(files->hash())) {
+  opening.agree(group, "import: open", "");
+  if (const int other = group.first_that_differs(files->hash(), "import: compare")) {
     raise<FileError>("{}: rank {} sees other files there than rank 0", detail::shown(directory),
                      other);
   }
   detail::ImportReader reader(model.tensors(), *files, *plan);
-  std::string failure;
+  detail::Outcome reading;
   for (const detail::ModelParameter& parameter : model.parameters()) {
+    // What fails is kept: the calls of all parameters stay the same on all ranks.
     parameter.load([&](const detail::ModelRange& range, std::byte* elements) {
-      if (!failure.empty()) return;  // the calls of all parameters stay the same on all ranks
-      try {
-        reader.fill(range, elements);
-      } catch (const FileError& error) {
-        failure = error.what();
-      }
+      reading.run([&] { reader.fill(range, elements); });
     });
   }
-  together.agree(failure, "; the parameters are partly written");
+  reading.agree(group, "import: read", "; the parameters are partly written");
   return std::move(plan->report);
 }
 

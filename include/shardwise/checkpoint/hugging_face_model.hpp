@@ -50,18 +50,6 @@ struct ModelParameter {
   std::function<void(const UseRange&)> gather;  ///< collective: reads everything, on all ranks
 };
 
-/// Of `flat`, what `rank` writes of the group's files; over all ranks every element once. Where
-/// everything is replicated it is a share, too: only of that each rank's copy is sure to be
-/// current.
-template <class Flat>
-[[nodiscard]] std::size_t written_begin(const Flat& flat, int rank) {
-  if constexpr (requires { flat.layout_shard_of(rank); }) {
-    return flat.layout.shard_begin(flat.layout_shard_of(rank));
-  } else {
-    return flat.layout.shard_begin(rank);
-  }
-}
-
 }  // namespace detail
 
 /// The tensors of a host's model, in its own order, with the names that they have in files. It
@@ -140,7 +128,9 @@ class ModelTensors {
       auto& engine = parameter.context().engine();
       engine.check();
       const auto& flat = parameter.flat();
-      const std::size_t begin = detail::written_begin(flat, engine.rank());
+      // Every element once over all ranks, also where several hold it: of a replicated copy each
+      // rank is sure of its own shard alone.
+      const std::size_t begin = flat.layout.shard_begin(flat.layout_shard_of(engine.rank()));
       std::vector<T> staging;
       flat.layout.for_each_segment(
           begin, begin + flat.layout.shard_size(), [&](const Layout::Segment& segment) {
@@ -177,7 +167,7 @@ class ModelTensors {
     const Layout::Segment segment{index, first, tensor.offset + first, elements.size()};
     Device::download(parameter.context().engine().compute, elements.data(), flat.stored(segment),
                      elements.size_bytes());
-    parameter.context().engine().comm.check();  // an aborted collective ends the wait, too
+    parameter.context().engine().check_peers();  // an aborted collective ends the wait, too
   }
 
   Context<Device>* context_;

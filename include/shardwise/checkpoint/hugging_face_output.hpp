@@ -85,17 +85,17 @@ class OutputFile {
 /// the last one last: who finds that one finds all of them.
 class OutputFolder {
  public:
-  explicit OutputFolder(std::string path) : path_(std::move(path)) {}
+  /// `key` is part of the names that files have until the end, and nobody else's.
+  OutputFolder(std::string path, std::string key) : path_(std::move(path)), key_(std::move(key)) {}
 
-  /// A number for names that are nobody else's; rank 0's counts.
-  [[nodiscard]] static std::uint64_t make_key() {
+  /// One that no other export has.
+  [[nodiscard]] static std::string make_key() {
     std::random_device random;
-    return (std::uint64_t{random()} << 32) | random();
+    return format("{:08x}{:08x}", random(), random());
   }
-  void set_key(std::uint64_t key) noexcept { key_ = key; }
 
   [[nodiscard]] std::string partial(const std::string& name) const {
-    return format("{}/.{}.{:016x}.partial", path_, name, key_);
+    return path_ + "/." + name + '.' + key_ + ".partial";
   }
 
   /// Rank 0: makes the directory if there is none, and refuses it where one of `names` is there.
@@ -169,7 +169,7 @@ class OutputFolder {
   }
 
   std::string path_;
-  std::uint64_t key_ = 0;
+  std::string key_;
 };
 
 }  // namespace shardwise::inline v0_1::detail
