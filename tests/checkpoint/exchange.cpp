@@ -1,5 +1,6 @@
-// exchange export|import FOLDER RANKS: what check_exchange.py reads with the safetensors package of
-// PyPI, or has written with it.
+// exchange export|import|export-one|import-one FOLDER RANKS: what check_exchange.py reads with the
+// safetensors package of PyPI, or has written with it; one of them alone for
+// check_exchange_faults.py.
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -50,13 +51,23 @@ struct Model {
   ModelTensors<> tensors;
 };
 
-void export_all(Context<>& context, const std::string& folder) {
-  Model model(context);
+void initialize(Model& model) {
   model.for_each([](auto& parameter, const std::string& prefix) {
     parameter.initialize([&](const Layout::Tensor& tensor, std::size_t element) {
       return value_of(prefix + tensor.name, element);
     });
   });
+}
+
+void export_one(Context<>& context, const std::string& folder) {
+  Model model(context);
+  initialize(model);
+  (void)export_hugging_face(model.tensors, folder, {.max_file_bytes = 1800});
+}
+
+void export_all(Context<>& context, const std::string& folder) {
+  Model model(context);
+  initialize(model);
   (void)export_hugging_face(model.tensors, folder + "/single");
   (void)export_hugging_face(model.tensors, folder + "/sharded", {.max_file_bytes = 600});
   for (const DType type : {DType::f64, DType::f32, DType::bf16, DType::f16}) {
@@ -66,42 +77,45 @@ void export_all(Context<>& context, const std::string& folder) {
   (void)export_flat(model.tensors, folder + "/flat", "weights", {.dtype = DType::f32});
 }
 
-void import_all(Context<>& context, const std::string& folder) {
-  for (const std::string name : {"/f32", "/mixed", "/sharded"}) {
-    Model model(context);
-    (void)import_hugging_face(model.tensors, folder + name, {.conversion = Conversion::rounding});
-    std::size_t elements = 0;
-    model.for_each([&](auto& parameter, const std::string& prefix) {
-      parameter.read([&](const Layout::Tensor& tensor, std::size_t first, auto values) {
-        for (std::size_t i = 0; i < values.size(); ++i) {
-          const float expected = value_of(prefix + tensor.name, first + i);
-          if (static_cast<float>(values[i]) == expected) {
-            ++elements;
-            continue;
-          }
-          raise<FileError>("{}: element {} of '{}{}' is {}, expected {}", folder + name, first + i,
-                           prefix, tensor.name, static_cast<float>(values[i]), expected);
+void import_one(Context<>& context, const std::string& folder) {
+  Model model(context);
+  (void)import_hugging_face(model.tensors, folder, {.conversion = Conversion::rounding});
+  std::size_t elements = 0;
+  model.for_each([&](auto& parameter, const std::string& prefix) {
+    parameter.read([&](const Layout::Tensor& tensor, std::size_t first, auto values) {
+      for (std::size_t i = 0; i < values.size(); ++i) {
+        const float expected = value_of(prefix + tensor.name, first + i);
+        if (static_cast<float>(values[i]) == expected) {
+          ++elements;
+          continue;
         }
-      });
+        raise<FileError>("{}: element {} of '{}{}' is {}, expected {}", folder, first + i, prefix,
+                         tensor.name, static_cast<float>(values[i]), expected);
+      }
     });
-    if (elements != 444 + 3 + 120 + 12 + 1 + 81 + 19) raise<FileError>("elements are missing");
-  }
+  });
+  if (elements != 444 + 3 + 120 + 12 + 1 + 81 + 19) raise<FileError>("elements are missing");
+}
+
+void import_all(Context<>& context, const std::string& folder) {
+  for (const std::string name : {"/f32", "/mixed", "/sharded"}) import_one(context, folder + name);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   try {
-    if (argc != 4) raise<ConfigError>("usage: exchange export|import FOLDER RANKS");
+    if (argc != 4)
+      raise<ConfigError>("usage: exchange export|import|export-one|import-one FOLDER RANKS");
     const std::string_view what = argv[1];
     const std::string folder = argv[2];
     run_ranks(std::atoi(argv[3]), [&](Communicator& communicator) {
       Context context(communicator, Strategy::zero3());
-      if (what == "export") {
-        export_all(context, folder);
-      } else {
-        import_all(context, folder);
-      }
+      if (what == "export") return export_all(context, folder);
+      if (what == "import") return import_all(context, folder);
+      if (what == "export-one") return export_one(context, folder);
+      if (what == "import-one") return import_one(context, folder);
+      raise<ConfigError>("there is no {}", what);
     });
   } catch (const std::exception& error) {
     std::fprintf(stderr, "exchange: %s\n", error.what());

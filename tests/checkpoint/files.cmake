@@ -6,6 +6,8 @@ shardwise_add_test(NAME malformed_manifest SOURCES checkpoint/malformed_manifest
                    LINK shardwise::checkpoint LABELS quick full)
 shardwise_add_test(NAME hugging_face SOURCES checkpoint/hugging_face_test.cpp
                    LINK shardwise::checkpoint LABELS quick full sanitize)
+shardwise_add_test(NAME hugging_face_memory SOURCES checkpoint/hugging_face_memory_test.cpp
+                   LINK shardwise::checkpoint LABELS full)
 if(SHARDWISE_SANITIZE_ONLY)
   return()
 endif()
@@ -20,6 +22,12 @@ add_test(NAME "checkpoint: files of the safetensors package, both ways"
                  $<TARGET_FILE:checkpoint_exchange> --work ${CMAKE_CURRENT_BINARY_DIR}/checkpoint_exchange_files)
 set_tests_properties("checkpoint: files of the safetensors package, both ways"
                      PROPERTIES LABELS full TIMEOUT 120 SKIP_RETURN_CODE 4)
+
+add_test(NAME "checkpoint: an export or import that the system refuses, at every call"
+         COMMAND Python3::Interpreter ${CMAKE_CURRENT_SOURCE_DIR}/checkpoint/check_exchange_faults.py --program
+                 $<TARGET_FILE:checkpoint_exchange> --work ${CMAKE_CURRENT_BINARY_DIR}/checkpoint_exchange_faults)
+set_tests_properties("checkpoint: an export or import that the system refuses, at every call"
+                     PROPERTIES LABELS full TIMEOUT 300 SKIP_RETURN_CODE 4)
 
 # Fuzzing: a minute of each, and of one of them a little with every run.
 find_program(SHARDWISE_FUZZ_COMPILER clang++-14)

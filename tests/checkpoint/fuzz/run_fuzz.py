@@ -39,7 +39,8 @@ def headers():
     yield header([("w", "F32", [2, 3]), ("b", "BF16", []), ("none", "F64", [0, 4])], {"format": "pt"}, 5)
     yield header([(kind, kind, [8]) for kind in TYPES])
     yield header([(f"h.{i}.w", "F16", [i]) for i in range(30)], {str(i): "\u00e9\U0001f600\n" for i in range(9)})
-    yield struct.pack("<HQ", 4, 66) + b'{"\\ud83d\\ude00\\"":{"data_offsets":[0,4],"shape":[1],"dtype":"F32"}}'
+    escaped = b'{"\\ud83d\\ude00\\"":{"data_offsets":[0,4],"shape":[1],"dtype":"F32"}}'
+    yield struct.pack("<HQ", 4, len(escaped)) + escaped
 
 
 def indices():
