@@ -64,6 +64,10 @@ FOREIGN = {
                                  "torch/csrc/autograd/function_hook.h", "torch/types.h"},
     "adapters/torch/model.hpp": {"torch/nn/module.h", "torch/types.h"},
     "adapters/torch/pass.hpp": {"torch/csrc/autograd/engine.h", "torch/types.h"},
+    "checkpoint/checksum.hpp": {"xxhash.h"},
+    **{f"checkpoint/{header}.hpp": {"nlohmann/json.hpp"} for header in ("manifest_json", "manifest_reader", "save")},
+    "checkpoint/posix_file_system.hpp": {"dirent.h", "fcntl.h", "sys/stat.h", "unistd.h"},
+    "checkpoint/regular_file.hpp": {"fcntl.h", "sys/stat.h", "unistd.h"},
     "core/format.hpp": {"fmt/core.h"},
     "config/yaml_reader.hpp": {f"yaml-cpp/{name}.h"
                                for name in ("emitterstyle", "eventhandler", "exceptions", "mark", "parser")},
@@ -81,6 +85,8 @@ FOREIGN = {
        for header in ("nccl_api", "nccl_arena", "nccl_communicator", "nccl_connect", "nccl_endpoint", "nccl_handle",
                       "nccl_movement", "nccl_staging", "nccl_tracker", "nccl_transfer", "nccl_watchdog",
                       "run_cuda_ranks")},
+    **{f"comm/mpi_{part}.hpp": {"mpi.h"}
+       for part in ("batch", "communicator", "error", "handle", "session", "transfer")},
     "comm/nccl_range.hpp": {"nvtx3/nvToolsExt.h"},
     **{f"device/cuda_{part}.hpp": {"cuda_runtime_api.h"}
        for part in ("device", "error", "event", "guard", "memory", "seam", "stream", "timeline")},
@@ -98,7 +104,7 @@ FOREIGN = {
 UNREACHABLE = [
     (r"shardwise\.hpp", r"mpi\.h|cuda.*|nccl.*|nlohmann/.*|yaml-cpp/.*|torch/.*", "the umbrella is for every host"),
     (r"shardwise\.hpp", r"shardwise/comm/(self|thread)\.hpp", "the host includes the backend it wants"),
-    (r"shardwise\.hpp", r"shardwise/config.*", "it is a component"),
+    (r"shardwise\.hpp", r"shardwise/(config|checkpoint).*|xxhash\.h", "it is a component"),
     (r"config/write\.hpp", r"yaml-cpp/.*", "writing needs no parser"),
     (r"monitor/monitor\.hpp", r"nlohmann/.*|shardwise/comm/.*", "a trainer includes it"),
     (r"kernels/.*|core/(dtype|host_device|reduce_spec|tensor_options)\.hpp", r"fmt/.*",
