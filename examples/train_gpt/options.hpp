@@ -33,6 +33,7 @@ struct Options {
   /// The ranks, of which this process is one; null: they are threads of this process.
   shardwise::Communicator* communicator = nullptr;
   std::string strategy = "zero3";
+  std::size_t shard_group = 0;  ///< ranks that shard what is sharded; 0: all
   std::string lease = "fp32";
   std::string gradient = "fp32";
   std::string residency = "slots";

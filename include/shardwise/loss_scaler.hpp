@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "context.hpp"
+#include "core/loss_scaler_state.hpp"
 #include "core/math.hpp"
 #include "gradient_norm.hpp"
 
@@ -41,6 +42,15 @@ class LossScaler {
   [[nodiscard]] double scale() const noexcept { return scale_; }
   /// Steps skipped so far.
   [[nodiscard]] std::uint64_t skipped() const noexcept { return skipped_; }
+
+  /// For a checkpoint, between two steps; restore() on all ranks alike, of a scaler with the same
+  /// options.
+  [[nodiscard]] LossScalerState state() const noexcept { return {scale_, good_, skipped_}; }
+  void restore(const LossScalerState& state) noexcept {
+    scale_ = state.scale;
+    good_ = state.good;
+    skipped_ = state.skipped;
+  }
 
   /// After the reductions, before clipping and the steps. True: the gradients are finite on every
   /// rank, and the next step divides by the scale. False: some are not; all gradients of the

@@ -80,8 +80,10 @@ class ShardedOptimizerState {
     engine.timeline.end_update(flat_parameter.subject);
   }
 
-  /// Updates so far.
+  /// Updates so far; restore_steps() where the values come from a run that has made so many, on all
+  /// ranks alike.
   [[nodiscard]] std::uint64_t steps() const noexcept { return steps_; }
+  void restore_steps(std::uint64_t steps) noexcept { steps_ = steps; }
 
   /// One of the optimizer's values by name ("exp_avg", ...), laid out as ShardedParameter::shard(),
   /// at an address that never moves. UsageError where there is none of this name and type.
@@ -108,6 +110,11 @@ class ShardedOptimizerState {
 
   /// Settings; may be changed between steps (a learning rate schedule).
   Optimizer optimizer;
+
+  /// The library's own side; not for hosts.
+  [[nodiscard]] detail::FlatParameter<Device>& flat_parameter() const noexcept {
+    return *parameter_;
+  }
 
  private:
   // f.operator()<State>(index) for each of the optimizer's values.
