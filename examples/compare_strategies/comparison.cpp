@@ -109,7 +109,8 @@ bool Trial::planned_right() const noexcept {
 
 bool Comparison::same_bits() const {
   return std::all_of(trials.begin(), trials.end(), [&](const Trial& trial) {
-    return trial.report.parameters_hash == trials[0].report.parameters_hash;
+    return !trial.report.same_bits ||
+           trial.report.parameters_hash == trials[0].report.parameters_hash;
   });
 }
 
@@ -134,6 +135,11 @@ Comparison compare(const train_gpt::Options& options, const shardwise::Hardware&
   for (const auto name : shardwise::planned_strategies) {
     comparison.trials.push_back(
         start(options, shardwise::with_placements_of(name, settings), hardware));
+  }
+  if (options.shard_group > 0) {
+    shardwise::Strategy hybrid = shardwise::with_placements_of("zero3", settings);
+    hybrid.shard_group = static_cast<int>(options.shard_group);
+    comparison.trials.push_back(start(options, hybrid, hardware));
   }
   for (std::size_t round = 0; round < rounds; ++round) {
     for (Trial& trial : comparison.trials) {

@@ -48,6 +48,7 @@ struct Comparison {
   double tuned_ms = 0;
   std::vector<TunedValue> tuning;  ///< in the order of trying
 
+  /// Of all that claim them: groups that are no power of two do not.
   [[nodiscard]] bool same_bits() const;
   [[nodiscard]] bool planned_right() const;
 };

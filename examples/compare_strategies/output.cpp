@@ -22,9 +22,11 @@ std::string setting_line(const TunedValue& tried, double base) {
 }
 
 std::string explanation(const Comparison& comparison) {
+  const bool all_claim = comparison.trials.back().report.same_bits;
   std::string text =
       fmt::format("\nParameters after training: {}. Planned bytes of every kind {}.\n",
-                  comparison.same_bits() ? fmt::format("the same bits with every strategy ({})",
+                  comparison.same_bits() ? fmt::format("the same bits with every strategy{} ({})",
+                                                       all_claim ? "" : " but the hybrid one",
                                                        comparison.trials[0].report.parameters_hash)
                                          : "DIFFERENT between strategies, which is a bug",
                   comparison.planned_right() ? "equal the held ones"

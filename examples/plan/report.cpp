@@ -100,7 +100,6 @@ std::string table(const Options& options, const shardwise::PlannedModel& model,
         known ? fmt::format("{:.2f}", giga(row.activation_bytes)) : "?", giga(row.needed()),
         fits(options, row, hardware.memory > 0), of_step(row), row.advice);
   }
-  text += fmt::format("{:<17}| not available in this version\n", "hybrid");
   if (options.knows_units()) {
     text += "\nActivations are an estimate; everything else that is held is exact.\n";
   } else {
@@ -126,7 +125,6 @@ std::string to_json(const Options& options, const shardwise::PlannedModel& model
       {"hardware", hardware.name},
       {"device_memory", hardware.memory},
       {"strategies", strategies},
-      {"not_available", Json::array({"hybrid"})},
       {"missing", options.knows_units()
                       ? unknown
                       : Json("slots, activations and step times: give --layers and --width")},

@@ -62,6 +62,7 @@ void override_with_options(LoadedConfiguration& loaded, const Options& o, const 
   const auto take = [&](const char* option, ConfigField field, const std::string& text) {
     if (given(option)) loaded.override_field(field, text, option);
   };
+  take("--shard-group", ConfigField::shard_group, std::to_string(o.shard_group));
   take("--lease", ConfigField::lease, o.lease);
   take("--gradient", ConfigField::gradient_storage, o.gradient);
   take("--prefetch", ConfigField::prefetch, std::to_string(o.prefetch));
@@ -131,6 +132,7 @@ void apply_configuration(Options& options, const Given& given) {
   const shardwise::Strategy& strategy = loaded.strategy();
   const shardwise::Configuration& values = loaded.values();
   options.strategy = strategy.name();
+  options.shard_group = static_cast<std::size_t>(strategy.shard_group);
   options.lease = option_name(strategy.lease);
   options.gradient = option_name(values.gradient_storage);
   options.prefetch = static_cast<std::size_t>(strategy.prefetch);

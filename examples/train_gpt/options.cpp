@@ -36,7 +36,10 @@ Options parse_options(int count, const char* const* arguments) {
   app.add_option("--backend", o.backend, "How ranks talk")
       ->check(CLI::IsMember({"threads", "self"}))
       ->group("Ranks");
-  app.add_option("--strategy", o.strategy, "ddp, zero1, zero2, zero3, zero3-no-reshard")
+  app.add_option("--strategy", o.strategy, "ddp, zero1, zero2, zero3, zero3-no-reshard, hybrid")
+      ->group("Ranks");
+  add_count(app, "--shard-group", o.shard_group,
+            "Consecutive ranks that shard what is sharded, replicated across such groups; 0: all")
       ->group("Ranks");
   app.add_option("--lease", o.lease, "Type of the weights that the compute sees")
       ->check(CLI::IsMember({"fp32", "bf16", "f16"}))
@@ -88,6 +91,16 @@ void validate(const Options& o) {
     throw std::invalid_argument(
         fmt::format("--width {} does not divide into --heads {}: the next width that does is {}",
                     o.width, o.heads, (o.width / o.heads + 1) * o.heads));
+  }
+  if (o.strategy == "hybrid" && o.shard_group == 0) {
+    throw std::invalid_argument(
+        "--strategy hybrid shards within groups of ranks: say how large one is by --shard-group");
+  }
+  if (o.shard_group > 0 && o.ranks % o.shard_group != 0) {
+    throw std::invalid_argument(
+        fmt::format("--ranks {} does not divide into groups of --shard-group {}: the next number "
+                    "of ranks that does is {}",
+                    o.ranks, o.shard_group, (o.ranks / o.shard_group + 1) * o.shard_group));
   }
   if (o.backend == "self" && o.ranks != 1) {
     throw std::invalid_argument(

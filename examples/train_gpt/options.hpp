@@ -29,6 +29,7 @@ struct Options {
   std::size_t ranks = 2;
   std::string backend = "threads";
   std::string strategy = "zero3";
+  std::size_t shard_group = 0;  ///< ranks that shard what is sharded; 0: all
   std::string lease = "fp32";
   std::string gradient = "fp32";
   std::string residency = "slots";

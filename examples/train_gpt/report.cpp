@@ -76,12 +76,16 @@ void write_json(const Report& report, const std::string& file) {
 }
 
 std::string summary(const Report& report) {
+  const std::string_view other_bits =
+      report.same_bits ? ""
+                       : "groups that are no power of two add in an order of their own: these are "
+                         "not the bits of other strategies\n";
   return fmt::format(
       "{}, world {}: {} parameters, {} steps of {:.1f} ms, peak {:.2f} MiB per rank\n"
-      "loss {:.4f} -> {:.4f}, parameters {}\n",
+      "loss {:.4f} -> {:.4f}, parameters {}\n{}",
       report.strategy, report.world, report.parameters, report.loss.size(), report.step_ms,
       static_cast<double>(report.bytes_per_rank.peak) / (1 << 20), report.loss.front(),
-      report.loss.back(), report.parameters_hash);
+      report.loss.back(), report.parameters_hash, other_bits);
 }
 
 Recorder::Recorder(const Options& options, bool speaks)

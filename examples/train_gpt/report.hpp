@@ -39,6 +39,7 @@ struct Traffic {
 struct Report {
   std::size_t world = 1;
   std::string strategy;
+  bool same_bits = true;          ///< those of every other strategy that has them, too
   std::size_t parameters = 0;     ///< elements, tied ones once
   std::vector<double> loss;       ///< of each step: mean over the global batch, before the update
   std::vector<double> grad_norm;  ///< of each step: global, before clipping

@@ -33,6 +33,7 @@ Bytes to_bytes(const shardwise::Bytes& bytes, std::size_t peak) {
 shardwise::Strategy strategy_of(const Options& options) {
   if (options.strategy_of_file) return *options.strategy_of_file;
   shardwise::Strategy strategy = shardwise::Strategy::parse(options.strategy);
+  if (options.shard_group > 0) strategy.shard_group = static_cast<int>(options.shard_group);
   strategy.lease = type_of(options.lease);
   strategy.prefetch = static_cast<int>(options.prefetch);
   strategy.accumulation = options.accumulate == Accumulate::hold ? shardwise::Accumulation::hold

@@ -31,6 +31,7 @@ void account(const shardwise::Bytes& held, std::size_t peak_held, const shardwis
 template <class Device>
 void account(const shardwise::Context<Device>& context, Report& report) {
   account(context.statistics(), context.strategy(), report);
+  report.same_bits = context.strategy().keeps_bits(context.world());
   account(context.held(), context.peak_held(), context.plan(), report);
 }
 

@@ -105,7 +105,7 @@ class Context {
   [[nodiscard]] MemoryPlan plan() const {
     std::vector<const detail::Registration*> entries(parameters_.parameters().begin(),
                                                      parameters_.parameters().end());
-    return detail::plan_memory(entries, engine_.comm, engine_.strategy, engine_.options);
+    return detail::plan_memory(entries, engine_.groups, engine_.strategy, engine_.options);
   }
   /// What this rank holds now, counted at each allocation.
   [[nodiscard]] const Bytes& held() const noexcept { return engine_.ledger.held(); }

@@ -14,14 +14,16 @@ namespace shardwise::inline v0_1 {
 
 namespace detail {
 
-/// f(range of the layout, its first stored element) for each world-shard of a stored gradient that
-/// this rank holds: its own, or all of them.
+/// f(begin in the layout, its first stored element) for each of the layout's shards of a stored
+/// gradient that this rank speaks for: one where the ranks share them out, or all of them.
 template <class Device, class F>
 void for_each_held_shard(const Engine<Device>& engine, const FlatGradient<Device>& gradient,
                          F&& f) {
   const Layout& layout = gradient.parameter.layout;
   if (gradient.parameter.updates_shard()) {
-    f(layout.shard_begin(engine.rank()), gradient.owned());
+    const std::size_t begin = layout.shard_begin(gradient.parameter.layout_shard_of(engine.rank()));
+    const std::size_t at = begin - gradient.parameter.shard_begin;
+    f(begin, gradient.owned() + at * size_of(gradient.stored));
     return;
   }
   for (int shard = 0; shard < engine.world(); ++shard) {
@@ -60,7 +62,7 @@ template <class Device>
   sums.resize(ranges.size() + shards);
   // All at once: a device other than the host has one wait then.
   Device::sums_of_squares(engine.compute, ranges, sums.data());
-  engine.comm.check();
+  engine.check_peers();
   const double* next = sums.data();
   double* out = sums.data() + ranges.size();
   double sum = 0;
@@ -113,7 +115,10 @@ template <class Device>
   std::size_t index = 0;
   for (const FlatGradient<Device>* gradient : gradients) {
     if (is_scattered(gradient)) {
-      for (std::size_t rank = 0; rank < world; ++rank) total += all[rank * scattered + index];
+      for (int shard = 0; shard < engine.world(); ++shard) {
+        const int rank = gradient->parameter.rank_of_layout_shard(shard);
+        total += all[static_cast<std::size_t>(rank) * scattered + index];
+      }
       ++index;
       ++next;
     } else {

@@ -7,9 +7,9 @@
 #include <string_view>
 #include <vector>
 
-#include "comm/communicator.hpp"
 #include "detail/engine.hpp"
 #include "detail/registration.hpp"
+#include "detail/shard_groups.hpp"
 #include "detail/slot_plan.hpp"
 #include "memory.hpp"
 
@@ -27,8 +27,9 @@ struct MemoryPlan {
   std::size_t gradient_dedicated = 0;
   std::size_t parameter_pages = 0;  ///< bytes that arenas' parameters borrow (residency in_place)
   std::size_t gradient_pages = 0;
-  std::size_t landing = 0;  ///< landing and staging buffers of the communicator
-  std::size_t scalars = 0;  ///< norms, flags and group scalars
+  std::size_t landing = 0;   ///< landing and staging buffers of the communicator
+  std::size_t partials = 0;  ///< sums of a shard group on their way to those of the others
+  std::size_t scalars = 0;   ///< norms, flags and group scalars
 
   /// The highest sum of all kinds: slots stay allocated, so it is their total.
   [[nodiscard]] std::size_t peak() const noexcept { return bytes.total(); }
@@ -48,8 +49,9 @@ struct MemoryPlan {
            " = " +
            slots_of("parameters", parameter_slots, parameter_slot_bytes, parameter_dedicated) +
            ", " + slots_of("gradients", gradient_slots, gradient_slot_bytes, gradient_dedicated) +
-           detail::format(", {} + {} B pages for arenas, {} B landing, {} B scalars\n",
-                          parameter_pages, gradient_pages, landing, scalars) +
+           detail::format(", {} + {} B pages for arenas, {} B landing", parameter_pages,
+                          gradient_pages, landing) +
+           detail::format(", {} B partial sums, {} B scalars\n", partials, scalars) +
            kind("crumbs", bytes.crumbs) + '\n' + kind("peak", peak()) + '\n';
   }
 };
@@ -58,14 +60,14 @@ namespace detail {
 
 /// The plan of a rank that registers these parameters, their gradients and states.
 [[nodiscard]] inline MemoryPlan plan_memory(std::span<const Registration* const> entries,
-                                            const Communicator& comm, const Strategy& strategy,
+                                            const ShardGroups& groups, const Strategy& strategy,
                                             const ContextOptions& options) {
   MemoryPlan plan;
-  const auto world = static_cast<std::size_t>(comm.size());
+  const auto world = static_cast<std::size_t>(groups.world());
   std::vector<const Registration*> trained;
   for (const Registration* entry : entries) {
     const std::size_t whole = entry->layout.padded_size();
-    const std::size_t shard = entry->layout.shard_size();
+    const std::size_t shard = entry->shard_size();
     const bool whole_gradients = entry->strategy.gradients == Placement::replicated;
     const bool whole_state = entry->strategy.optimizer_state == Placement::replicated;
     plan.bytes.parameters += entry->storage_bytes() + entry->copy_bytes();
@@ -85,15 +87,17 @@ namespace detail {
   plan.parameter_slot_bytes = parameters.buffers.count > 0 ? parameters.buffers.largest : 0;
   plan.parameter_dedicated = parameters.buffers.dedicated;
   plan.parameter_pages = parameters.pages.bytes();
-  const GradientSlots gradients = plan_gradient_slots(trained, comm, strategy, options);
+  const GradientSlots gradients = plan_gradient_slots(trained, groups, strategy, options);
   plan.gradient_slots = gradients.slots.buffers.count;
   plan.gradient_slot_bytes =
       gradients.slots.buffers.count > 0 ? gradients.slots.buffers.largest : 0;
   plan.gradient_dedicated = gradients.slots.buffers.dedicated;
   plan.gradient_pages = gradients.slots.pages.bytes();
   plan.landing = gradients.landing;
+  plan.partials = gradients.partials;
   plan.scalars = std::max<std::size_t>(4, trained.size()) * (world + 1) * sizeof(double);
-  plan.bytes.slots = parameters.bytes() + gradients.slots.bytes() + plan.landing + plan.scalars;
+  plan.bytes.slots =
+      parameters.bytes() + gradients.slots.bytes() + plan.landing + plan.partials + plan.scalars;
   return plan;
 }
 

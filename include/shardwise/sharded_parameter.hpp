@@ -28,9 +28,9 @@ struct ShardSegment {
 };
 
 /// One or more named tensors of storage type T that are gathered together: the unit of
-/// communication. At rest each rank holds the contiguous 1/world that is its shard, or everything,
-/// as the strategy says. Movable; belongs to a Context, which must outlive it. Made by all ranks in
-/// the same order.
+/// communication. At rest each rank holds the contiguous part that is its shard (1/world, or 1/G in
+/// groups of G ranks), or everything, as the strategy says. Movable; belongs to a Context, which
+/// must outlive it. Made by all ranks in the same order.
 template <FloatingElement T, class Device = HostDevice>
 class ShardedParameter {
  public:
@@ -242,11 +242,12 @@ class ShardedParameter {
       });
       return;
     }
-    std::vector<T> staging(std::min(staging_chunk, layout().shard_size()));
-    for (int owner = 0; owner < context_->world(); ++owner) {
-      const std::size_t begin = layout().shard_begin(owner);
-      for (std::size_t first = 0; first < layout().shard_size(); first += staging_chunk) {
-        const std::size_t count = std::min(staging_chunk, layout().shard_size() - first);
+    const std::size_t shard = flat_->shard_size();
+    std::vector<T> staging(std::min(staging_chunk, shard));
+    for (int owner = 0; owner < flat_->group_size(); ++owner) {  // the first group has everything
+      const std::size_t begin = flat_->shard_begin_of(owner);
+      for (std::size_t first = 0; first < shard; first += staging_chunk) {
+        const std::size_t count = std::min(staging_chunk, shard - first);
         if (owner == context_->rank()) {
           const std::size_t at = begin + first;
           layout().for_each_segment(at, at + count, [&](const Layout::Segment& segment) {
@@ -345,7 +346,7 @@ class ShardedParameter {
   void download(const Layout::Segment& segment, T* elements) {
     auto& engine = context_->engine();
     Device::download(engine.compute, elements, stored(segment), segment.count * sizeof(T));
-    engine.comm.check();  // an aborted collective ends the wait, too
+    engine.check_peers();  // an aborted collective ends the wait, too
   }
 
   // f(segment, elements in the host's memory) over what this rank stores of [begin, end): the
@@ -412,7 +413,7 @@ class ShardedParameter {
     Written written(*this, what);
     const bool whole = flat_->storage_is_whole();
     const std::size_t begin = whole ? 0 : flat_->shard_begin;
-    write(begin, begin + (whole ? layout().padded_size() : layout().shard_size()));
+    write(begin, begin + (whole ? layout().padded_size() : flat_->shard_size()));
     written.everything = whole;
   }
 

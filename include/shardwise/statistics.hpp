@@ -7,11 +7,15 @@ namespace shardwise::inline v0_1 {
 
 /// Bytes that one rank sends for parameters and gradients, by the ring formula over the padded
 /// buffers in the type on the wire: (N-1)/N of the buffer for an all-gather and a reduce-scatter,
-/// twice that for an all-reduce; whatever the backend really moves.
+/// twice that for an all-reduce; whatever the backend really moves. In groups of G ranks
+/// (Strategy::shard_group) a parameter is gathered, and its gradient reduce-scattered, with (G-1)/G
+/// of the buffer, within the group; the N/G groups then all-reduce a shard, 1/G of the buffer in
+/// fp32 (f64 for f64), with 2(N-G)/N of it.
 struct Traffic {
   std::uint64_t all_gather = 0;
   std::uint64_t reduce_scatter = 0;
   std::uint64_t all_reduce = 0;
+  std::uint64_t across_groups = 0;  ///< of `all_reduce`, between shard groups
   std::uint64_t all_gather_calls = 0;
   std::uint64_t reduce_scatter_calls = 0;
   std::uint64_t all_reduce_calls = 0;

@@ -54,12 +54,21 @@ enum class Residency : std::uint8_t {
 /// | zero2                              | replicated | sharded    | sharded         |
 /// | zero3, fsdp                        | sharded    | sharded    | sharded         |
 /// | zero3-no-reshard, fsdp-shard-grad-op: zero3 with reshard_after_forward = false     |
+/// | hybrid-G: zero3 within groups of G ranks, replicated across them (shard_group = G) |
 ///
-/// (Rajbhandari et al., ZeRO, 2020, section 5; Zhao et al., PyTorch FSDP, 2023, section 3.2.)
+/// (Rajbhandari et al., ZeRO, 2020, section 5; Zhao et al., PyTorch FSDP, 2023, section 3.2; Zhang
+/// et al., MiCS, 2022, section 3.)
 struct Strategy {
   Placement parameters = Placement::sharded;
   Placement gradients = Placement::sharded;
   Placement optimizer_state = Placement::sharded;
+
+  /// What is sharded is so within groups of so many consecutive ranks, and replicated across the
+  /// groups (HSDP, MiCS); the world is a multiple of it. 0: the whole world is one group; 1:
+  /// nothing is sharded. Gradients are reduce-scattered within a group and all-reduced across the
+  /// groups, in the accumulator's type. With a power of two every bit is that of the whole world as
+  /// one group; with another number sums are added in another order, and bits differ.
+  int shard_group = 0;
 
   /// Sharded parameters: false keeps each in a slot of its own from its first use in a step on, so
   /// that backward gathers nothing.
@@ -108,25 +117,74 @@ struct Strategy {
     strategy.reshard_after_forward = false;
     return strategy;
   }
+  /// zero3 within groups of so many consecutive ranks: see shard_group.
+  [[nodiscard]] static constexpr Strategy hybrid(int group) noexcept {
+    Strategy strategy = zero3();
+    strategy.shard_group = group;
+    return strategy;
+  }
 
-  /// The strategy with this name; ConfigError that lists the names where there is none.
+  /// The strategy with this name; ConfigError that lists the names where there is none. "hybrid",
+  /// "hybrid-no-reshard", "hybrid-zero1" and "hybrid-zero2" take the size of a group ("hybrid-8");
+  /// without one the whole world is the group.
   [[nodiscard]] static Strategy parse(std::string_view name) {
     std::string names;
     for (const Name& known : all_names) {
       if (known.name == name) return known.make();
       names += detail::format("{}{}", names.empty() ? "" : ", ", known.name);
     }
-    raise<ConfigError>("there is no strategy '{}'; choose one of: {}", name, names);
+    for (const Name& known : hybrid_names) {
+      if (!name.starts_with(known.name)) continue;
+      const std::optional<int> group = scan_group(name.substr(known.name.size()));
+      if (!group) continue;
+      Strategy strategy = known.make();
+      strategy.shard_group = *group;
+      return strategy;
+    }
+    raise<ConfigError>(
+        "there is no strategy '{}'; choose one of: {}, hybrid-<ranks of a group>, such as hybrid-8",
+        name, names);
   }
 
-  /// The name that parse knows of these placements ("zero3", not "fsdp"), whatever else is set; the
-  /// three placements where they have none ("sharded/replicated/sharded").
+  /// The name that parse knows of these placements ("zero3", not "fsdp") and of shard_group,
+  /// whatever else is set; the three placements where they have none
+  /// ("sharded/replicated/sharded").
   [[nodiscard]] std::string name() const {
+    if (shard_group != 0) {
+      for (const Name& known : hybrid_names) {
+        if (!has_placements_of(known.make())) continue;
+        return detail::format("{}-{}", known.name, shard_group);
+      }
+    }
     for (const Name& known : all_names) {
       if (has_placements_of(known.make())) return std::string(known.name);
     }
-    return detail::format("{}/{}/{}", name_of(parameters), name_of(gradients),
-                          name_of(optimizer_state));
+    const std::string groups = shard_group != 0 ? detail::format("/{}", shard_group) : "";
+    return detail::format("{}/{}/{}{}", name_of(parameters), name_of(gradients),
+                          name_of(optimizer_state), groups);
+  }
+
+  /// What it comes to in a world of so many ranks: in groups of one rank nothing is sharded, and a
+  /// group of all ranks is none. UsageError where groups do not divide the world.
+  [[nodiscard]] Strategy in_world(int world) const {
+    Strategy strategy = *this;
+    if (shard_group == 1) {
+      strategy.parameters = strategy.gradients = strategy.optimizer_state = Placement::replicated;
+    }
+    if (shard_group == 1 || shard_group == world) strategy.shard_group = 0;
+    if (shard_group > 1 && world % shard_group != 0) {
+      raise(
+          "Strategy::shard_group = {} does not divide a world of {} ranks: take a divisor of {}, "
+          "or "
+          "0 for the whole world",
+          shard_group, world, world);
+    }
+    return strategy;
+  }
+
+  /// Whether gradients have the bits that they have where the whole world is one group.
+  [[nodiscard]] constexpr bool keeps_bits(int world) const noexcept {
+    return (shard_group & (shard_group - 1)) == 0 || shard_group == world;
   }
 
   /// UsageError where the settings contradict each other or are out of range.
@@ -134,6 +192,15 @@ struct Strategy {
     if (optimizer_state == Placement::replicated) {
       check_replicated("parameters", parameters);
       check_replicated("gradients", gradients);
+    }
+    if (shard_group < 0) {
+      raise("Strategy::shard_group counts ranks and is not negative: {}", shard_group);
+    }
+    if (shard_group > 1 && optimizer_state == Placement::replicated) {
+      raise(
+          "Strategy::shard_group = {}, but nothing is sharded: shard the optimizer state at least, "
+          "or set shard_group = 0",
+          shard_group);
     }
     if (prefetch < 0)
       raise("Strategy::prefetch counts parameters and is not negative: {}", prefetch);
@@ -150,7 +217,7 @@ struct Strategy {
     std::uint64_t hash = 0xcbf29ce484222325ull;
     for (const std::uint64_t value :
          {static_cast<std::uint64_t>(parameters), static_cast<std::uint64_t>(gradients),
-          static_cast<std::uint64_t>(optimizer_state),
+          static_cast<std::uint64_t>(optimizer_state), static_cast<std::uint64_t>(shard_group),
           static_cast<std::uint64_t>(reshard_after_forward), std::uint64_t{persistence_threshold},
           static_cast<std::uint64_t>(prefetch), std::uint64_t{bucket_bytes},
           std::uint64_t{max_live_bytes}, std::uint64_t{keep_resident_bytes}, type(lease),
@@ -172,6 +239,20 @@ struct Strategy {
   };
   // The first name of each is the one that is printed.
   static const std::array<Name, 7> all_names;
+  static const std::array<Name, 4> hybrid_names;
+
+  // "" and "-8"; none for anything else.
+  [[nodiscard]] static std::optional<int> scan_group(std::string_view text) noexcept {
+    if (text.empty()) return 0;
+    if (text.size() < 2 || text.size() > 8 || text[0] != '-') return std::nullopt;
+    int group = 0;
+    for (const char digit : text.substr(1)) {
+      if (digit < '0' || digit > '9') return std::nullopt;
+      group = group * 10 + (digit - '0');
+    }
+    if (group == 0) return std::nullopt;
+    return group;
+  }
 
   [[nodiscard]] static constexpr Strategy with(Placement parameters, Placement gradients,
                                                Placement state) noexcept {
@@ -213,6 +294,12 @@ inline constexpr std::array<Strategy::Name, 7> Strategy::all_names{{
     {"zero3-no-reshard", &Strategy::zero3_no_reshard},
     {"fsdp", &Strategy::zero3},
     {"fsdp-shard-grad-op", &Strategy::zero3_no_reshard},
+}};
+inline constexpr std::array<Strategy::Name, 4> Strategy::hybrid_names{{
+    {"hybrid", &Strategy::zero3},
+    {"hybrid-no-reshard", &Strategy::zero3_no_reshard},
+    {"hybrid-zero1", &Strategy::zero1},
+    {"hybrid-zero2", &Strategy::zero2},
 }};
 
 /// What is particular to one parameter.

@@ -71,6 +71,12 @@ FOREIGN = {
     "core/format.hpp": {"fmt/core.h"},
     "config/yaml_reader.hpp": {f"yaml-cpp/{name}.h"
                                for name in ("emitterstyle", "eventhandler", "exceptions", "mark", "parser")},
+    "comm/failure_channel.hpp": {"unistd.h"},
+    "comm/failure_channel_meeting.hpp": {"poll.h", "sys/socket.h", "unistd.h"},
+    "comm/failure_channel_options.hpp": {"unistd.h"},
+    "comm/failure_channel_socket.hpp": {"arpa/inet.h", "ifaddrs.h", "net/if.h", "netinet/in.h", "netinet/tcp.h",
+                                        "sys/socket.h", "sys/syscall.h", "sys/un.h", "unistd.h"},
+    "comm/failure_channel_state.hpp": {"poll.h", "sys/eventfd.h", "sys/socket.h", "unistd.h"},
     "comm/file_rendezvous.hpp": {"unistd.h"},
     "comm/launch.hpp": {"unistd.h"},
     "comm/private_directory.hpp": {"dirent.h", "fcntl.h", "sys/stat.h", "unistd.h"},
@@ -79,6 +85,8 @@ FOREIGN = {
        for header in ("nccl_api", "nccl_arena", "nccl_communicator", "nccl_connect", "nccl_endpoint", "nccl_handle",
                       "nccl_movement", "nccl_staging", "nccl_tracker", "nccl_transfer", "nccl_watchdog",
                       "run_cuda_ranks")},
+    **{f"comm/mpi_{part}.hpp": {"mpi.h"}
+       for part in ("batch", "communicator", "error", "handle", "session", "transfer")},
     "comm/nccl_range.hpp": {"nvtx3/nvToolsExt.h"},
     **{f"device/cuda_{part}.hpp": {"cuda_runtime_api.h"}
        for part in ("device", "error", "event", "guard", "memory", "seam", "stream", "timeline")},

@@ -14,6 +14,7 @@
 #include "communicator.hpp"
 #include "nccl_landing.hpp"
 #include "nccl_options.hpp"
+#include "regular_parts.hpp"
 #include "topology.hpp"
 
 namespace shardwise::inline v0_1 {
@@ -28,7 +29,7 @@ struct SimulatedBackend {
 /// no byte moves, a collective takes what its Topology says of virtual time. Collectives of one
 /// communicator run one after the other. Numbers in the host's memory (losses, norms, flags) are
 /// taken to be the same on all ranks.
-class SimulatedCommunicator final : public Communicator {
+class SimulatedCommunicator final : public Communicator, public RegularParts {
  public:
   /// The clock is borrowed. UsageError where world < 1 or rank is not one of it.
   SimulatedCommunicator(SimulatedClock& clock, int world, const Topology& topology,
@@ -99,7 +100,16 @@ class SimulatedCommunicator final : public Communicator {
 
   /// UsageError: who else has this color is not known.
   [[nodiscard]] std::unique_ptr<Communicator> split(int, int, const CallInfo&) override {
-    raise("a simulated communicator is not split: make one of the size that you need");
+    raise("a simulated communicator is not split: make one of the size that you need, or a part()");
+  }
+  /// On the same clock. All parts do the same at the same time.
+  [[nodiscard]] std::unique_ptr<Communicator> part(int size, int stride) const override {
+    if (size < 1 || stride < 1 || world_ % (size * stride) != 0) {
+      raise("parts of {} ranks that are {} apart do not divide a world of {}", size, stride,
+            world_);
+    }
+    return std::make_unique<SimulatedCommunicator>(*clock_, size, topology_.part(size, stride),
+                                                   backend_, rank_ / stride % size);
   }
   void abort(std::string_view, bool = false) noexcept override {}
   void check() override {}

@@ -45,7 +45,8 @@ struct ThreadOptions {
 /// is not committed, so a collective runs on all ranks or on none. Between commit and the exit
 /// barrier a rank runs bounded code only (no allocation, no exception, no look at the poison), so
 /// the exit barrier ignores poison and always completes, and nobody's buffers go while they are
-/// read. A rank that saw poison before commit has been read by nobody.
+/// read. A rank that saw poison before commit has been read by nobody. tests/model/barrier.pml is a
+/// model of this, checked in every interleaving.
 class ThreadGroup final : public ThreadFamily::Member {
  public:
   enum class Arrival : std::uint8_t { committed, poisoned, timed_out };

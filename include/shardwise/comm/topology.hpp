@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 #include <optional>
 
 namespace shardwise::inline v0_1 {
@@ -72,6 +73,22 @@ struct Topology {
   [[nodiscard]] double scalar(int world) const noexcept {
     if (world <= 1) return 0;
     return measured ? measured->scalar : latency(world);
+  }
+
+  /// What lies between ranks of one part, where the ranks are shared out into parts of `size` that
+  /// are `stride` apart, and all parts communicate at the same time, each device over its own
+  /// links. Where parts do not fill nodes alike: the part that has the fewest of its ranks in a
+  /// node. What was measured is taken to hold for any part.
+  [[nodiscard]] Topology part(int size, int stride) const noexcept {
+    Topology result = *this;
+    const int devices = std::max(1, devices_per_node);
+    if (stride == 1) {
+      const bool aligned = devices % size == 0 || size % devices == 0;
+      result.devices_per_node = aligned ? std::min(devices, size) : std::gcd(devices, size);
+    } else {
+      result.devices_per_node = devices % stride == 0 ? devices / stride : 1;
+    }
+    return result;
   }
 
   [[nodiscard]] bool operator==(const Topology&) const = default;

@@ -42,19 +42,34 @@ struct ConfigDraft {
   void set(ConfigField field, const ConfigValue& value) {
     set(field, std::string_view(value.flag ? "true" : "false"), value);
   }
-  /// The placements and reshard_after_forward of a named strategy.
+  /// The placements, shard_group and reshard_after_forward of a named strategy.
   void set_strategy(std::string_view name, const ConfigValue& value) {
     const Strategy named = Strategy::parse(name);
     Strategy& strategy = configuration.strategy;
     strategy.parameters = named.parameters;
     strategy.gradients = named.gradients;
     strategy.optimizer_state = named.optimizer_state;
+    strategy.shard_group = named.shard_group;
     strategy.reshard_after_forward = named.reshard_after_forward;
     for (std::size_t i = 0; i <= static_cast<std::size_t>(ConfigField::reshard_after_forward);
          ++i) {
       sources[i] = reading.source(value);
     }
     reading.applied(value, format("strategy = {}", strategy.name()));
+  }
+
+  /// A problem at `value`, which has set shard_group, where groups cannot be so.
+  void check_group(const ConfigValue& value) {
+    const Strategy& strategy = configuration.strategy;
+    const int group = strategy.shard_group;
+    if (group > 1 && strategy.optimizer_state == Placement::replicated) {
+      reading.problem(value, "nothing is sharded, so there are no groups that shard it");
+    }
+    const std::optional<std::size_t> ranks =
+        configuration.ranks ? configuration.ranks : hints.world;
+    if (group > 1 && ranks && *ranks % static_cast<std::size_t>(group) != 0) {
+      reading.problem(value, format("groups of {} ranks do not divide {} ranks", group, *ranks));
+    }
   }
 
   /// A hint for an "auto"; a problem that names it where there is none.

@@ -22,6 +22,7 @@ enum class ConfigField : std::uint8_t {
   parameters,
   gradients,
   optimizer_state,
+  shard_group,
   reshard_after_forward,
   persistence_threshold,
   prefetch,
@@ -175,6 +176,9 @@ inline constexpr std::array<ConfigFieldInfo, config_field_count> config_fields{{
                                          "how gradients are held at rest"),
     describe_field<&Strategy::optimizer_state>(
         "optimizer_state", ConfigKind::word, placement_domain, "how the optimizer's state is held"),
+    describe_field<&Strategy::shard_group>(
+        "shard_group", ConfigKind::integer, "0..2147483647",
+        "ranks of a group that shards what is sharded (hybrid); 0: all"),
     describe_field<&Strategy::reshard_after_forward>(
         "reshard_after_forward", ConfigKind::boolean, "",
         "sharded parameters: false keeps them gathered from forward to backward"),

@@ -56,13 +56,15 @@ class LoadedConfiguration {
     values_ = changed;
     sources_[static_cast<std::size_t>(field)] = std::move(source);
   }
-  /// The placements and reshard_after_forward of a named strategy; ConfigError where there is none.
+  /// The placements, shard_group and reshard_after_forward of a named strategy; ConfigError where
+  /// there is none.
   void override_strategy(std::string_view name, const std::string& source) {
     const Strategy named = Strategy::parse(name);
     Strategy& strategy = values_.strategy;
     strategy.parameters = named.parameters;
     strategy.gradients = named.gradients;
     strategy.optimizer_state = named.optimizer_state;
+    strategy.shard_group = named.shard_group;
     strategy.reshard_after_forward = named.reshard_after_forward;
     for (std::size_t i = 0; i <= static_cast<std::size_t>(ConfigField::reshard_after_forward);
          ++i) {

@@ -22,10 +22,11 @@ namespace keys {
 
 [[nodiscard]] constexpr std::array<ConfigKey, config_field_count + 1> own_keys() noexcept {
   std::array<ConfigKey, config_field_count + 1> all{};
-  all[0] = {.path = "strategy",
-            .kind = ConfigKind::word,
-            .note = "the placements and reshard_after_forward, by a name",
-            .domain = "ddp|zero1|zero2|zero3|zero3-no-reshard|fsdp|fsdp-shard-grad-op"};
+  all[0] = {
+      .path = "strategy",
+      .kind = ConfigKind::word,
+      .note = "the placements and reshard_after_forward, by a name; hybrid: zero3 with shard_group",
+      .domain = "ddp|zero1|zero2|zero3|zero3-no-reshard|fsdp|fsdp-shard-grad-op|hybrid"};
   for (std::size_t i = 0; i < config_field_count; ++i) {
     all[i + 1] = own_key(static_cast<ConfigField>(i));
   }
@@ -51,6 +52,7 @@ class OwnRules {
       if (value != nullptr) draft_.set(field, value->text, *value);
     }
     check_placements();
+    check_groups();
     const Configuration& found = draft_.configuration;
     const ConfigValue* batch = draft_.reading.find("global_batch");
     if (batch != nullptr && found.ranks && found.global_batch && found.micro_batch &&
@@ -68,10 +70,21 @@ class OwnRules {
   }
 
   [[nodiscard]] std::string nearest() const {
-    return format("examples/configs/{}.yaml", draft_.configuration.strategy.name());
+    const std::string name = placements_name(draft_.configuration.strategy);
+    return format("examples/configs/{}.yaml", name.empty() ? "zero3" : name);
   }
 
  private:
+  void check_groups() {
+    const ConfigValue* group = draft_.reading.find("shard_group");
+    if (group != nullptr) return draft_.check_group(*group);
+    const ConfigValue* name = draft_.reading.find("strategy");
+    if (name == nullptr || name->text != "hybrid") return;
+    draft_.reading.problem(*name,
+                           "it is sharding within groups: say how many ranks are in one, "
+                           "such as shard_group: 8");
+  }
+
   // What Strategy::validate refuses, at the key that says it.
   void check_placements() {
     const Strategy& strategy = draft_.configuration.strategy;

@@ -21,10 +21,12 @@ using ConfigSources = std::array<std::string, config_field_count>;
 
 namespace detail {
 
-/// Whether a name of the library says what the placements of `strategy` are, with or without
-/// reshard_after_forward.
-[[nodiscard]] inline bool has_name(const Strategy& strategy) {
-  return strategy.name().find('/') == std::string::npos;
+/// The library's name for the placements of `strategy`, with or without reshard_after_forward;
+/// empty where there is none. shard_group is said by itself.
+[[nodiscard]] inline std::string placements_name(Strategy strategy) {
+  strategy.shard_group = 0;
+  const std::string name = strategy.name();
+  return name.find('/') == std::string::npos ? name : std::string();
 }
 
 [[nodiscard]] inline bool is_placement(std::size_t field) noexcept {
@@ -72,9 +74,10 @@ namespace detail {
   };
   std::vector<Line> lines;
   const Strategy& strategy = configuration.strategy;
-  const bool named = detail::has_name(strategy);
-  if (named) lines.push_back({"strategy: " + strategy.name(), sources[0]});
-  const Strategy base = named ? Strategy::parse(strategy.name()) : Strategy::zero3();
+  const std::string name = detail::placements_name(strategy);
+  const bool named = !name.empty();
+  if (named) lines.push_back({"strategy: " + name, sources[0]});
+  const Strategy base = named ? Strategy::parse(name) : Strategy::zero3();
   for (std::size_t i = 0; i < config_field_count; ++i) {
     if (named && detail::is_placement(i)) continue;
     const auto field = static_cast<ConfigField>(i);

@@ -24,6 +24,7 @@
 #include "../strategy.hpp"
 #include "address_range.hpp"
 #include "in_place.hpp"
+#include "shard_groups.hpp"
 
 namespace shardwise::inline v0_1 {
 
@@ -68,6 +69,7 @@ class Engine {
 
   Engine(Communicator& communicator, const Strategy& default_strategy, const ContextOptions& given)
       : comm(communicator),
+        groups(communicator),
         strategy(default_strategy),
         options(given),
         ledger(given.observer),
@@ -76,6 +78,7 @@ class Engine {
         timeline(given.observer, compute, communication),
         scalars(ledger, StateKind::slots, scalar_bytes(fixed_scalars)) {
     strategy.validate();
+    static_cast<void>(strategy.in_world(world()));
     if (options.open_parameters == 0 || options.open_gradients == 0) {
       raise("ContextOptions: open_parameters = {} and open_gradients = {} must be at least 1",
             options.open_parameters, options.open_gradients);
@@ -103,7 +106,7 @@ class Engine {
   /// gradient lease that was dropped is reported once, and so is an access to an arena's memory
   /// outside a lease, in debug mode.
   void check() {
-    comm.check();
+    check_peers();
     if (options.debug) check_arenas();
     if (lost_pages) {
       raise<BackendError>(
@@ -116,6 +119,12 @@ class Engine {
         "the gradient lease of '{}' was dropped without reduce() or discard(); its contribution "
         "is lost. Call std::move(lease).reduce() or .discard() before it goes out of scope",
         name);
+  }
+
+  /// What has failed in collectives whose stream does not rethrow it.
+  void check_peers() {
+    comm.check();
+    groups.check();
   }
 
   /// Calls `operation`, which issues one collective of `parts` on the communication stream, and
@@ -163,7 +172,7 @@ class Engine {
       const auto end = Clock::now();
       statistics.waited += end - begin;
       timeline.end_wait({subject, awaited, begin, end});
-      comm.check();  // an aborted collective ends the wait, too
+      check_peers();  // an aborted collective ends the wait, too
     }
   }
 
@@ -188,7 +197,7 @@ class Engine {
   /// The host waits for the collectives so far; throws what failed.
   void settle() {
     communication.synchronize();
-    comm.check();
+    check_peers();
   }
 
   /// Calls `operation`, a collective over scalars that the host waits for, and accounts for it.
@@ -285,6 +294,7 @@ class Engine {
   static constexpr std::size_t fixed_scalars = 4;
 
   Communicator& comm;
+  ShardGroups groups;
   const Strategy strategy;
   const ContextOptions options;
   Ledger ledger;

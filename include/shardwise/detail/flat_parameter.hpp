@@ -12,6 +12,7 @@
 #include "engine.hpp"
 #include "in_place.hpp"
 #include "registration.hpp"
+#include "shard_groups.hpp"
 #include "slot_pool.hpp"
 
 namespace shardwise::inline v0_1::detail {
@@ -65,7 +66,7 @@ struct FlatParameter : Registration {
   FlatParameter(Engine<Device>& engine, Registration registration,
                 std::vector<Piece> host_pieces = {}, RangeOf<Device>* host_arena = nullptr)
       : Registration(introduced(engine, std::move(registration))),
-        shard_begin(layout.shard_begin(engine.rank())),
+        shard_begin(shard_begin_of(engine.rank())),
         value(engine.ledger, StateKind::parameters, storage_in_place() ? 0 : storage_bytes()),
         copy(engine.ledger, StateKind::parameters, replicated_in_place() ? 0 : copy_bytes()),
         arena(host_arena),
@@ -90,7 +91,7 @@ struct FlatParameter : Registration {
     return updates_shard() ? shard_begin : 0;
   }
   [[nodiscard]] std::size_t owned_count() const noexcept {
-    return updates_shard() ? layout.shard_size() : layout.padded_size();
+    return updates_shard() ? shard_size() : layout.padded_size();
   }
   /// The first element of that range in the storage, which must be contiguous.
   [[nodiscard]] std::byte* owned() const noexcept {
@@ -120,6 +121,8 @@ struct FlatParameter : Registration {
   }
 
   std::size_t shard_begin;
+  /// The ranks that it is sharded over; null before it is registered.
+  const ShardGroup* group = nullptr;
   Buffer<Device> value;
   Buffer<Device> copy;
   Account in_arena;
@@ -157,10 +160,10 @@ struct ParameterUnit {
   std::size_t lease_bytes = 0;  ///< the same on all ranks
 };
 
-/// Empties a list of items at the end of the scope, also where the call that they are for throws.
-template <class Item>
+/// Empties lists of items at the end of the scope, also where the call that they are for throws.
+template <class Items>
 struct Emptied {
-  std::vector<Item>& items;
+  Items& items;
   ~Emptied() { items.clear(); }
 };
 

@@ -10,92 +10,14 @@
 #include <utility>
 #include <vector>
 
+#include "debug_checks.hpp"
 #include "engine.hpp"
-#include "parameter_store.hpp"
+#include "flat_gradient.hpp"
+#include "reduction_queue.hpp"
+#include "slot_plan.hpp"
 #include "slot_pool.hpp"
 
-namespace shardwise::inline v0_1 {
-
-/// How this rank's contribution enters a mean over batches of different sizes; made by
-/// Context::weigh.
-struct ReductionWeight {
-  double share;  ///< of this rank, in the sum of all ranks' weights
-
-  [[nodiscard]] bool operator==(const ReductionWeight&) const = default;
-};
-
-namespace detail {
-
-template <class Device>
-struct GradientUnit;
-
-/// The stored gradient of one flat parameter on this rank and where it stands.
-template <class Device>
-struct FlatGradient {
-  /// `host_pieces`: where its tensors lie in an arena; none where it is not in place.
-  FlatGradient(Engine<Device>& engine, FlatParameter<Device>& of, DType type,
-               std::vector<Piece> host_pieces = {}, RangeOf<Device>* host_arena = nullptr)
-      : parameter((engine.ledger.about(of.subject), of)),
-        stored(type),
-        value(engine.ledger, StateKind::gradients,
-              (is_whole() ? of.layout.padded_size() : of.layout.shard_size()) * size_of(type)),
-        in_arena(engine.ledger, StateKind::crumbs, of.gradient_placed.crumb_bytes()),
-        arena(host_arena),
-        pieces(std::move(host_pieces)) {
-    if (of.gradient_residency == Residency::host_buffer) pieces = pieces_of(of.layout);
-  }
-  FlatGradient(const FlatGradient&) = delete;
-  FlatGradient& operator=(const FlatGradient&) = delete;
-  ~FlatGradient() {
-    if (arena != nullptr) arena->release(parameter.gradient_placed);
-  }
-
-  [[nodiscard]] bool is_whole() const noexcept {
-    return parameter.strategy.gradients == Placement::replicated;
-  }
-  /// The stored gradient of the range that the optimizer updates on this rank.
-  [[nodiscard]] std::byte* owned() const noexcept {
-    return value.data() + (is_whole() ? parameter.owned_begin() * size_of(stored) : 0);
-  }
-  /// Leases write to `pieces`, not to one flat buffer.
-  [[nodiscard]] bool in_pieces() const noexcept {
-    return parameter.gradient_residency != Residency::slots;
-  }
-  /// The whole gradient that leases write, where that is one flat buffer; null while none is open.
-  [[nodiscard]] std::byte* whole() const noexcept {
-    if (in_pieces()) return nullptr;
-    if (parameter.lends_stored_gradient()) return value.data();
-    return unit->slot == nullptr ? nullptr : unit->slot->buffer.data() + unit_offset;
-  }
-
-  FlatParameter<Device>& parameter;
-  DType stored;
-  Buffer<Device> value;
-  Account in_arena;
-  RangeOf<Device>* arena;
-  std::vector<Piece> pieces;            ///< in_place: always; host_buffer: during a reduction
-  typename Device::Event reduced = {};  ///< communication stream: the last reduction
-  bool fresh = true;                    ///< nothing was reduced since the last update
-  bool ready = false;                   ///< complete, waits for the rest of its unit
-  bool held = false;                    ///< by the plain calls
-  std::size_t leases = 0;
-  bool contributed = false;  ///< one of the leases that are open together was reduced
-  std::optional<ReductionWeight> weight = {};  ///< of the pending reduction; none: equal batches
-  float coefficient = 1;                       ///< of the next update: clipping, loss scale
-  GradientUnit<Device>* unit = nullptr;
-  std::size_t unit_offset = 0;
-};
-
-template <class Device>
-struct GradientUnit {
-  std::vector<FlatGradient<Device>*> members;
-  Residency residency = Residency::slots;
-  std::vector<PageRange> pages = {};  ///< in_place: what the slot's pages go below
-  Slot<Device>* slot = nullptr;
-  std::size_t open = 0;   ///< members with a lease
-  std::size_t ready = 0;  ///< members that wait to be reduced
-  std::size_t bytes = 0;
-};
+namespace shardwise::inline v0_1::detail {
 
 /// A task in a stream: takes a slot's pages from below the host's addresses.
 template <class Device>
@@ -118,7 +40,8 @@ class GradientStore {
   explicit GradientStore(Engine<Device>& engine)
       : engine_(engine),
         buffers_(engine.ledger, SlotKind::buffer, engine.options.slot_memory),
-        pages_(engine.ledger, SlotKind::pages) {}
+        pages_(engine.ledger, SlotKind::pages),
+        queue_(engine) {}
 
   /// Also in the middle of a step, by all ranks; slots are then found at the next lease.
   void add(Gradient& gradient) {
@@ -156,8 +79,7 @@ class GradientStore {
     if (complete_ && prepared_) return;
     form_units();
     allocate_slots();
-    items_.reserve(gradients_.size());
-    parts_.reserve(gradients_.size());
+    queue_.reserve(gradients_.size());
     engine_.reserve_scalars(gradients_.size());
     prepared_ = true;
     complete_ = true;
@@ -353,7 +275,7 @@ class GradientStore {
 
   void allocate_slots() {
     GradientSlots plan =
-        plan_gradient_slots(entries(), engine_.comm, engine_.strategy, engine_.options);
+        plan_gradient_slots(entries(), engine_.groups, engine_.strategy, engine_.options);
     Slots own;  // units whose members have gone may be others than the plan's
     for (const auto& unit : units_) {
       const Registration& first = unit->members.front()->parameter;
@@ -374,10 +296,7 @@ class GradientStore {
       if (!first.gradient_needs_slot() || !first.gradient_slot_stays()) continue;
       pool_of(*unit).dedicate(unit->slot, unit->bytes, unit->pages.size(), engine_.recycling());
     }
-    if (landing_.size() >= plan.landing) return;
-    landing_ = {};
-    landing_ =
-        Buffer<Device>(engine_.ledger, StateKind::slots, plan.landing, engine_.options.slot_memory);
+    queue_.make_room(plan);
   }
 
   void borrow(Unit& unit, const Registration& registration) {
@@ -504,97 +423,35 @@ class GradientStore {
     }
   }
 
-  [[nodiscard]] ReduceItem item(const Gradient& gradient, void* landing) const noexcept {
-    ReduceItem result = reduction_of(gradient.parameter);
-    result.send = gradient.whole();
-    if (gradient.in_pieces()) result.pieces = gradient.pieces;
-    result.recv = gradient.owned();
-    result.landing = landing;
-    result.spec.output = gradient.stored;
-    result.spec.accumulate = !gradient.fresh;
-    result.spec.weighted = gradient.weight.has_value();
-    result.spec.weight = gradient.weight ? gradient.weight->share : 1;
-    result.spec.scale = gradient.weight ? 1 : 1.0 / engine_.world();
-    return result;
-  }
-
   void flush(Unit& unit) {
     auto& stream = engine_.communication;
     stream.wait(engine_.compute.record());
-    const Registration& first = unit.members.front()->parameter;
-    const bool scatter = first.updates_shard();
-    std::size_t bytes = 0;
-    std::byte* landing = landing_.data();
     for (Gradient* member : unit.members) {
       if (!member->ready) continue;
       const Registration& registration = member->parameter;
-      const std::size_t padded = registration.layout.padded_size();
       if (registration.wire != registration.gradient_lease) {
         Device::convert(stream, member->whole(), registration.wire, member->whole(),
-                        registration.gradient_lease, padded);
+                        registration.gradient_lease, registration.layout.padded_size());
       }
-      if (padded > 0) {
-        items_.push_back(item(*member, landing));
-        parts_.push_back({registration.subject, sent_for(registration)});
-        landing += engine_.comm.landing_bytes(items_.back(), scatter);
-        bytes += padded * size_of(registration.wire);
-      }
+      queue_.add(*member);
       member->ready = false;
       member->fresh = false;
     }
     unit.ready = 0;
-    issue(first, bytes);
+    queue_.flush(unit.members.front()->parameter);
     give_back(unit);
     const auto done = stream.record();  // the host's addresses are free again, too
     for (Gradient* member : unit.members) member->reduced = done;
   }
 
-  [[nodiscard]] static Activity reduction_kind_of(const Registration& registration) noexcept {
-    return registration.updates_shard() ? Activity::reduce_scatter : Activity::all_reduce;
-  }
-  // Bytes that this rank sends to reduce the gradient, by the formula of Traffic.
-  [[nodiscard]] std::size_t sent_for(const Registration& registration) const noexcept {
-    const auto others = static_cast<std::size_t>(engine_.world() - 1);
-    const std::size_t once = registration.layout.shard_size() * size_of(registration.wire) * others;
-    return registration.updates_shard() ? once : 2 * once;
-  }
-
-  void issue(const Registration& first, std::size_t bytes) {
-    if (items_.empty()) return;
-    Traffic& traffic = engine_.statistics.traffic;
-    std::size_t sent = 0;
-    for (const ActivityPart& part : parts_) sent += part.wire_bytes;
-    const bool scatter = first.updates_shard();
-    if (scatter) {
-      traffic.reduce_scatter += sent;
-      ++traffic.reduce_scatter_calls;
-    } else {
-      traffic.all_reduce += sent;
-      ++traffic.all_reduce_calls;
-    }
-    const Emptied<ReduceItem> emptied{items_};
-    const Emptied<ActivityPart> no_parts{parts_};
-    engine_.issue(reduction_kind_of(first), first.subject, bytes, sent, parts_, [&] {
-      const auto info = engine_.info(first.name);
-      if (scatter) {
-        engine_.comm.reduce_scatter(items_, info, engine_.communication.ref());
-      } else {
-        engine_.comm.all_reduce(items_, info, engine_.communication.ref());
-      }
-    });
-  }
-
   Engine<Device>& engine_;
   SlotPool<Device> buffers_;
   SlotPool<Device> pages_;
-  Buffer<Device> landing_;
   std::vector<Gradient*> gradients_;
   std::vector<std::unique_ptr<Unit>> units_;
-  std::vector<ReduceItem> items_;
-  std::vector<ActivityPart> parts_;  // of items_
+  ReductionQueue<Device> queue_;
   bool prepared_ = false;
   bool complete_ = false;  // all gradients have units and slots
 };
 
-}  // namespace detail
-}  // namespace shardwise::inline v0_1
+}  // namespace shardwise::inline v0_1::detail

@@ -8,42 +8,15 @@
 #include <string>
 #include <vector>
 
+#include "debug_checks.hpp"
 #include "engine.hpp"
 #include "flat_parameter.hpp"
+#include "gather_queue.hpp"
 #include "registration.hpp"
 #include "slot_plan.hpp"
 #include "slot_pool.hpp"
 
 namespace shardwise::inline v0_1::detail {
-
-/// Debug mode: the first crumb that was written while it was not lent, as a sentence; the host
-/// waits.
-template <class Device>
-[[nodiscard]] std::string find_written_crumb(Engine<Device>& engine, const RangeOf<Device>& arena,
-                                             const Placed& placed) {
-  if constexpr (MapsMemory<Device>) {
-    for (const auto& crumb : placed.crumbs) {
-      if (Device::is_poisoned(engine.compute, crumb.data(), crumb.size())) continue;
-      return arena.describe_write(crumb.data(), engine.rank());
-    }
-    return {};
-  } else {
-    return arena.find_written_crumb(placed, engine.rank());
-  }
-}
-
-/// Debug mode: whether a released slot holds what it was poisoned with; the host waits.
-template <class Device>
-[[nodiscard]] bool is_poisoned(Engine<Device>& engine, const Slot<Device>& slot) {
-  if constexpr (MapsMemory<Device>) {
-    for (const PageRange& range : slot.pages.ranges()) {
-      if (range.begin == nullptr) continue;
-      if (!Device::is_poisoned(engine.compute, range.begin, range.bytes)) return false;
-    }
-  }
-  return slot.buffer.size() == 0 ||
-         Device::is_poisoned(engine.compute, slot.buffer.data(), slot.buffer.size());
-}
 
 /// All parameters of a Context: gathers them into slots, below the host's addresses or into its
 /// buffers, and takes them back. What is open, fetched or stale is a function of program order
@@ -58,7 +31,8 @@ class ParameterStore {
       : engine_(engine),
         buffers_(engine.ledger, SlotKind::buffer, engine.options.slot_memory),
         pages_(engine.ledger, SlotKind::pages),
-        keeper_(engine.strategy.keep_resident_bytes) {}
+        keeper_(engine.strategy.keep_resident_bytes),
+        queue_(engine) {}
 
   /// Also in the middle of a step, by all ranks; slots are then found at the next gather.
   void add(Parameter& parameter) {
@@ -66,6 +40,7 @@ class ParameterStore {
     engine_.comm.barrier(engine_.info(parameter.name, fingerprint(parameter)),
                          engine_.communication.ref());
     engine_.settle();
+    parameter.group = &engine_.groups.make(parameter.group_size(), engine_.options.timeout);
     parameter.index = registered_++;
     parameters_.push_back(&parameter);
     complete_ = false;
@@ -91,8 +66,7 @@ class ParameterStore {
     if (complete_ && prepared_) return;
     form_units();
     allocate_slots();
-    items_.reserve(parameters_.size());
-    parts_.reserve(parameters_.size());
+    queue_.reserve(parameters_.size());
     fetched_.reserve(parameters_.size());
     wanted_.reserve(parameters_.size());
     prepared_ = true;
@@ -253,8 +227,7 @@ class ParameterStore {
 
   // A gather has failed: nothing of it is open, or on its way.
   void abort(std::span<Parameter* const> lent) noexcept {
-    items_.clear();
-    parts_.clear();
+    queue_.clear();
     for (Parameter* parameter : fetched_) parameter->gathered_version = 0;
     fetched_.clear();
     for (Parameter* parameter : lent) close(*parameter);
@@ -483,7 +456,7 @@ class ParameterStore {
   void collect(Parameter& parameter) {
     auto& stream = engine_.communication;
     stream.wait(parameter.written);
-    const std::size_t shard = parameter.layout.shard_size();
+    const std::size_t shard = parameter.shard_size();
     const std::size_t begin = parameter.owned_begin();
     const bool casts = parameter.lease != parameter.storage;
     const bool scattered =
@@ -513,9 +486,7 @@ class ParameterStore {
         item.send = own;
       }
       if (scattered) item.pieces = parameter.pieces;
-      items_.push_back(item);
-      const auto others = static_cast<std::size_t>(engine_.world() - 1);
-      parts_.push_back({parameter.subject, shard * size_of(parameter.lease) * others});
+      queue_.add(parameter, *parameter.group->within, item);
     }
     parameter.gathered_version = parameter.version;
     fetched_.push_back(&parameter);
@@ -523,21 +494,7 @@ class ParameterStore {
 
   // False where nothing had to travel.
   bool flush(const Parameter& first) {
-    const bool moves = !items_.empty();
-    if (moves) {
-      std::size_t sent = 0;
-      std::size_t bytes = 0;
-      const auto world = static_cast<std::size_t>(engine_.world());
-      for (const GatherItem& item : items_) bytes += item.count * size_of(item.dtype) * world;
-      for (const ActivityPart& part : parts_) sent += part.wire_bytes;
-      engine_.statistics.traffic.all_gather += sent;
-      ++engine_.statistics.traffic.all_gather_calls;
-      const Emptied<GatherItem> emptied{items_};
-      const Emptied<ActivityPart> no_parts{parts_};
-      engine_.issue(Activity::all_gather, first.subject, bytes, sent, parts_, [&] {
-        engine_.comm.all_gather(items_, engine_.info(first.name), engine_.communication.ref());
-      });
-    }
+    const bool moves = queue_.flush(first);
     if (fetched_.empty()) return moves;
     const auto done = engine_.communication.record();
     for (Parameter* parameter : fetched_) {
@@ -683,8 +640,7 @@ class ParameterStore {
   Keeper keeper_;
   std::vector<Parameter*> parameters_;
   std::vector<std::unique_ptr<Unit>> units_;
-  std::vector<GatherItem> items_;
-  std::vector<ActivityPart> parts_;  // of items_
+  GatherQueue<Device> queue_;
   std::vector<Parameter*> fetched_;
   std::vector<Unit*> wanted_;
   std::size_t registered_ = 0;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 #include <span>
 #include <string>
@@ -33,6 +34,7 @@ struct Registration {
           all.size() == 1 ? all[0].name : detail::format("{} (+{})", all[0].name, all.size() - 1);
     }
     strategy.validate();
+    strategy = strategy.in_world(world);
     if (layout.size() < strategy.persistence_threshold) {
       strategy.parameters = Placement::replicated;
     }
@@ -45,6 +47,47 @@ struct Registration {
   [[nodiscard]] bool updates_shard() const noexcept {
     return strategy.optimizer_state == Placement::sharded;
   }
+  /// Ranks that hold one copy of what is sharded together, each a part; consecutive ones.
+  [[nodiscard]] int group_size() const noexcept {
+    return strategy.shard_group > 0 ? strategy.shard_group : layout.world();
+  }
+  /// So many groups there are. Each rank holds as many of the layout's shards, next to each other.
+  [[nodiscard]] int groups() const noexcept { return layout.world() / group_size(); }
+  /// Elements that each rank of a group holds of what is sharded, padding included.
+  [[nodiscard]] std::size_t shard_size() const noexcept {
+    return layout.shard_size() * static_cast<std::size_t>(groups());
+  }
+  /// Where they begin in the flat buffer.
+  [[nodiscard]] std::size_t shard_begin_of(int rank) const noexcept {
+    return static_cast<std::size_t>(rank % group_size()) * shard_size();
+  }
+  /// One of the layout's shards that this rank holds, another one for each rank: who has to say
+  /// something of all of them shares them out so.
+  [[nodiscard]] int layout_shard_of(int rank) const noexcept {
+    return rank % group_size() * groups() + rank / group_size();
+  }
+  [[nodiscard]] int rank_of_layout_shard(int shard) const noexcept {
+    return shard % groups() * group_size() + shard / groups();
+  }
+
+  /// Where a group's sums of a gradient wait to be added to those of the other groups. They have
+  /// the accumulator's type.
+  enum class Partial : std::uint8_t {
+    none,       ///< there is one group
+    leased,     ///< in the whole gradient that was reduced
+    stored,     ///< where the result goes
+    in_scratch  ///< in memory of their own
+  };
+  [[nodiscard]] Partial partial() const noexcept {
+    if (!updates_shard() || groups() == 1) return Partial::none;
+    if (wire == partial_type() && gradient_residency == Residency::slots) return Partial::leased;
+    const bool overwrites = strategy.accumulation == Accumulation::hold;
+    return overwrites && gradient == partial_type() ? Partial::stored : Partial::in_scratch;
+  }
+  [[nodiscard]] DType partial_type() const noexcept {
+    return wire == DType::f64 ? DType::f64 : DType::f32;
+  }
+
   /// The storage holds every element: the replicated copy is the storage and the shard a part of
   /// it.
   [[nodiscard]] bool storage_is_whole() const noexcept {
@@ -69,7 +112,7 @@ struct Registration {
   /// Bytes of the storage, and of the replicated copy, on one rank.
   [[nodiscard]] std::size_t storage_bytes() const noexcept {
     const std::size_t whole = storage_in_place() ? layout.size() : layout.padded_size();
-    return (storage_is_whole() ? whole : layout.shard_size()) * size_of(storage);
+    return (storage_is_whole() ? whole : shard_size()) * size_of(storage);
   }
   [[nodiscard]] std::size_t copy_bytes() const noexcept {
     if (!has_copy()) return 0;

@@ -9,6 +9,7 @@
 #include "../strategy.hpp"
 #include "engine.hpp"
 #include "registration.hpp"
+#include "shard_groups.hpp"
 
 namespace shardwise::inline v0_1::detail {
 
@@ -127,24 +128,39 @@ class Keeper {
   return slots;
 }
 
-/// The reduction of a gradient, without its buffers.
+/// The reduction of a gradient, without its buffers: the only one, or that within a group.
 [[nodiscard]] inline ReduceItem reduction_of(const Registration& registration) noexcept {
-  const Layout& layout = registration.layout;
   ReduceItem item{};
-  item.count = registration.updates_shard() ? layout.shard_size() : layout.padded_size();
+  item.count =
+      registration.updates_shard() ? registration.shard_size() : registration.layout.padded_size();
   item.dtype = registration.wire;
+  if (registration.partial() == Registration::Partial::none) {
+    item.spec.output = *registration.gradient;
+    item.spec.accumulate = registration.strategy.accumulation == Accumulation::reduce;
+  } else {
+    item.spec.output = registration.partial_type();
+  }
+  return item;
+}
+/// What follows across groups.
+[[nodiscard]] inline ReduceItem reduction_across(const Registration& registration) noexcept {
+  ReduceItem item{};
+  item.count = registration.shard_size();
+  item.dtype = registration.partial_type();
   item.spec.output = *registration.gradient;
+  item.spec.accumulate = registration.strategy.accumulation == Accumulation::reduce;
   return item;
 }
 
-/// The same for gradients; `landing`: bytes of scratch that the largest reduction wants.
+/// The same for gradients.
 struct GradientSlots {
   Slots slots;
-  std::size_t landing = 0;
+  std::size_t landing = 0;   ///< bytes of scratch that the largest reduction wants
+  std::size_t partials = 0;  ///< bytes of a group's sums, where they lie nowhere else, likewise
 };
 
 [[nodiscard]] inline GradientSlots plan_gradient_slots(std::span<const Registration* const> trained,
-                                                       const Communicator& comm,
+                                                       const ShardGroups& groups,
                                                        const Strategy& strategy,
                                                        const ContextOptions& options) {
   GradientSlots plan;
@@ -152,12 +168,21 @@ struct GradientSlots {
     std::size_t bytes = 0;
     std::size_t ranges = 0;
     std::size_t landing = 0;
+    std::size_t landing_across = 0;
+    std::size_t partials = 0;
+    const ShardGroup& group = groups.of(unit[0]->group_size());
     for (const Registration* entry : unit) {
       bytes += entry->gradient_slot_bytes();
       ranges += entry->gradient_placed.pages.size();
-      landing += comm.landing_bytes(reduction_of(*entry), entry->updates_shard());
+      landing += group.within->landing_bytes(reduction_of(*entry), entry->updates_shard());
+      if (entry->partial() == Registration::Partial::none) continue;
+      landing_across += group.across->landing_bytes(reduction_across(*entry), false);
+      if (entry->partial() == Registration::Partial::in_scratch) {
+        partials += entry->shard_size() * size_of(entry->partial_type());
+      }
     }
-    plan.landing = std::max(plan.landing, landing);
+    plan.landing = std::max({plan.landing, landing, landing_across});
+    plan.partials = std::max(plan.partials, partials);
     if (!unit[0]->gradient_needs_slot()) return;
     plan.slots.of(unit[0]->gradient_residency).add(bytes, ranges, unit[0]->gradient_slot_stays());
   });

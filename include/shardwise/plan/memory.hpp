@@ -11,6 +11,7 @@
 #include "../detail/address_range.hpp"
 #include "../detail/engine.hpp"
 #include "../detail/registration.hpp"
+#include "../detail/shard_groups.hpp"
 #include "../device/simulated_clock.hpp"
 #include "../host_tensor.hpp"
 #include "../layout.hpp"
@@ -120,8 +121,9 @@ struct PlannedArenas {
 [[nodiscard]] inline MemoryPlan plan_memory(std::span<const PlannedParameter> parameters,
                                             const Strategy& strategy, const PlanOptions& options) {
   strategy.validate();
+  static_cast<void>(strategy.in_world(options.world));
   SimulatedClock clock{Processor{}};
-  const SimulatedCommunicator comm(clock, options.world, Topology{}, options.backend);
+  SimulatedCommunicator comm(clock, options.world, Topology{}, options.backend);
   detail::PlannedArenas arenas;
   std::vector<detail::Registration> entries;
   entries.reserve(parameters.size());
@@ -129,8 +131,12 @@ struct PlannedArenas {
     entries.push_back(detail::register_planned(parameter, strategy, options, arenas));
   }
   std::vector<const detail::Registration*> list;
-  for (const detail::Registration& entry : entries) list.push_back(&entry);
-  return detail::plan_memory(list, comm, strategy, options.context);
+  detail::ShardGroups groups(comm);
+  for (const detail::Registration& entry : entries) {
+    list.push_back(&entry);
+    groups.make(entry.group_size(), options.context.timeout);
+  }
+  return detail::plan_memory(list, groups, strategy, options.context);
 }
 
 }  // namespace shardwise::inline v0_1

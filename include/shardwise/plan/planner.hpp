@@ -17,7 +17,8 @@
 
 namespace shardwise::inline v0_1 {
 
-/// The strategies that a planner compares, simplest first.
+/// The strategies that a planner compares, simplest first; where there are several nodes, hybrid
+/// sharding within them is one more.
 inline constexpr std::array<std::string_view, 5> planned_strategies{"ddp", "zero1", "zero2",
                                                                     "zero3", "zero3-no-reshard"};
 
@@ -29,6 +30,7 @@ inline constexpr std::array<std::string_view, 5> planned_strategies{"ddp", "zero
   settings.gradients = named.gradients;
   settings.optimizer_state = named.optimizer_state;
   settings.reshard_after_forward = named.reshard_after_forward;
+  settings.shard_group = named.shard_group;
   return settings;
 }
 
@@ -50,7 +52,7 @@ struct StrategyPlan {
 
 /// All strategies, and the one to take.
 struct Plan {
-  std::vector<StrategyPlan> strategies;    ///< in the order of planned_strategies
+  std::vector<StrategyPlan> strategies;    ///< in the order of planned_strategies, then hybrid
   std::optional<std::size_t> recommended;  ///< index; none fits: none
   std::string reason;
 };
@@ -62,6 +64,7 @@ struct PlanRequest {
   Strategy settings;
   StepOptions step;
   std::size_t reserved = 0;  ///< bytes of a device that are not to be counted on
+  int shard_group = 0;       ///< of the hybrid strategy; 0: the devices of a node
   /// Slots are known: false where the model's parameters are not its real ones, but their sum.
   bool knows_slots = true;
 };
@@ -107,6 +110,7 @@ namespace detail {
                           : 0;
     if (world > 0) return format("fits on {} devices", world);
     if (strategy.optimizer_state == Placement::replicated) return "shard more: zero1 and beyond";
+    if (strategy.shard_group > 0) return "shard over larger groups, or over all devices (zero3)";
     if (strategy.parameters == Placement::replicated) {
       return "no number of devices is enough: shard the parameters, too (zero3)";
     }
@@ -156,7 +160,7 @@ template <std::same_as<PlannedModel> Model>
 }  // namespace detail
 
 /// The fastest strategy that fits; of those that are within 2 % of it the simplest, in the order of
-/// planned_strategies. Where no times are predicted the first that fits.
+/// the plan. Where no times are predicted the first that fits.
 inline void recommend(Plan& plan, std::size_t device_memory) {
   constexpr double equal = 1.02;
   std::string misses;
@@ -174,9 +178,8 @@ inline void recommend(Plan& plan, std::size_t device_memory) {
   }
   plan.recommended.reset();
   if (!fastest) {
-    plan.reason = detail::format(
-        "no strategy fits into {}: {}; hybrid sharding and offload are not available",
-        detail::decimal_bytes(static_cast<double>(device_memory)), misses);
+    plan.reason = detail::format("no strategy fits into {}: {}; offload is not available",
+                                 detail::decimal_bytes(static_cast<double>(device_memory)), misses);
     return;
   }
   std::size_t best = *fastest;
@@ -206,14 +209,27 @@ inline void recommend(Plan& plan, std::size_t device_memory) {
   if (!misses.empty()) plan.reason += "; " + misses;
 }
 
-/// Every strategy for this model on this hardware, with a recommendation. Hybrid sharding is not
-/// among them: the library does not have it. Errors as plan_memory and predict_step.
+/// The size of the groups that a hybrid strategy shards within, or 0 where that is none: one node
+/// has all the devices, or nodes do not divide them.
+[[nodiscard]] inline int planned_group(const Hardware& hardware, const PlanRequest& request) {
+  const int world = request.step.world;
+  const int group =
+      request.shard_group > 0 ? request.shard_group : hardware.topology.devices_per_node;
+  return group > 1 && group < world && world % group == 0 ? group : 0;
+}
+
+/// Every strategy for this model on this hardware, with a recommendation. Errors as plan_memory and
+/// predict_step.
 template <std::same_as<PlannedModel> Model>
 [[nodiscard]] Plan make_plan(const Model& model, const Hardware& hardware,
                              const PlanRequest& request) {
   Plan plan;
   const double room = static_cast<double>(hardware.memory) - static_cast<double>(request.reserved);
-  for (const std::string_view name : planned_strategies) {
+  std::vector<std::string> names(planned_strategies.begin(), planned_strategies.end());
+  if (const int group = planned_group(hardware, request); group > 0) {
+    names.push_back(Strategy::hybrid(group).name());
+  }
+  for (const std::string& name : names) {
     StrategyPlan row;
     row.strategy = with_placements_of(name, request.settings);
     row.memory = detail::plan_of(model, row.strategy, request, request.step.world);

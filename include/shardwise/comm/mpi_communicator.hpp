@@ -1,0 +1,410 @@
+#pragma once
+
+#include <mpi.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "../core/error.hpp"
+#include "../device/host_stream.hpp"
+#include "arguments.hpp"
+#include "communicator.hpp"
+#include "fingerprint.hpp"
+#include "launch.hpp"
+#include "mpi_family.hpp"
+#include "mpi_handle.hpp"
+#include "mpi_landing.hpp"
+#include "mpi_options.hpp"
+#include "mpi_patience.hpp"
+#include "mpi_session.hpp"
+#include "mpi_transfer.hpp"
+#include "mpi_turns.hpp"
+
+namespace shardwise::inline v0_1 {
+
+/// One rank of a group of processes that are connected by MPI; host memory.
+///
+/// Sums are taken in the canonical order, with the bits of every other backend, or as MPI does.
+/// Collectives on a stream with a worker are carried out by that worker, beside the host's compute.
+/// Whoever waits polls MPI, sleeps between, and ends where the time is up or a rank has failed;
+/// nothing blocks inside MPI but split, which all ranks enter together. Goes before its session.
+///
+/// abort() may be called from any thread. The destructor waits for this rank's own calls. After a
+/// failure MPI is not called any more: messages that could not be taken back stay with it.
+class MpiCommunicator final : public Communicator {
+ public:
+  /// Of all ranks of MPI_COMM_WORLD.
+  explicit MpiCommunicator(const MpiSession& session, const MpiOptions& options = {})
+      : MpiCommunicator(session, MPI_COMM_WORLD, options) {}
+
+  /// Of the ranks of the host's `comm`, which all call this. BackendError, TimedOut.
+  MpiCommunicator(const MpiSession& session, MPI_Comm comm, const MpiOptions& options = {})
+      : options_(options),
+        family_(std::make_shared<detail::mpi::Family>(session.library())),
+        handle_(duplicate(session, comm, options)),
+        exceptions_(std::uncaught_exceptions()) {
+    check(options);
+    for (int r = 0; r < size(); ++r) world_ranks_.push_back(r);
+    transfer_ = make_transfer();
+    settle_spins();
+  }
+
+  MpiCommunicator(const MpiCommunicator&) = delete;
+  MpiCommunicator& operator=(const MpiCommunicator&) = delete;
+
+  ~MpiCommunicator() override {
+    const bool unwinding = std::uncaught_exceptions() > exceptions_;
+    if (unwinding) abort("an exception is unwinding its stack", true);
+    std::unique_lock lock(streamed_mutex_);
+    streamed_done_.wait(lock, [&] { return streamed_ == 0; });
+  }
+
+  [[nodiscard]] int rank() const noexcept override { return handle_->rank(); }
+  [[nodiscard]] int size() const noexcept override { return handle_->size(); }
+  [[nodiscard]] std::string_view backend() const noexcept override { return "mpi"; }
+  [[nodiscard]] bool accepts(MemoryKind memory) const noexcept override {
+    return memory == MemoryKind::host;
+  }
+  [[nodiscard]] std::size_t landing_bytes(const ReduceItem& item,
+                                          bool scatter) const noexcept override {
+    return detail::mpi::landing_bytes(item, scatter, static_cast<std::size_t>(size()),
+                                      chunk_bytes(), options_);
+  }
+
+  void all_gather(std::span<const GatherItem> items, const CallInfo& info,
+                  StreamRef stream) override {
+    arguments(Operation::all_gather, info).check(items);
+    issue(Operation::all_gather, items, info, stream);
+  }
+  void reduce_scatter(std::span<const ReduceItem> items, const CallInfo& info,
+                      StreamRef stream) override {
+    arguments(Operation::reduce_scatter, info).check(items);
+    issue(Operation::reduce_scatter, items, info, stream);
+  }
+  void all_reduce(std::span<const ReduceItem> items, const CallInfo& info,
+                  StreamRef stream) override {
+    arguments(Operation::all_reduce, info).check(items);
+    issue(Operation::all_reduce, items, info, stream);
+  }
+  void broadcast(std::span<const BroadcastItem> items, int root, const CallInfo& info,
+                 StreamRef stream) override {
+    arguments(Operation::broadcast, info).check(items, root);
+    issue(Operation::broadcast, items, info, stream, root);
+  }
+  void all_to_all(std::span<const ExchangeItem> items, const CallInfo& info,
+                  StreamRef stream) override {
+    arguments(Operation::all_to_all, info).check(items);
+    issue(Operation::all_to_all, items, info, stream);
+  }
+  void barrier(const CallInfo& info, StreamRef stream) override {
+    issue(Operation::barrier, std::span<const BroadcastItem>(), info, stream);
+  }
+
+  [[nodiscard]] std::unique_ptr<Communicator> split(int color, int key,
+                                                    const CallInfo& info) override {
+    const Call call{Operation::split, -1, tickets_++, info};
+    std::unique_ptr<Communicator> result;
+    carry_out(call, std::span<const BroadcastItem>(),
+              [&](const auto& wait) { result = split_off(color, key, wait); });
+    return result;
+  }
+
+  void abort(std::string_view message, bool provisional = false) noexcept override {
+    family_->fail(world_rank(), message, provisional);
+  }
+  void check() override {}  // host streams rethrow
+
+ private:
+  using Outcome = detail::mpi::Patience::Outcome;
+  using Batch = detail::mpi::Batch;
+
+  /// One call, as it travels through a stream.
+  struct Call {
+    Operation operation;
+    int root;
+    std::uint64_t ticket;
+    CallInfo info;
+  };
+
+  /// A call in a stream with a worker.
+  template <class Item>
+  struct Task {
+    MpiCommunicator* self;
+    Call call;
+
+    void operator()(std::span<const Item> items) const {
+      const Streamed streamed{self};
+      self->execute(call, items);
+    }
+    void skipped(const std::exception_ptr& failure) const noexcept {
+      const Streamed streamed{self};
+      self->skip(call, failure);
+    }
+    void interrupted() const noexcept { self->abort("an exception is unwinding its stack", true); }
+  };
+
+  /// Counts a call as finished, however it ends; the communicator may go right afterwards.
+  struct Streamed {
+    MpiCommunicator* self;
+    explicit Streamed(MpiCommunicator* communicator) noexcept : self(communicator) {}
+    Streamed(const Streamed&) = delete;
+    Streamed& operator=(const Streamed&) = delete;
+    ~Streamed() {
+      const std::lock_guard lock(self->streamed_mutex_);
+      --self->streamed_;
+      self->streamed_done_.notify_all();
+    }
+  };
+
+  // A part of `whole`.
+  MpiCommunicator(const MpiCommunicator& whole, std::unique_ptr<detail::mpi::Handle> handle,
+                  std::vector<int> world_ranks)
+      : options_(whole.options_),
+        family_(whole.family_),
+        handle_(std::move(handle)),
+        world_ranks_(std::move(world_ranks)),
+        spins_(whole.spins_),
+        exceptions_(std::uncaught_exceptions()) {
+    transfer_ = make_transfer();
+  }
+
+  static void check(const MpiOptions& options) {
+    constexpr std::size_t most = std::size_t{1} << 30;
+    if (options.largest_message >= 1 && options.largest_message <= most) return;
+    raise("MpiOptions::largest_message is {}, expected 1 to {}", options.largest_message, most);
+  }
+
+  [[nodiscard]] static std::unique_ptr<detail::mpi::Handle> duplicate(const MpiSession& session,
+                                                                      MPI_Comm comm,
+                                                                      const MpiOptions& options) {
+    using detail::mpi::Handle;
+    if (!options.duplicate) return std::make_unique<Handle>(session.library(), comm);
+    return std::make_unique<Handle>(session.library(), comm, options.startup_timeout);
+  }
+
+  [[nodiscard]] std::unique_ptr<detail::mpi::Transfer> make_transfer() {
+    return std::make_unique<detail::mpi::Transfer>(*handle_, options_, chunk_bytes());
+  }
+
+  [[nodiscard]] std::size_t chunk_bytes() const noexcept {
+    return options_.chunk_bytes != 0 ? options_.chunk_bytes : std::size_t{512} << 10;
+  }
+
+  // How many ranks share this machine: their names are compared.
+  void settle_spins() {
+    constexpr std::size_t length = 320;
+    std::array<char, length> name{};
+    const std::string mine = machine_name();
+    std::copy_n(mine.data(), std::min(mine.size(), length), name.data());
+    const Call call{Operation::split, -1, tickets_++, {"start", options_.startup_timeout}};
+    std::vector<std::byte> names;
+    carry_out(call, std::span<const BroadcastItem>(),
+              [&](const auto& wait) { names = transfer_->collect(name.data(), length, wait); });
+    std::size_t local = 0;
+    for (std::size_t at = 0; at < names.size(); at += length) {
+      if (std::memcmp(names.data() + at, name.data(), length) == 0) ++local;
+    }
+    spins_ = options_.spins >= 0                            ? options_.spins
+             : local <= std::thread::hardware_concurrency() ? 2000
+                                                            : 0;
+  }
+
+  [[nodiscard]] int world_rank() const noexcept {
+    return world_ranks_[static_cast<std::size_t>(handle_->rank())];
+  }
+
+  [[nodiscard]] Arguments arguments(Operation operation, const CallInfo& info) const noexcept {
+    return Arguments(operation, info.name, rank(), size());
+  }
+
+  template <class Item>
+  void issue(Operation operation, std::span<const Item> items, const CallInfo& info,
+             StreamRef stream, int root = -1) {
+    arguments(operation, info).check(stream);
+    const Call call{operation, root, tickets_, info};
+    auto* queue = static_cast<HostStream*>(stream.native);
+    if (queue == nullptr || queue->is_inline()) {
+      ++tickets_;
+      execute(call, items);
+      return;
+    }
+    add_streamed(1);
+    try {
+      queue->enqueue(Task<Item>{this, call}, items);
+    } catch (...) {
+      add_streamed(-1);
+      throw;
+    }
+    ++tickets_;
+  }
+
+  void add_streamed(int change) {
+    const std::lock_guard lock(streamed_mutex_);
+    streamed_ += change;
+  }
+
+  template <class Item>
+  void execute(const Call& call, std::span<const Item> items) {
+    carry_out(call, items,
+              [&](const auto& wait) { transfer_->move(call.operation, call.root, items, wait); });
+  }
+
+  // Runs move(wait) when it is this call's turn.
+  template <class Item, class Move>
+  void carry_out(const Call& call, std::span<const Item> items, const Move& move) {
+    const auto print = [&] {
+      return detail::fingerprint_of(call.operation, items, call.info, call.root, call.ticket + 1);
+    };
+    const auto failed = [&] { return family_->has_failed(); };
+    switch (turns_.take(call.ticket, call.info.timeout, failed)) {
+      case Outcome::failed:
+        fail_with_peer(print());
+      case Outcome::timed_out:
+        time_out(print(), "an earlier collective of this rank has not run: is its stream stuck?");
+      case Outcome::done:
+        break;
+    }
+    const detail::mpi::Patience patience(spins_);
+    transfer_->begin(call.operation, call.ticket);
+    const auto wait = [&](Batch& batch) {
+      const auto done = [&] {
+        const auto lock = handle_->library().lock();
+        return batch.test();
+      };
+      switch (patience.wait(call.info.timeout, done, failed)) {
+        case Outcome::failed:
+          fail_with_peer(print());
+        case Outcome::timed_out:
+          time_out(print(), who_is_missing());
+        case Outcome::done:
+          break;
+      }
+    };
+    try {
+      move(wait);
+    } catch (const BackendError& error) {
+      transfer_->cancel();
+      const std::string message =
+          detail::format("{}\nin {} on rank {}", error.what(), describe(print()), world_rank());
+      abort(message);
+      throw BackendError(message);
+    } catch (const std::exception& error) {
+      transfer_->cancel();
+      abort(error.what());
+      throw;
+    }
+    turns_.end();
+  }
+
+  template <class Wait>
+  [[nodiscard]] std::unique_ptr<Communicator> split_off(int color, int key, const Wait& wait) {
+    struct Wish {
+      int color;
+      int key;
+    };
+    const Wish mine{color, key};
+    std::vector<Wish> wishes(static_cast<std::size_t>(size()));
+    const std::vector<std::byte> all = transfer_->collect(&mine, sizeof mine, wait);
+    std::memcpy(wishes.data(), all.data(), all.size());
+    std::vector<std::size_t> members;
+    std::vector<int> colors;
+    for (std::size_t r = 0; r < wishes.size(); ++r) {
+      if (wishes[r].color == color) members.push_back(r);
+      colors.push_back(wishes[r].color);
+    }
+    std::stable_sort(members.begin(), members.end(),
+                     [&](std::size_t a, std::size_t b) { return wishes[a].key < wishes[b].key; });
+    std::sort(colors.begin(), colors.end());
+    colors.erase(std::unique(colors.begin(), colors.end()), colors.end());
+    // MPI's colors are not negative.
+    const auto index =
+        static_cast<int>(std::lower_bound(colors.begin(), colors.end(), color) - colors.begin());
+    std::vector<int> part;
+    for (const std::size_t member : members) part.push_back(world_ranks_[member]);
+    return std::unique_ptr<Communicator>(new MpiCommunicator(
+        *this, std::make_unique<detail::mpi::Handle>(*handle_, index, key), std::move(part)));
+  }
+
+  void skip(const Call& call, const std::exception_ptr& failure) noexcept {
+    try {
+      std::rethrow_exception(failure);
+    } catch (const std::exception& error) {
+      abort_skipped(call, error.what());
+    } catch (...) {
+      abort_skipped(call, "an exception that is not a std::exception");
+    }
+  }
+
+  void abort_skipped(const Call& call, const char* why) noexcept {
+    try {
+      abort(detail::format("{} #{} \"{}\" was never run, because its stream had ended: {}",
+                           name_of(call.operation), call.ticket + 1, call.info.name, why));
+    } catch (...) {
+      abort(why);
+    }
+  }
+
+  [[noreturn]] void fail_with_peer(const Fingerprint& print) {
+    const detail::mpi::Failure failure = family_->reason(world_rank());
+    const std::string who = failure.rank == world_rank()
+                                ? detail::format("this rank ({})", failure.rank)
+                                : detail::format("rank {}", failure.rank);
+    const std::string message =
+        failure.left ? "left the group (its communicator was destroyed; it returned early?)"
+                     : detail::format("failed: {}", failure.message);
+    throw PeerFailed(detail::format("{} {}\nwhile rank {} was in {}", who, message, world_rank(),
+                                    describe(print)),
+                     failure.rank, failure.left ? message : failure.message);
+  }
+
+  [[noreturn]] void time_out(const Fingerprint& print, std::string_view details) {
+    abort("its time is up", true);  // peers that look now wait for the reason
+    const std::string message =
+        detail::format("rank {} waited in vain in {}; {}", world_rank(), describe(print), details);
+    abort(message);
+    throw TimedOut(message);
+  }
+
+  [[nodiscard]] std::string who_is_missing() {
+    std::vector<char> missing(static_cast<std::size_t>(size()));
+    transfer_->mark_missing(missing);
+    std::string ranks;
+    for (std::size_t r = 0; r < missing.size(); ++r) {
+      if (missing[r] == 0) continue;
+      ranks += detail::format("{}{}", ranks.empty() ? "" : ", ", world_ranks_[r]);
+    }
+    return ranks.empty() ? "MPI does not say for whom"
+                         : detail::format("nothing came from ranks {}", ranks);
+  }
+
+  MpiOptions options_;
+  std::shared_ptr<detail::mpi::Family> family_;
+  std::unique_ptr<detail::mpi::Handle> handle_;
+  std::unique_ptr<detail::mpi::Transfer> transfer_;
+  std::vector<int> world_ranks_;  // what the members are called in messages
+  detail::mpi::Turns turns_;
+  std::uint64_t tickets_ = 0;  // of calls made; the host thread's
+  int spins_ = 0;
+  std::mutex streamed_mutex_;
+  std::condition_variable streamed_done_;
+  int streamed_ = 0;  // calls in streams with a worker that have not ended
+  int exceptions_;
+};
+
+static_assert(CommunicatorBackend<MpiCommunicator>);
+
+}  // namespace shardwise::inline v0_1

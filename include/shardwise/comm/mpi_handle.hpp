@@ -1,0 +1,87 @@
+#pragma once
+
+#include <mpi.h>
+
+#include <chrono>
+#include <memory>
+#include <utility>
+
+#include "../core/error.hpp"
+#include "mpi_error.hpp"
+#include "mpi_patience.hpp"
+#include "mpi_session.hpp"
+
+namespace shardwise::inline v0_1::detail::mpi {
+
+/// An MPI communicator, freed where it is our own.
+class Handle {
+ public:
+  /// The host's, as it is.
+  Handle(std::shared_ptr<Library> library, MPI_Comm comm)
+      : library_(std::move(library)), comm_(comm), owns_(false) {
+    look();
+  }
+  /// A duplicate of the host's; all its ranks call this.
+  Handle(std::shared_ptr<Library> library, MPI_Comm comm, std::chrono::nanoseconds timeout)
+      : library_(std::move(library)) {
+    MPI_Request request = MPI_REQUEST_NULL;
+    {
+      const auto lock = library_->lock();
+      check(MPI_Comm_idup(comm, &comm_, &request), "MPI_Comm_idup", "MpiCommunicator");
+    }
+    const auto done = [&] {
+      const auto lock = library_->lock();
+      int flag = 0;
+      check(MPI_Test(&request, &flag, MPI_STATUS_IGNORE), "MPI_Test", "MpiCommunicator");
+      return flag != 0;
+    };
+    if (Patience(0).wait(timeout, done, [] { return false; }) != Patience::Outcome::done) {
+      library_->fail();
+      raise<TimedOut>(
+          "MpiCommunicator: not all ranks of the host's communicator duplicated it in time");
+    }
+    own();
+  }
+  /// This rank's part of `whole`; all its ranks call this at about the same time.
+  Handle(const Handle& whole, int color, int key) : library_(whole.library_) {
+    const auto lock = library_->lock();
+    check(MPI_Comm_split(whole.comm_, color, key, &comm_), "MPI_Comm_split", "split");
+    own();
+  }
+  Handle(const Handle&) = delete;
+  Handle& operator=(const Handle&) = delete;
+  /// Waits for nobody; after a failure it leaves the communicator to the process's end.
+  ~Handle() {
+    if (!owns_ || abandoned_ || library_->has_failed() || !Library::is_alive()) return;
+    const auto lock = library_->lock();
+    MPI_Comm_free(&comm_);
+  }
+
+  void abandon() noexcept { abandoned_ = true; }
+
+  [[nodiscard]] MPI_Comm get() const noexcept { return comm_; }
+  [[nodiscard]] int rank() const noexcept { return rank_; }
+  [[nodiscard]] int size() const noexcept { return size_; }
+  [[nodiscard]] Library& library() const noexcept { return *library_; }
+
+ private:
+  void own() {
+    owns_ = true;
+    check(MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler",
+          "MpiCommunicator");
+    look();
+  }
+  void look() {
+    check(MPI_Comm_rank(comm_, &rank_), "MPI_Comm_rank", "MpiCommunicator");
+    check(MPI_Comm_size(comm_, &size_), "MPI_Comm_size", "MpiCommunicator");
+  }
+
+  std::shared_ptr<Library> library_;
+  MPI_Comm comm_ = MPI_COMM_NULL;
+  bool owns_ = true;
+  bool abandoned_ = false;
+  int rank_ = 0;
+  int size_ = 1;
+};
+
+}  // namespace shardwise::inline v0_1::detail::mpi

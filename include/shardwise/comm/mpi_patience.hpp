@@ -1,0 +1,48 @@
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <thread>
+
+namespace shardwise::inline v0_1::detail::mpi {
+
+/// How a rank waits for MPI: it looks for a moment, then lets other threads run, then sleeps longer
+/// and longer. MPI's own waiting spins through whole time slices where ranks outnumber cores.
+class Patience {
+ public:
+  using Clock = std::chrono::steady_clock;
+  enum class Outcome : std::uint8_t { done, failed, timed_out };
+
+  explicit Patience(int spins) noexcept : spins_(spins) {}
+
+  /// Until done() (which makes MPI go on), failed(), or the time is up. What is done although a
+  /// rank has failed is done.
+  template <class Done, class Failed>
+  [[nodiscard]] Outcome wait(std::chrono::nanoseconds timeout, const Done& done,
+                             const Failed& failed) const {
+    for (int i = 0; i <= spins_; ++i) {
+      if (done()) return Outcome::done;
+    }
+    Clock::time_point begin = Clock::now();
+    std::chrono::microseconds pause(20);
+    for (int looks = 0;; ++looks) {
+      if (done()) return Outcome::done;
+      if (failed()) return done() ? Outcome::done : Outcome::failed;
+      if (looks < yields) {
+        std::this_thread::yield();
+        continue;
+      }
+      if (Clock::now() - begin >= timeout) return done() ? Outcome::done : Outcome::timed_out;
+      std::this_thread::sleep_for(pause);
+      pause = std::min(pause * 2, std::chrono::microseconds(200));
+    }
+  }
+
+ private:
+  static constexpr int yields = 200;
+
+  int spins_;
+};
+
+}  // namespace shardwise::inline v0_1::detail::mpi

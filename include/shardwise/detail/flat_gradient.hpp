@@ -1,0 +1,96 @@
+#pragma once
+
+#include <cstddef>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "engine.hpp"
+#include "flat_parameter.hpp"
+#include "slot_pool.hpp"
+
+namespace shardwise::inline v0_1 {
+
+/// How this rank's contribution enters a mean over batches of different sizes; made by
+/// Context::weigh.
+struct ReductionWeight {
+  double share;  ///< of this rank, in the sum of all ranks' weights
+
+  [[nodiscard]] bool operator==(const ReductionWeight&) const = default;
+};
+
+namespace detail {
+
+template <class Device>
+struct GradientUnit;
+
+/// The stored gradient of one flat parameter on this rank and where it stands.
+template <class Device>
+struct FlatGradient {
+  /// `host_pieces`: where its tensors lie in an arena; none where it is not in place.
+  FlatGradient(Engine<Device>& engine, FlatParameter<Device>& of, DType type,
+               std::vector<Piece> host_pieces = {}, RangeOf<Device>* host_arena = nullptr)
+      : parameter((engine.ledger.about(of.subject), of)),
+        stored(type),
+        value(engine.ledger, StateKind::gradients,
+              (is_whole() ? of.layout.padded_size() : of.shard_size()) * size_of(type)),
+        in_arena(engine.ledger, StateKind::crumbs, of.gradient_placed.crumb_bytes()),
+        arena(host_arena),
+        pieces(std::move(host_pieces)) {
+    if (of.gradient_residency == Residency::host_buffer) pieces = pieces_of(of.layout);
+  }
+  FlatGradient(const FlatGradient&) = delete;
+  FlatGradient& operator=(const FlatGradient&) = delete;
+  ~FlatGradient() {
+    if (arena != nullptr) arena->release(parameter.gradient_placed);
+  }
+
+  [[nodiscard]] bool is_whole() const noexcept {
+    return parameter.strategy.gradients == Placement::replicated;
+  }
+  /// The stored gradient of the range that the optimizer updates on this rank.
+  [[nodiscard]] std::byte* owned() const noexcept {
+    return value.data() + (is_whole() ? parameter.owned_begin() * size_of(stored) : 0);
+  }
+  /// Leases write to `pieces`, not to one flat buffer.
+  [[nodiscard]] bool in_pieces() const noexcept {
+    return parameter.gradient_residency != Residency::slots;
+  }
+  /// The whole gradient that leases write, where that is one flat buffer; null while none is open.
+  [[nodiscard]] std::byte* whole() const noexcept {
+    if (in_pieces()) return nullptr;
+    if (parameter.lends_stored_gradient()) return value.data();
+    return unit->slot == nullptr ? nullptr : unit->slot->buffer.data() + unit_offset;
+  }
+
+  FlatParameter<Device>& parameter;
+  DType stored;
+  Buffer<Device> value;
+  Account in_arena;
+  RangeOf<Device>* arena;
+  std::vector<Piece> pieces;            ///< in_place: always; host_buffer: during a reduction
+  typename Device::Event reduced = {};  ///< communication stream: the last reduction
+  bool fresh = true;                    ///< nothing was reduced since the last update
+  bool ready = false;                   ///< complete, waits for the rest of its unit
+  bool held = false;                    ///< by the plain calls
+  std::size_t leases = 0;
+  bool contributed = false;  ///< one of the leases that are open together was reduced
+  std::optional<ReductionWeight> weight = {};  ///< of the pending reduction; none: equal batches
+  float coefficient = 1;                       ///< of the next update: clipping, loss scale
+  GradientUnit<Device>* unit = nullptr;
+  std::size_t unit_offset = 0;
+};
+
+template <class Device>
+struct GradientUnit {
+  std::vector<FlatGradient<Device>*> members;
+  Residency residency = Residency::slots;
+  std::vector<PageRange> pages = {};  ///< in_place: what the slot's pages go below
+  Slot<Device>* slot = nullptr;
+  std::size_t open = 0;   ///< members with a lease
+  std::size_t ready = 0;  ///< members that wait to be reduced
+  std::size_t bytes = 0;
+};
+
+}  // namespace detail
+}  // namespace shardwise::inline v0_1
