@@ -47,7 +47,7 @@ std::string block_name(int block, std::string_view name) {
 // Uneven, tiny, empty and scalar tensors, two storage types, names that only files tell apart.
 struct Model {
   explicit Model(Context& context)
-      : embedding(context, {{"wte", {7, 5}}, {"wpe", {3, 5}}}), tensors(context) {
+      : embedding(context, {{"wte", {7, 5}}, {"wpe", {3, 5}}}, {.tied = true}), tensors(context) {
     for (int i = 0; i < 2; ++i) {
       blocks.push_back(std::make_unique<test::Parameter<float>>(
           context, std::vector<TensorSpec>{
@@ -362,6 +362,50 @@ TEST_CASE("conversions pass through a buffer that ends within tensors") {
   });
   CHECK(wrong[0] == 0);
 }
+
+#ifndef SHARDWISE_TEST_CUDA
+TEST_CASE("parameters in place: in the host's own memory where they are replicated") {
+  constexpr std::size_t rows = 300;
+  constexpr std::size_t columns = 70;  // more than the pages of a piece that moves
+  const auto value = [](const Layout::Tensor& tensor, std::size_t element) {
+    return value_of(tensor.name, element);
+  };
+  std::string first_bytes;
+  for (const int world : test::worlds) {
+    for (const Strategy& strategy : strategies_of(world)) {
+      const TemporaryFolder folder;
+      const auto wrong = test::on_ranks(world, [&](Communicator& comm) {
+        Context context(comm, strategy);
+        Arena arena(context, (rows * columns + columns) * sizeof(float), "weights");
+        auto* const weights = arena.as<float>();
+        ShardedParameter<float> layer(
+            context, std::vector<HostTensor>{{"w", weights, {rows, columns}},
+                                             {"b", weights + rows * columns, {columns}}});
+        ModelTensors model(context);
+        model.add(layer);
+        layer.initialize(value);
+        (void)export_hugging_face(model, folder.name());
+        layer.initialize([](const Layout::Tensor&, std::size_t) { return 1.0f; });
+        (void)import_hugging_face(model, folder.name());
+        const auto lease = layer.gather();
+        std::size_t differ = 0;
+        for (std::size_t i = 0; i < rows * columns; ++i) {
+          if (weights[i] != value_of("w", i)) ++differ;
+        }
+        for (std::size_t i = 0; i < columns; ++i) {
+          if (weights[rows * columns + i] != value_of("b", i)) ++differ;
+        }
+        return differ;
+      });
+      INFO(strategy.name() << ", " << world << " ranks");
+      for (const std::size_t differ : wrong) CHECK(differ == 0);
+      const std::string bytes = folder.read("model.safetensors");
+      if (first_bytes.empty()) first_bytes = bytes;
+      CHECK(bytes == first_bytes);
+    }
+  }
+}
+#endif
 
 // What every rank was told, which is the same; empty: nothing.
 std::string refusal(int world, const std::function<void(Communicator&)>& body) {
