@@ -328,18 +328,12 @@ class ParameterStore {
         wanted_.push_back(unit);
       }
     }
-    for (const Residency residency : {Residency::slots, Residency::in_place}) {
-      const auto of_this_kind = [&](const Unit& unit) { return unit.residency == residency; };
-      std::size_t needed = 0;
+    for (SlotPool<Device>* pool : {&buffers_, &pages_}) {
+      std::size_t needed = pool->open_shared();
       for (const Unit* unit : wanted_) {
-        if (of_this_kind(*unit)) ++needed;
+        if (&pool_of(*unit) == pool) ++needed;
       }
-      for (const auto& unit : units_) {
-        if (unit->leases > 0 && borrows(*unit) && of_this_kind(*unit)) ++needed;
-      }
-      const std::size_t room =
-          (residency == Residency::in_place ? pages_ : buffers_).shared_count();
-      if (needed > room) raise_no_room(wanted.front()->name, room);
+      if (needed > pool->shared_count()) raise_no_room(wanted.front()->name, pool->shared_count());
     }
   }
 
