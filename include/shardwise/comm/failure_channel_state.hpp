@@ -257,6 +257,10 @@ class State {
                                 "its connection broke: {} (is its machine gone, or the "
                                 "network?)",
                                 error_text(error));
+    if (failure_.rank == peer && failure_.provisional) {  // no other message will come
+      failure = failure_;
+      failure.provisional = false;
+    }
     adopt(failure, true);
     changed_.notify_all();
   }
