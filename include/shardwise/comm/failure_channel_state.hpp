@@ -247,6 +247,7 @@ class State {
   void lost(int peer, int error) {
     if (gone_[static_cast<std::size_t>(peer)]) return;
     gone_[static_cast<std::size_t>(peer)] = true;
+    if (closing_) return changed_.notify_all();  // it has heard this rank's goodbye
     ProcessFailure failure;
     failure.rank = peer;
     failure.died = true;
