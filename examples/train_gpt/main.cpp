@@ -5,6 +5,7 @@
 #include <exception>
 #include <string>
 
+#include "backend.hpp"
 #include "options.hpp"
 #include "report.hpp"
 #include "train.hpp"
@@ -23,9 +24,14 @@ std::string printable(std::string text) {
 int main(int count, char** arguments) try {
   using namespace train_gpt;
   const Options options = parse_options(count, arguments);
-  if (!options.effective.empty() && !options.quiet) fmt::print("{}\n", options.effective);
-  const Report report =
-      options.world_of_one_reference ? plain::train(options) : sharded::train(options);
+  const bool speaks = options.process == 0;
+  if (speaks && !options.effective.empty() && !options.quiet) {
+    fmt::print("{}\n", options.effective);
+  }
+  const Report report = options.world_of_one_reference ? plain::train(options)
+                        : options.backend == "mpi"     ? train_over_mpi(options)
+                                                       : sharded::train(options);
+  if (!speaks) return 0;
   if (options.sample > 0) fmt::print("sample: {}\n\n", printable(report.sample));
   fmt::print("{}", summary(report));
   if (!options.json.empty()) write_json(report, options.json);

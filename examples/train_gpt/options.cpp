@@ -4,6 +4,7 @@
 
 #include <utility>
 
+#include "backend.hpp"
 #include "command_line.hpp"
 #include "configuration.hpp"
 
@@ -33,8 +34,8 @@ Options parse_options(int count, const char* const* arguments) {
                "Leave out what the file asks for and is not built, instead of refusing it")
       ->group("Ranks");
   add_count(app, "--ranks", o.ranks, "Ranks that share the work")->group("Ranks");
-  app.add_option("--backend", o.backend, "How ranks talk")
-      ->check(CLI::IsMember({"threads", "self"}))
+  app.add_option("--backend", o.backend, "How ranks talk; mpi is the default under mpirun")
+      ->check(CLI::IsMember({"threads", "mpi", "self"}))
       ->group("Ranks");
   app.add_option("--strategy", o.strategy, "ddp, zero1, zero2, zero3, zero3-no-reshard, hybrid")
       ->group("Ranks");
@@ -65,9 +66,13 @@ Options parse_options(int count, const char* const* arguments) {
   add_training_options(app, o);
 
   parse(app, count, arguments, [&] {
+    const auto given = [&](std::string_view option) {
+      return app.get_option(std::string(option))->count() > 0;
+    };
+    settle_backend(o, given("--backend"), given("--ranks"));
     if (!o.config.empty()) {
       apply_configuration(o, [&](std::string_view option) {
-        return app.get_option(std::string(option))->count() > 0;
+        return given(option) || (option == "--ranks" && o.backend == "mpi");
       });
     }
     if (o.world_of_one_reference) o.ranks = 1;

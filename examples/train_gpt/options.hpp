@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <shardwise/fwd.hpp>
 #include <shardwise/strategy.hpp>
 #include <stdexcept>
 #include <string>
@@ -28,6 +29,9 @@ struct Options {
 
   std::size_t ranks = 2;
   std::string backend = "threads";
+  int process = 0;  ///< number of this process among those that a launcher started; 0 speaks
+  /// The ranks, of which this process is one; null: they are threads of this process.
+  shardwise::Communicator* communicator = nullptr;
   std::string strategy = "zero3";
   std::size_t shard_group = 0;  ///< ranks that shard what is sharded; 0: all
   std::string lease = "fp32";

@@ -1,6 +1,7 @@
 #include "sharding.hpp"
 
 #include <algorithm>
+#include <shardwise/comm/collectives.hpp>
 #include <shardwise/comm/self.hpp>
 #include <shardwise/comm/thread.hpp>
 #include <stdexcept>
@@ -82,6 +83,15 @@ void take_largest(Report& report, const Report& other) {
   take_largest(report.planned_bytes_per_rank, other.planned_bytes_per_rank);
 }
 
+void take_largest(Report& report, shardwise::Communicator& comm) {
+  for (Bytes* bytes : {&report.bytes_per_rank, &report.planned_bytes_per_rank}) {
+    for (std::size_t* number : {&bytes->parameters, &bytes->gradients, &bytes->optimizer_state,
+                                &bytes->slots, &bytes->peak}) {
+      *number = shardwise::max(comm, *number, {"largest"});
+    }
+  }
+}
+
 Report on_ranks(const Options& options, const std::function<Report(shardwise::Context<>&)>& train) {
   const auto on_rank = [&](shardwise::Communicator& comm) {
     // The head reads the embedding beside the final norm: two parameters open at once.
@@ -92,6 +102,11 @@ Report on_ranks(const Options& options, const std::function<Report(shardwise::Co
     finish_monitor(options, comm, monitor.get());
     return report;
   };
+  if (options.communicator != nullptr) {
+    Report report = on_rank(*options.communicator);
+    take_largest(report, *options.communicator);
+    return report;
+  }
   if (options.backend == "self") {
     if (options.ranks != 1)
       throw std::invalid_argument("--backend self is one rank: add --ranks 1");

@@ -37,9 +37,11 @@ void account(const shardwise::Context<Device>& context, Report& report) {
 
 /// The larger bytes of both reports.
 void take_largest(Report& report, const Report& other);
+/// The largest bytes of all ranks' reports.
+void take_largest(Report& report, shardwise::Communicator& comm);
 
-/// Runs `train` on every rank that the options name, with a context of its own; rank 0's report,
-/// with the bytes of the largest rank.
+/// Runs `train` on every rank that the options name and that this process has, with a context of
+/// its own; rank 0's report (or this process's), with the bytes of the largest rank.
 [[nodiscard]] Report on_ranks(const Options& options,
                               const std::function<Report(shardwise::Context<>&)>& train);
 

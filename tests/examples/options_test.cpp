@@ -3,8 +3,12 @@
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <initializer_list>
+#include <map>
+#include <optional>
 #include <string>
 #include <vector>
+
+#include "../../examples/train_gpt/backend.hpp"
 
 namespace {
 
@@ -112,4 +116,43 @@ TEST_CASE("wrong words end the program with a code, help with none") {
   CHECK(code_of({"--clip", "-1"}) > 0);
   CHECK(code_of({"--nothing"}) > 0);
   CHECK_THROWS_WITH(parse({"--lease", "fp8"}), ContainsSubstring("fp8"));
+}
+
+TEST_CASE("under an MPI launcher the ranks are its processes") {
+  using Variables = std::map<std::string, std::string>;
+  const auto settle = [](const Variables& set, Options o, bool backend_given, bool ranks_given) {
+    settle_backend(o, backend_given, ranks_given, [&](const char* name) {
+      const auto found = set.find(name);
+      return found == set.end() ? std::nullopt : std::optional<std::string>(found->second);
+    });
+    return o;
+  };
+  const Variables one = {{"OMPI_COMM_WORLD_RANK", "0"}, {"OMPI_COMM_WORLD_SIZE", "1"}};
+  const Variables three = {{"PMI_RANK", "2"}, {"PMI_SIZE", "3"}};
+  Options o = settle(three, {}, false, false);
+  CHECK(o.backend == "mpi");
+  CHECK(o.ranks == 3);
+  CHECK(o.process == 2);
+  o = settle({}, {}, false, false);
+  CHECK(o.backend == "threads");
+  CHECK(o.ranks == 2);
+  o = settle(one, {}, false, false);
+  CHECK(o.backend == "mpi");
+  CHECK(o.ranks == 1);
+  Options four;
+  four.ranks = 4;
+  o = settle(one, four, false, true);  // a shell that a launcher started
+  CHECK(o.backend == "threads");
+  CHECK(o.ranks == 4);
+  CHECK_THROWS_WITH(settle(three, four, false, true), ContainsSubstring("--ranks 4") &&
+                                                          ContainsSubstring("PMI") &&
+                                                          ContainsSubstring("2 of 3"));
+  CHECK_THROWS_WITH(settle(three, {}, true, false),
+                    ContainsSubstring("--backend threads") && ContainsSubstring("2 of 3"));
+  four.backend = "mpi";
+  CHECK_THROWS_WITH(settle({}, four, true, true), ContainsSubstring("mpirun -n 4"));
+  Variables both = three;
+  both.insert(one.begin(), one.end());
+  CHECK_THROWS_WITH(settle(both, {}, false, false),
+                    ContainsSubstring("Open MPI") && ContainsSubstring("PMI"));
 }

@@ -1,0 +1,42 @@
+#include <fmt/core.h>
+
+#include <cstddef>
+#include <stdexcept>
+
+#include "backend.hpp"
+#include "train.hpp"
+
+#ifdef TRAIN_GPT_WITH_MPI
+#include <shardwise/comm/mpi.hpp>
+#endif
+
+namespace train_gpt {
+
+#ifdef TRAIN_GPT_WITH_MPI
+
+Report train_over_mpi(Options options) {
+  Report report;
+  shardwise::run_mpi([&](shardwise::Communicator& comm) {
+    if (static_cast<std::size_t>(comm.size()) != options.ranks || comm.rank() != options.process) {
+      throw std::runtime_error(fmt::format(
+          "the launcher says that this is process {} of {}, MPI says {} of {}: was train_gpt built "
+          "with another MPI than this mpirun's?",
+          options.process, options.ranks, comm.rank(), comm.size()));
+    }
+    options.communicator = &comm;
+    report = sharded::train(options);
+  });
+  return report;
+}
+
+#else
+
+Report train_over_mpi(Options) {
+  throw std::runtime_error(
+      "--backend mpi: this train_gpt was built without MPI; install Open MPI or MPICH, configure "
+      "and build again, or use --backend threads");
+}
+
+#endif
+
+}  // namespace train_gpt
