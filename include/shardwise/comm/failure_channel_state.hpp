@@ -398,6 +398,7 @@ class State {
 
   void died(int peer, int error) {
     gone_[static_cast<std::size_t>(peer)] = true;
+    if (closing_) return;  // it closes its end because this rank has said goodbye
     ProcessFailure failure;
     failure.rank = peer;
     failure.died = true;
