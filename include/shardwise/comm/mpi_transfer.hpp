@@ -126,10 +126,6 @@ class Transfer {
     const auto lock = handle_.library().lock();
     for (Batch& batch : batches_) batch.cancel();
   }
-  void mark_missing(std::vector<char>& missing) {
-    const auto lock = handle_.library().lock();
-    for (Batch& batch : batches_) batch.mark_missing(missing);
-  }
 
  private:
   static constexpr std::size_t weights = window;          // the batch of weights
