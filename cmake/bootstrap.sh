@@ -121,7 +121,7 @@ case "${1:-}" in
     status=$?
     stages+=("$(printf '%-12s %5d s  exit %d' packages $((SECONDS - begin)) $status)")
     if [ $status -eq 0 ]; then
-      for preset in test test-tsan test-asan; do stage "$preset"; done
+      for preset in test test-mpich test-tsan test-asan; do stage "$preset"; done
     else
       failed=1
     fi

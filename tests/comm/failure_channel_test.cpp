@@ -189,7 +189,7 @@ TEST_CASE("a stopped process is silent, and a wait in vain names it") {
         },
         [&] {
           Processes::wait_until([&] { return run.flag() == size; });
-          ::kill(run.pid(failing), SIGSTOP);
+          run.stop(failing);
           run.flag(1) = 1;
           Processes::wait_until([&] { return run.have_ended(failing); });
           ::kill(run.pid(failing), SIGKILL);

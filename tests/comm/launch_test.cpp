@@ -75,6 +75,21 @@ TEST_CASE("the job tells runs apart") {
   CHECK(launch_of(with(slurm, {{"SLURM_STEP_ID", "2"}})).job == "9-2");
 }
 
+TEST_CASE("torchrun says where rank 0 can be met") {
+  const Launch launch = launch_of(with(torchrun, {{"MASTER_ADDR", "node1"}}));
+  CHECK(launch.master_address == "node1");
+  CHECK(launch.master_port == 7);
+  const Launch by_hand = launch_of(with(exported, {{"MASTER_PORT", "29500"}}));
+  CHECK(by_hand.master_address.empty());
+  CHECK(by_hand.master_port == 29500);
+  CHECK(launch_of({}).master_port == -1);
+  CHECK(launch_of(with(open_mpi, {{"MASTER_PORT", "x"}})).master_port == -1);  // not asked
+  CHECK_THROWS_WITH(launch_of(with(exported, {{"MASTER_PORT", "65536"}})),
+                    ContainsSubstring("MASTER_PORT=65536"));
+  CHECK_THROWS_WITH(launch_of(with(exported, {{"MASTER_PORT", "x"}})),
+                    ContainsSubstring("MASTER_PORT=\"x\""));
+}
+
 TEST_CASE("the inner launcher counts, and what is said by hand counts most") {
   check(with(slurm, torchrun), "torchrun", 5, 8, 1, 4);
   check(with(open_mpi, torchrun), "torchrun", 5, 8, 1, 4);
@@ -90,9 +105,22 @@ TEST_CASE("the inner launcher counts, and what is said by hand counts most") {
 
 TEST_CASE("variables that contradict each other are refused with both") {
   CHECK_THROWS_WITH(launch_of(with(open_mpi, exported)),
-                    ContainsSubstring("torchrun say rank 0 of 1") &&
-                        ContainsSubstring("Open MPI say rank 3 of 4") &&
+                    ContainsSubstring("RANK=0 and WORLD_SIZE=1 (torchrun)") &&
+                        ContainsSubstring("OMPI_COMM_WORLD_RANK=3 and OMPI_COMM_WORLD_SIZE=4 (Open "
+                                          "MPI)") &&
                         ContainsSubstring("SHARDWISE_RANK"));
+  CHECK_THROWS_WITH(launch_of(with(open_mpi, pmi)),
+                    ContainsSubstring("OMPI_COMM_WORLD_RANK=3") && ContainsSubstring("PMI_RANK=2"));
+  CHECK_THROWS_WITH(launch_of(with(slurm, exported)),
+                    ContainsSubstring("WORLD_SIZE=1") && ContainsSubstring("SLURM_NTASKS=6"));
+  // PMIX_RANK is set beside others' variables.
+  CHECK_THROWS_WITH(
+      launch_of(with(open_mpi, {{"PMIX_RANK", "1"}})),
+      ContainsSubstring("PMIX_RANK=1") && ContainsSubstring("OMPI_COMM_WORLD_RANK=3"));
+  CHECK_THROWS_WITH(launch_of(with(slurm, {{"PMIX_RANK", "1"}})),
+                    ContainsSubstring("PMIX_RANK=1") && ContainsSubstring("SLURM_PROCID=4"));
+  check(with(with(slurm, pmi), {{"PMIX_RANK", "4"}}), "PMI", 2, 3, 2, 3);
+  check(with(slurm, {{"PMIX_RANK", "4"}}), "Slurm", 4, 6, 0, -1);
   CHECK_THROWS_AS(launch_of(with(pmi, exported)), ConfigError);
   CHECK_THROWS_AS(launch_of(with(open_mpi, pmi)), ConfigError);
   CHECK_THROWS_AS(launch_of(with(slurm, exported)), ConfigError);
@@ -124,6 +152,7 @@ TEST_CASE("malformed, missing and impossible values are named") {
 TEST_CASE("the process's own environment is read where nothing else is given") {
   CHECK(detail::environment_variable("SHARDWISE_THAT_NOBODY_SETS") == std::nullopt);
   CHECK(detail::environment_variable("PATH").has_value());
+  CHECK(Launch::from_environment([](const char*) { return std::nullopt; }).size == 1);
   CHECK(machine_name() == machine_name());
   CHECK_FALSE(machine_name().empty());
 }

@@ -99,6 +99,13 @@ class Processes {
 
   [[nodiscard]] pid_t pid(int rank) const { return pids_[static_cast<std::size_t>(rank)]; }
 
+  /// Stops a rank, and waits until all its threads have.
+  void stop(int rank) const {
+    ::kill(pid(rank), SIGSTOP);
+    siginfo_t info{};
+    ::waitid(P_PID, static_cast<id_t>(pid(rank)), &info, WSTOPPED | WNOWAIT);
+  }
+
   /// Forks the ranks, which run body(rank); calls `meanwhile` in the test, then waits for them.
   void run(const std::function<void(int rank)>& body, const std::function<void()>& meanwhile = {}) {
     std::fflush(nullptr);

@@ -32,6 +32,13 @@ struct CheckpointGroup {
     return all;
   }
 
+  /// The first rank whose number is not rank 0's; 0 where all are equal.
+  [[nodiscard]] int first_that_differs(std::uint64_t number, std::string_view name) const {
+    const auto all = gather(static_cast<std::int64_t>(number), name);
+    const auto other = std::find_if(all.begin(), all.end(), [&](auto n) { return n != all[0]; });
+    return other == all.end() ? 0 : static_cast<int>(other - all.begin());
+  }
+
   /// Everybody's `bytes` become the root's; they are of one size on all ranks.
   void share(std::span<char> bytes, int root, std::string_view name) const {
     // Backends of devices bring host memory through buffers as large as what comes at once.

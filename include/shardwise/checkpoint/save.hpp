@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -144,13 +145,18 @@ class Save {
     const SaveList list = list_saves(files, request_.folder);
     remove_leftovers(files, request_.folder, list);
     SaveName name{request_.step};
-    for (const auto* saves : {&list.saves, &list.leftovers}) {
-      for (const SaveName& save : *saves) {
-        if (save.step == name.step) name.attempt = std::max(name.attempt, save.attempt + 1);
-      }
+    for (const SaveName& save : list.saves) {
+      if (save.step == name.step) name.attempt = save.attempt + 1;
     }
-    const std::string path = join(request_.folder, name.text());
-    expect_file(files.make_directory(path), "cannot make the directory", path);
+    while (true) {
+      const std::string path = join(request_.folder, name.text());
+      const auto status = files.make_directory(path);
+      if (status != -EEXIST) {
+        expect_file(status, "cannot make the directory", path);
+        break;
+      }
+      ++name.attempt;  // a stranger's, or a save that has lost its manifest
+    }
     return name.text();
   }
 

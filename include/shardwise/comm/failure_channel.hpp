@@ -10,6 +10,7 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <new>
 #include <optional>
 #include <span>
 #include <string>
@@ -19,6 +20,7 @@
 #include <vector>
 
 #include "../core/error.hpp"
+#include "failure_channel_calls.hpp"
 #include "failure_channel_meeting.hpp"
 #include "failure_channel_options.hpp"
 #include "failure_channel_state.hpp"
@@ -63,7 +65,7 @@ class FailureChannel {
       state_->forget();
       thread_.detach();
       // The parent's threads may have held its locks while it was copied.
-      static_cast<void>(new std::shared_ptr<State>(std::move(state_)));
+      static_cast<void>(new (std::nothrow) std::shared_ptr<State>(std::move(state_)));
       return;
     }
     if (std::uncaught_exceptions() > exceptions_) {
@@ -97,10 +99,10 @@ class FailureChannel {
   /// before this call, that is a failure of that rank.
   void entering(const Fingerprint& call, std::uint64_t group = 0) { state_->enter(call, group); }
   /// The last call that entered `group` is complete; not to be called where it failed.
-  void leaving(std::uint64_t group = 0) { state_->leave_call(group); }
+  void leaving(std::uint64_t group = 0) { state_->complete(group); }
   /// This rank destroys its communicator: others' later calls of this group are in vain.
   void leave(std::uint64_t group = 0) noexcept {
-    if (!is_child()) state_->leave_group(group);
+    if (!is_child()) state_->leave(group);
   }
 
   /// The ranks whose processes do not answer a question within `patience`: stopped, or cut off.
@@ -150,10 +152,12 @@ class FailureChannel {
   [[noreturn]] void time_out(const Fingerprint& call, std::span<const int> members,
                              std::uint64_t group = 0) {
     fail(State::time_is_up, true);  // so that the others do not ask, too
-    if (state_->failure().rank != rank_) throw peer_failed(call);
+    const auto another_failed = [&] { return state_->settled_failure().rank != rank_; };
+    if (another_failed()) throw peer_failed(call);
     const std::string message =
         detail::format("rank {} waited in vain in {}; {}", rank_, describe(call),
                        who_came(call.sequence, members, group));
+    if (another_failed()) throw peer_failed(call);
     fail(message);
     throw TimedOut(message);
   }

@@ -34,12 +34,13 @@ class Writer {
     return *this;
   }
 
-  Writer& append(const Writer& other) {
-    bytes_ += other.bytes_;
+  Writer& put_flag(bool value) { return put(static_cast<std::uint8_t>(value)); }
+  Writer& append(std::string_view bytes) {
+    bytes_.append(bytes);
     return *this;
   }
+  Writer& append(const Writer& other) { return append(other.bytes_); }
 
-  [[nodiscard]] const std::string& bytes() const noexcept { return bytes_; }
   /// The bytes with their number before them.
   [[nodiscard]] std::string frame() const {
     Writer size;

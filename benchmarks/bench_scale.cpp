@@ -1,0 +1,237 @@
+// What the library's own bookkeeping costs, apart from bytes that move:
+//   plan       the memory plan of a model before it exists, by ranks and parameters
+//   shard      finding the tensors of one rank's shard in a layout, by ranks and tensors
+//   simulate   a predicted step of a world of many ranks: the library's own code on a virtual clock
+//   step       what each parameter adds to a real step (gather, release, gradient lease, reduction,
+//              update), by parameters of 32 elements in a world of one, zero3
+//   register   heap and time that each registered parameter keeps (parameter, gradient, state)
+// Medians of at least 7 runs after one that warms up. Fails where the bounds at the end are passed:
+// what one page of a profile must never be spent on.
+
+#include <malloc.h>
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <cstddef>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <shardwise/comm/self.hpp>
+#include <shardwise/plan/memory.hpp>
+#include <shardwise/plan/step.hpp>
+#include <shardwise/shardwise.hpp>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "results.hpp"
+
+namespace {
+
+using namespace shardwise;
+
+constexpr double most_plan_seconds = 1;       // of 100,000 ranks and 10,000 parameters
+constexpr double most_step_microseconds = 2;  // of a parameter in a step
+constexpr double most_heap_bytes = 1024;      // of a registered tensor, its names included
+
+struct Options {
+  int samples = 7;
+  std::string json;
+};
+
+double seconds_of(const std::function<void()>& f) {
+  const auto begin = std::chrono::steady_clock::now();
+  f();
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+  return took.count();
+}
+
+double median_seconds(const Options& options, const std::function<void()>& f) {
+  f();
+  std::vector<double> samples;
+  for (int i = 0; i < options.samples; ++i) samples.push_back(seconds_of(f));
+  return benchmarks::median(std::move(samples));
+}
+
+std::vector<TensorSpec> tensors(std::size_t count, std::size_t elements) {
+  std::vector<TensorSpec> result;
+  for (std::size_t i = 0; i < count; ++i) {
+    result.push_back({"layers." + std::to_string(i) + ".weight", {elements}});
+  }
+  return result;
+}
+
+std::vector<PlannedParameter> planned(std::size_t count, std::size_t elements) {
+  std::vector<PlannedParameter> result;
+  for (TensorSpec& tensor : tensors(count, elements)) {
+    PlannedParameter& parameter = result.emplace_back();
+    parameter.tensors.push_back(std::move(tensor));
+    parameter.state = {DType::f32, DType::f32};
+  }
+  return result;
+}
+
+class Scale {
+ public:
+  explicit Scale(const Options& options) : options_(options) {}
+
+  [[nodiscard]] bool run() {
+    std::printf("%-9s %8s %11s %14s\n", "what", "ranks", "parameters", "");
+    plans();
+    shards();
+    simulations();
+    steps();
+    registrations();
+    results_.write(options_.json);
+    return holds_;
+  }
+
+ private:
+  void row(const char* what, int ranks, std::size_t parameters, const char* unit, double value,
+           double bound = 0) {
+    const bool above = bound > 0 && value > bound;
+    holds_ = holds_ && !above;
+    std::printf("%-9s %8d %11zu %14.4f %s%s\n", what, ranks, parameters, value, unit,
+                above ? "  <- above the bound" : "");
+    std::fflush(stdout);
+    results_.add({{"what", what}, {"ranks", ranks}, {"parameters", parameters}, {unit, value}});
+  }
+
+  void plans() {
+    for (const auto& [ranks, count] : {std::pair{8, 1000},
+                                       {1000, 1000},
+                                       {100000, 1000},
+                                       {8, 10000},
+                                       {100000, 10000},
+                                       {100000, 100000}}) {
+      const auto parameters = planned(static_cast<std::size_t>(count), 1000000);
+      PlanOptions plan;
+      plan.world = ranks;
+      const double seconds = median_seconds(options_, [&] {
+        if (plan_memory(parameters, Strategy::zero3(), plan).bytes.total() == 0) std::abort();
+      });
+      const bool bounded = ranks == 100000 && count == 10000;
+      row("plan", ranks, parameters.size(), "seconds", seconds, bounded ? most_plan_seconds : 0);
+    }
+  }
+
+  // The layout knows by bisection where a shard begins, so that only its own tensors are visited.
+  void shards() {
+    for (const auto& [ranks, count] : {std::pair{8, 100000}, {1000, 100000}, {100000, 100000}}) {
+      const Layout layout(tensors(static_cast<std::size_t>(count), 4096), ranks);
+      std::size_t found = 0;
+      const double seconds = median_seconds(options_, [&] {
+        for (int i = 0; i < 1000; ++i) {
+          const std::size_t begin = layout.shard_begin(i * (ranks / 8) % ranks);
+          layout.for_each_segment(begin, begin + layout.shard_size(),
+                                  [&](const Layout::Segment&) { ++found; });
+        }
+      });
+      if (found == 0) std::abort();
+      row("shard", ranks, static_cast<std::size_t>(count), "microseconds", seconds * 1e6 / 1000);
+    }
+  }
+
+  void simulations() {
+    Hardware hardware;
+    hardware.name = "nominal";
+    hardware.flops = 1e14;
+    hardware.processor.memory_bandwidth = 1e12;
+    for (const auto& [ranks, count] :
+         {std::pair{8, 1000}, {100000, 1000}, {8, 10000}, {100000, 10000}}) {
+      PlannedModel model;
+      model.parameters = planned(static_cast<std::size_t>(count), 1000000);
+      for (std::size_t i = 0; i < model.parameters.size(); ++i) {
+        model.visits.push_back({{i}, {.flops = 1e9}, {.flops = 2e9}});
+      }
+      StepOptions step;
+      step.world = ranks;
+      const double seconds = median_seconds(options_, [&] {
+        if (predict_step(model, Strategy::zero3(), hardware, step).seconds <= 0) std::abort();
+      });
+      row("simulate", ranks, model.parameters.size(), "seconds", seconds);
+    }
+  }
+
+  struct Unit {
+    Unit(Context<>& context, TensorSpec tensor)
+        : parameter(context, {std::move(tensor)}), gradient(parameter), state(parameter) {}
+    ShardedParameter<float> parameter;
+    ShardedGradient<float> gradient;
+    ShardedOptimizerState<AdamW> state;
+  };
+
+  [[nodiscard]] static Strategy inline_zero3() {
+    Strategy strategy = Strategy::zero3();
+    strategy.overlap = false;
+    return strategy;
+  }
+
+  void steps() {
+    for (const std::size_t count : {10u, 100u, 1000u, 10000u}) {
+      SelfCommunicator comm;
+      Context<> context(comm, inline_zero3());
+      std::vector<std::unique_ptr<Unit>> units;
+      for (TensorSpec& tensor : tensors(count, 32)) {
+        units.push_back(std::make_unique<Unit>(context, std::move(tensor)));
+      }
+      const std::size_t repeats = 10000 / count;
+      const double seconds = median_seconds(options_, [&] {
+        for (std::size_t i = 0; i < repeats; ++i) {
+          for (auto& unit : units) unit->parameter.gather().release();
+          for (auto& unit : units) {
+            auto weights = unit->parameter.gather();
+            auto gradient = unit->gradient.lease();
+            weights.release();
+            std::move(gradient).reduce();
+          }
+          for (auto& unit : units) unit->state.step(unit->parameter, unit->gradient);
+        }
+      });
+      row("step", 1, count, "microseconds", seconds * 1e6 / static_cast<double>(repeats * count),
+          most_step_microseconds);
+    }
+  }
+
+  void registrations() {
+    for (const std::size_t count : {1000u, 10000u}) {
+      SelfCommunicator comm;
+      Context<> context(comm, inline_zero3());
+      std::vector<TensorSpec> specs = tensors(count, 32);
+      std::vector<std::unique_ptr<Unit>> units;
+      units.reserve(count);
+      const std::size_t before = mallinfo2().uordblks;
+      const double seconds = seconds_of([&] {
+        for (TensorSpec& tensor : specs) {
+          units.push_back(std::make_unique<Unit>(context, std::move(tensor)));
+        }
+        context.prepare();
+      });
+      const std::size_t heap = mallinfo2().uordblks - before;
+      const double values = static_cast<double>(context.held().total());
+      row("register", 1, count, "microseconds", seconds * 1e6 / static_cast<double>(count));
+      row("register", 1, count, "heap_bytes",
+          (static_cast<double>(heap) - values) / static_cast<double>(count), most_heap_bytes);
+    }
+  }
+
+  Options options_;
+  benchmarks::Results results_;
+  bool holds_ = true;
+};
+
+}  // namespace
+
+int main(int count, char** arguments) try {
+  Options options;
+  CLI::App app("What the library's own bookkeeping costs, by ranks and parameters");
+  app.add_option("--samples", options.samples, "runs of each case")->check(CLI::PositiveNumber);
+  app.add_option("--json", options.json, "file for the results");
+  CLI11_PARSE(app, count, arguments);
+  return Scale(options).run() ? EXIT_SUCCESS : EXIT_FAILURE;
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "bench_scale: %s\n", error.what());
+  return EXIT_FAILURE;
+}
