@@ -6,6 +6,9 @@ add_library(
   ${suite}/allocation_test.cpp
   ${suite}/debug_mode_test.cpp
   ${suite}/host_buffer_test.cpp
+  ${suite}/hybrid/groups_test.cpp
+  ${suite}/hybrid/secondary_test.cpp
+  ${suite}/hybrid/training_test.cpp
   ${suite}/lease_test.cpp
   ${suite}/lifetime_test.cpp
   ${suite}/memory_test.cpp
