@@ -6,9 +6,6 @@ add_library(
   ${suite}/allocation_test.cpp
   ${suite}/debug_mode_test.cpp
   ${suite}/host_buffer_test.cpp
-  ${suite}/hybrid/groups_test.cpp
-  ${suite}/hybrid/secondary_test.cpp
-  ${suite}/hybrid/training_test.cpp
   ${suite}/lease_test.cpp
   ${suite}/lifetime_test.cpp
   ${suite}/memory_test.cpp
@@ -34,6 +31,14 @@ shardwise_add_cuda_test(NAME in_place SOURCES ${suite}/in_place_test.cpp in_plac
                         OPTIONS GRANULE_KB=16)
 if(TARGET test_cuda_in_place)
   target_compile_definitions(test_cuda_in_place PRIVATE SHARDWISE_TEST_CUDA)
+endif()
+
+# Groups of ranks: parts of an NCCL communicator.
+shardwise_add_cuda_test(NAME hybrid SOURCES ${suite}/hybrid/groups_test.cpp ${suite}/hybrid/secondary_test.cpp
+                        ${suite}/hybrid/training_test.cpp KERNELS host LINK cuda_suite_kernels_host
+                        LABELS full TIMEOUT 600)
+if(TARGET test_cuda_hybrid)
+  target_compile_definitions(test_cuda_hybrid PRIVATE SHARDWISE_TEST_CUDA)
 endif()
 
 shardwise_add_cuda_test(NAME sharded SOURCES $<TARGET_OBJECTS:cuda_suite> KERNELS nvcc
