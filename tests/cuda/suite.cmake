@@ -54,3 +54,10 @@ shardwise_add_cuda_test(NAME plan SOURCES ${suite}/plan/memory_test.cpp KERNELS 
 if(TARGET test_cuda_plan)
   target_compile_definitions(test_cuda_plan PRIVATE SHARDWISE_TEST_CUDA)
 endif()
+
+# Files straight into and out of a device's shards.
+shardwise_add_cuda_test(NAME hugging_face SOURCES ${suite}/checkpoint/hugging_face_test.cpp KERNELS host
+                        LINK shardwise::checkpoint LABELS full)
+if(TARGET test_cuda_hugging_face)
+  target_compile_definitions(test_cuda_hugging_face PRIVATE SHARDWISE_TEST_CUDA)
+endif()
