@@ -463,6 +463,30 @@ TEST_CASE("a rank that sees no file, or another one, is an error on all ranks") 
   CHECK(import("/a", "/a").empty());
 }
 
+TEST_CASE("a rank that cannot read what is there any more ends the import on all ranks") {
+  const TemporaryFolder folder;
+  std::vector<Expected> list = expected;
+  list.insert(list.begin(), {"extra", {1}, DType::f32});
+  const std::string bytes = file_of(list);
+  folder.write("model.safetensors", bytes);
+  // The last elements of the file are the last rank's alone.
+  const std::string message = refusal(3, [&](Communicator& comm) {
+    Context context(comm, Strategy::zero3());
+    Model model(context);
+    const auto shorten = [&](std::string_view) {
+      barrier(comm);  // all have opened it
+      if (comm.rank() == 0) {
+        std::filesystem::resize_file(folder.path() / "model.safetensors", bytes.size() - 1);
+      }
+      barrier(comm);
+      return true;
+    };
+    (void)import_hugging_face(model.tensors, folder.name(), {.may_be_extra = shorten});
+  });
+  CHECK_THAT(message, ContainsSubstring("rank 2: ") && ContainsSubstring("made it shorter") &&
+                          ContainsSubstring("the parameters are partly written"));
+}
+
 TEST_CASE("index and files that disagree are refused") {
   const TemporaryFolder folder;
   folder.write("one.safetensors", file_of({expected[0]}));

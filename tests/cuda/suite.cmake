@@ -36,6 +36,14 @@ if(TARGET test_cuda_in_place)
   target_compile_definitions(test_cuda_in_place PRIVATE SHARDWISE_TEST_CUDA)
 endif()
 
+# Groups of ranks: parts of an NCCL communicator.
+shardwise_add_cuda_test(NAME hybrid SOURCES ${suite}/hybrid/groups_test.cpp ${suite}/hybrid/secondary_test.cpp
+                        ${suite}/hybrid/training_test.cpp KERNELS host LINK cuda_suite_kernels_host
+                        LABELS full TIMEOUT 600)
+if(TARGET test_cuda_hybrid)
+  target_compile_definitions(test_cuda_hybrid PRIVATE SHARDWISE_TEST_CUDA)
+endif()
+
 shardwise_add_cuda_test(NAME sharded SOURCES $<TARGET_OBJECTS:cuda_suite> KERNELS nvcc
                         LINK cuda_suite_kernels_nvcc LABELS full sanitize TIMEOUT 600)
 shardwise_add_cuda_test(NAME sharded_host_kernels SOURCES $<TARGET_OBJECTS:cuda_suite> KERNELS host

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -315,6 +316,32 @@ class ManifestReader {
   Manifest result_;
 };
 
+/// FileError where the text is no JSON, a key is there twice, or values lie deeper in each other
+/// than those of manifests: what prints or frees them afterwards goes as deep.
+[[nodiscard]] inline nlohmann::json parse_manifest_json(std::string_view text,
+                                                        std::string_view path) {
+  using Json = nlohmann::json;
+  constexpr int deepest = 16;
+  std::vector<std::set<std::string>> open;  // the keys of each object that has not ended
+  const auto look = [&](int depth, Json::parse_event_t event, Json& value) {
+    if (depth > deepest) raise<FileError>("{}: more than {} levels of values", path, deepest);
+    if (event == Json::parse_event_t::object_start) {
+      open.emplace_back();
+    } else if (event == Json::parse_event_t::object_end) {
+      open.pop_back();
+    } else if (event == Json::parse_event_t::key) {
+      const auto& key = value.get_ref<const std::string&>();
+      if (!open.back().insert(key).second) {
+        raise<FileError>("{}: {}: the key is there twice", path, key);
+      }
+    }
+    return true;
+  };
+  Json json = Json::parse(text, look, false);
+  if (json.is_discarded()) raise<FileError>("{}: it is no JSON", path);
+  return json;
+}
+
 }  // namespace detail
 
 /// Reads the text of a manifest; `path` is for messages. FileError where it is not whole (the
@@ -334,9 +361,7 @@ class ManifestReader {
   if (const std::string found = detail::hex(detail::checksum(body)); found != expected) {
     raise<FileError>("{}: its checksum is {}, expected {}: it is damaged", path, found, expected);
   }
-  const auto json = nlohmann::json::parse(text, nullptr, false);
-  if (json.is_discarded()) raise<FileError>("{}: it is no JSON", path);
-  return detail::ManifestReader(path).read(json);
+  return detail::ManifestReader(path).read(detail::parse_manifest_json(text, path));
 }
 
 }  // namespace shardwise::inline v0_1
