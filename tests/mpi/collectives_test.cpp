@@ -187,6 +187,26 @@ TEST_CASE("split makes groups by color, ordered by key") {
   }
 }
 
+TEST_CASE("ranks meet and exchange texts without a collective") {
+  MpiCommunicator comm = world();
+  const auto meeting = std::make_shared<MpiRendezvous>(comm);
+  CHECK(meeting->rank() == comm.rank());
+  CHECK(meeting->size() == comm.size());
+  CHECK_FALSE(meeting->failure());
+  CHECK_FALSE(meeting->try_get("nobody.put.this"));
+  const std::string id(200, static_cast<char>('a' + comm.rank()));
+  if (comm.rank() == comm.size() - 1) meeting->put("id", id);
+  barrier(comm);  // collectives and texts do not meet
+  CHECK(meeting->get("id", std::chrono::seconds(30)) ==
+        std::string(200, static_cast<char>('a' + comm.size() - 1)));
+  CHECK_THROWS_AS(meeting->put("id", "again"), UsageError);
+  const auto names =
+      meeting->exchange("names", std::to_string(comm.rank()), std::chrono::seconds(30));
+  for (int r = 0; r < comm.size(); ++r)
+    CHECK(names[static_cast<std::size_t>(r)] == std::to_string(r));
+  barrier(comm);
+}
+
 TEST_CASE("scalars, and arguments that are refused before a call is taken") {
   MpiCommunicator comm = world();
   const int n = comm.size();

@@ -10,5 +10,6 @@
 ///
 /// run_mpi does the same and ends the job in good order where a rank throws.
 #include "mpi_communicator.hpp"
+#include "mpi_rendezvous.hpp"
 #include "mpi_run.hpp"
 #include "mpi_session.hpp"

@@ -129,6 +129,8 @@ class MpiCommunicator final : public Communicator {
   void check() override {}  // host streams rethrow
 
  private:
+  friend class MpiRendezvous;
+
   using Outcome = detail::mpi::Patience::Outcome;
   using Batch = detail::mpi::Batch;
 
@@ -171,7 +173,7 @@ class MpiCommunicator final : public Communicator {
   };
 
   // A part of `whole`.
-  MpiCommunicator(const MpiCommunicator& whole, std::unique_ptr<detail::mpi::Handle> handle,
+  MpiCommunicator(const MpiCommunicator& whole, std::shared_ptr<detail::mpi::Handle> handle,
                   std::vector<int> world_ranks, std::uint64_t group)
       : options_(whole.options_),
         family_(whole.family_),
@@ -189,12 +191,12 @@ class MpiCommunicator final : public Communicator {
     raise("MpiOptions::largest_message is {}, expected 1 to {}", options.largest_message, most);
   }
 
-  [[nodiscard]] static std::unique_ptr<detail::mpi::Handle> duplicate(const MpiSession& session,
+  [[nodiscard]] static std::shared_ptr<detail::mpi::Handle> duplicate(const MpiSession& session,
                                                                       MPI_Comm comm,
                                                                       const MpiOptions& options) {
     using detail::mpi::Handle;
-    if (!options.duplicate) return std::make_unique<Handle>(session.library(), comm);
-    return std::make_unique<Handle>(session.library(), comm, options.startup_timeout);
+    if (!options.duplicate) return std::make_shared<Handle>(session.library(), comm);
+    return std::make_shared<Handle>(session.library(), comm, options.startup_timeout);
   }
 
   [[nodiscard]] std::unique_ptr<detail::mpi::Transfer> make_transfer() {
@@ -353,7 +355,7 @@ class MpiCommunicator final : public Communicator {
     const auto group =
         detail::mix(detail::mix(group_ + 1, tickets_), static_cast<std::uint64_t>(index));
     return std::unique_ptr<Communicator>(
-        new MpiCommunicator(*this, std::make_unique<detail::mpi::Handle>(*handle_, index, key),
+        new MpiCommunicator(*this, std::make_shared<detail::mpi::Handle>(*handle_, index, key),
                             std::move(part), group));
   }
 
@@ -387,7 +389,7 @@ class MpiCommunicator final : public Communicator {
 
   MpiOptions options_;
   std::shared_ptr<detail::mpi::Family> family_;
-  std::unique_ptr<detail::mpi::Handle> handle_;
+  std::shared_ptr<detail::mpi::Handle> handle_;
   std::unique_ptr<detail::mpi::Transfer> transfer_;
   std::vector<int> world_ranks_;  // what the members are called in messages
   std::uint64_t group_ = 0;       // tells it from others of the family
