@@ -89,6 +89,7 @@ FOREIGN = {
                       "run_cuda_ranks")},
     **{f"comm/mpi_{part}.hpp": {"mpi.h"}
        for part in ("batch", "communicator", "error", "handle", "rendezvous", "session", "transfer")},
+    "comm/mpi_shared_memory.hpp": {"fcntl.h", "sys/mman.h", "sys/stat.h", "unistd.h"},
     "comm/nccl_range.hpp": {"nvtx3/nvToolsExt.h"},
     **{f"device/cuda_{part}.hpp": {"cuda_runtime_api.h"}
        for part in ("device", "error", "event", "guard", "memory", "seam", "stream", "timeline")},

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <concepts>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -15,6 +16,7 @@
 #include <string>
 #include <string_view>
 #include <thread>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -30,6 +32,7 @@
 #include "mpi_options.hpp"
 #include "mpi_patience.hpp"
 #include "mpi_session.hpp"
+#include "mpi_shared_memory.hpp"
 #include "mpi_transfer.hpp"
 #include "mpi_turns.hpp"
 
@@ -129,6 +132,7 @@ class MpiCommunicator final : public Communicator {
   void check() override {}  // host streams rethrow
 
  private:
+  friend class MpiArena;
   friend class MpiRendezvous;
 
   using Outcome = detail::mpi::Patience::Outcome;
@@ -222,6 +226,21 @@ class MpiCommunicator final : public Communicator {
     });
   }
 
+  // For an MpiArena; all ranks call it.
+  [[nodiscard]] std::shared_ptr<detail::mpi::SharedMemory> share(std::size_t bytes,
+                                                                 const CallInfo& info) {
+    const Call call{Operation::split, -1, tickets_++, info};
+    std::shared_ptr<detail::mpi::SharedMemory> result;
+    carry_out(call, std::span<const BroadcastItem>(), [&](const auto& wait) {
+      const auto exchange = [&](const std::string& mine) { return exchange_texts(mine, wait); };
+      result = std::make_shared<detail::mpi::SharedMemory>(static_cast<std::size_t>(rank()), bytes,
+                                                           machine_name(), exchange);
+      transfer_->use(result);
+    });
+    return result;
+  }
+  void unshare() noexcept { transfer_->use(nullptr); }
+
   template <class Wait>
   [[nodiscard]] std::vector<std::string> exchange_texts(const std::string& mine, const Wait& wait) {
     const std::uint64_t length = mine.size();
@@ -296,10 +315,14 @@ class MpiCommunicator final : public Communicator {
     }
     family_->entering(print, group_);
     transfer_->begin(call.operation, call.ticket);
-    const auto wait = [&](Batch& batch) {
+    const auto wait = [&]<class What>(What&& what) {
       const auto done = [&] {
-        const auto lock = handle_->library().lock();
-        return batch.test();
+        if constexpr (std::same_as<std::remove_cvref_t<What>, Batch>) {
+          const auto lock = handle_->library().lock();
+          return what.test();
+        } else {
+          return what();
+        }
       };
       switch (detail::mpi::Patience(spins_).wait(call.info.timeout, done, failed)) {
         case Outcome::failed:
