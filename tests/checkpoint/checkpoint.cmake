@@ -10,6 +10,8 @@ if(NOT SHARDWISE_SANITIZE_ONLY)
                      LINK shardwise::checkpoint LABELS full TIMEOUT 900)
 endif()
 if(NOT SHARDWISE_SANITIZE_ONLY)
+  shardwise_add_test(NAME checkpoint_throughput SOURCES checkpoint/throughput_test.cpp
+                     LINK shardwise::checkpoint LABELS bench)
   add_test(NAME "checkpoint_kill: every call" COMMAND test_checkpoint_kill "[long]")
   set_tests_properties("checkpoint_kill: every call" PROPERTIES LABELS long TIMEOUT 1800)
   if(TARGET train_gpt)
