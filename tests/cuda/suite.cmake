@@ -46,3 +46,10 @@ shardwise_add_cuda_test(NAME plan SOURCES ${suite}/plan/memory_test.cpp KERNELS 
 if(TARGET test_cuda_plan)
   target_compile_definitions(test_cuda_plan PRIVATE SHARDWISE_TEST_CUDA)
 endif()
+
+# Saves from the device's memory.
+shardwise_add_cuda_test(NAME checkpoint SOURCES ${suite}/checkpoint/device_test.cpp KERNELS host
+                        LINK shardwise::checkpoint LABELS full)
+if(TARGET test_cuda_checkpoint)
+  target_compile_definitions(test_cuda_checkpoint PRIVATE SHARDWISE_TEST_CUDA)
+endif()
