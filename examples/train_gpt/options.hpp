@@ -5,6 +5,7 @@
 #include <limits>
 #include <optional>
 #include <shardwise/fwd.hpp>
+#include <shardwise/memory.hpp>
 #include <shardwise/strategy.hpp>
 #include <stdexcept>
 #include <string>
@@ -32,6 +33,7 @@ struct Options {
   int process = 0;  ///< number of this process among those that a launcher started; 0 speaks
   /// The ranks, of which this process is one; null: they are threads of this process.
   shardwise::Communicator* communicator = nullptr;
+  shardwise::SlotMemory* slot_memory = nullptr;  ///< where its slots are; null: anywhere
   std::string strategy = "zero3";
   std::size_t shard_group = 0;  ///< ranks that shard what is sharded; 0: all
   std::string lease = "fp32";
@@ -56,6 +58,11 @@ struct Options {
   std::size_t micro_batches = 1;
   Accumulate accumulate = Accumulate::reduce;
   std::uint64_t seed = 1;
+
+  std::string checkpoint;      ///< folder of saves; empty: nothing is saved
+  std::size_t save_every = 0;  ///< steps; 0: the last one alone
+  std::size_t keep = 2;        ///< saves that stay; 0: all
+  bool resume = false;         ///< go on from the newest save
 
   std::string text;        ///< a file; empty: see Text::load
   std::size_t sample = 0;  ///< bytes to write after training

@@ -70,7 +70,8 @@ namespace detail {
     const std::size_t shard = entry->shard_size();
     const bool whole_gradients = entry->strategy.gradients == Placement::replicated;
     const bool whole_state = entry->strategy.optimizer_state == Placement::replicated;
-    plan.bytes.parameters += entry->storage_bytes() + entry->copy_bytes();
+    plan.bytes.parameters +=
+        entry->storage_bytes() + entry->copy_bytes() + entry->secondary_bytes();
     if (entry->sharded()) plan.bytes.crumbs += entry->placed.crumb_bytes();
     if (entry->gradient) {
       plan.bytes.gradients += (whole_gradients ? whole : shard) * size_of(*entry->gradient);

@@ -10,12 +10,14 @@ namespace shardwise::inline v0_1 {
 /// twice that for an all-reduce; whatever the backend really moves. In groups of G ranks
 /// (Strategy::shard_group) a parameter is gathered, and its gradient reduce-scattered, with (G-1)/G
 /// of the buffer, within the group; the N/G groups then all-reduce a shard, 1/G of the buffer in
-/// fp32 (f64 for f64), with 2(N-G)/N of it.
+/// fp32 (f64 for f64), with 2(N-G)/N of it. Gathers from secondary shards (Strategy::reshard_group)
+/// are those of a group of so many ranks.
 struct Traffic {
   std::uint64_t all_gather = 0;
   std::uint64_t reduce_scatter = 0;
   std::uint64_t all_reduce = 0;
-  std::uint64_t across_groups = 0;  ///< of `all_reduce`, between shard groups
+  std::uint64_t across_groups = 0;     ///< of `all_reduce`: between shard groups
+  std::uint64_t within_secondary = 0;  ///< of `all_gather`: from secondary shards
   std::uint64_t all_gather_calls = 0;
   std::uint64_t reduce_scatter_calls = 0;
   std::uint64_t all_reduce_calls = 0;

@@ -70,6 +70,13 @@ struct Strategy {
   /// one group; with another number sums are added in another order, and bits differ.
   int shard_group = 0;
 
+  /// Sharded parameters that are gathered more than once a step: what the first gather after a
+  /// write brought leaves a secondary shard behind, of the lease type and of 1/reshard_group of the
+  /// parameter, so that the next gathers stay within that many consecutive ranks, such as those of
+  /// one machine (ZeRO++'s hpZ; Wang et al., 2023, section 3.2). Divides the shard group; bits are
+  /// the same. 0: none; 1: as reshard_after_forward = false.
+  int reshard_group = 0;
+
   /// Sharded parameters: false keeps each in a slot of its own from its first use in a step on, so
   /// that backward gathers nothing.
   bool reshard_after_forward = true;
@@ -164,20 +171,33 @@ struct Strategy {
                           name_of(optimizer_state), groups);
   }
 
-  /// What it comes to in a world of so many ranks: in groups of one rank nothing is sharded, and a
-  /// group of all ranks is none. UsageError where groups do not divide the world.
+  /// What it comes to in a world of so many ranks: in groups of one rank nothing is sharded, a
+  /// group of all ranks is none, and what has no effect is not set. UsageError where groups do not
+  /// divide the world, or secondary ones the groups.
   [[nodiscard]] Strategy in_world(int world) const {
     Strategy strategy = *this;
     if (shard_group == 1) {
       strategy.parameters = strategy.gradients = strategy.optimizer_state = Placement::replicated;
     }
     if (shard_group == 1 || shard_group == world) strategy.shard_group = 0;
+    if (reshard_group == 1) strategy.reshard_after_forward = false;
     if (shard_group > 1 && world % shard_group != 0) {
       raise(
           "Strategy::shard_group = {} does not divide a world of {} ranks: take a divisor of {}, "
           "or "
           "0 for the whole world",
           shard_group, world, world);
+    }
+    const int group = strategy.shard_group > 0 ? strategy.shard_group : world;
+    if (strategy.parameters == Placement::replicated || !strategy.reshard_after_forward ||
+        reshard_group == group) {
+      strategy.reshard_group = 0;  // nothing is gathered twice, or among fewer ranks
+    }
+    if (strategy.reshard_group > 0 && group % reshard_group != 0) {
+      raise(
+          "Strategy::reshard_group = {} does not divide the {} ranks that shard parameters: take a "
+          "divisor of {}, or 0 for none",
+          reshard_group, group, group);
     }
     return strategy;
   }
@@ -195,6 +215,9 @@ struct Strategy {
     }
     if (shard_group < 0) {
       raise("Strategy::shard_group counts ranks and is not negative: {}", shard_group);
+    }
+    if (reshard_group < 0) {
+      raise("Strategy::reshard_group counts ranks and is not negative: {}", reshard_group);
     }
     if (shard_group > 1 && optimizer_state == Placement::replicated) {
       raise(
@@ -218,6 +241,7 @@ struct Strategy {
     for (const std::uint64_t value :
          {static_cast<std::uint64_t>(parameters), static_cast<std::uint64_t>(gradients),
           static_cast<std::uint64_t>(optimizer_state), static_cast<std::uint64_t>(shard_group),
+          static_cast<std::uint64_t>(reshard_group),
           static_cast<std::uint64_t>(reshard_after_forward), std::uint64_t{persistence_threshold},
           static_cast<std::uint64_t>(prefetch), std::uint64_t{bucket_bytes},
           std::uint64_t{max_live_bytes}, std::uint64_t{keep_resident_bytes}, type(lease),

@@ -47,7 +47,7 @@ TEST_CASE("accelerate's files without what is not built apply") {
   CHECK(report_of(plain, "fsdp_config.sharding_strategy").outcome == Outcome::applied);
 }
 
-TEST_CASE("offload, hybrid shards, fp8 and other launchers are refused, or listed where allowed") {
+TEST_CASE("offload, fp8 and other launchers are refused, or listed where allowed") {
   const auto message = [](const std::string& name) {
     try {
       static_cast<void>(load_config(fixture(name)));
@@ -60,9 +60,6 @@ TEST_CASE("offload, hybrid shards, fp8 and other launchers are refused, or liste
       message("fsdp_v1_offload.yaml"),
       ContainsSubstring("10:24: fsdp_config.fsdp_offload_params: true is refused: offload") &&
           ContainsSubstring("examples/configs/fsdp_full_shard.yaml"));
-  CHECK_THAT(message("fsdp_hybrid.yaml"),
-             ContainsSubstring("11:27: fsdp_config.fsdp_sharding_strategy: HYBRID_SHARD") &&
-                 ContainsSubstring("within groups"));
   const auto allowed =
       load_config(fixture("fsdp_v1_offload.yaml"), {}, {.allow_unsupported = true});
   CHECK(allowed.strategy().name() == "zero3");
@@ -71,9 +68,38 @@ TEST_CASE("offload, hybrid shards, fp8 and other launchers are refused, or liste
   CHECK_THAT(only("distributed_type: DEEPSPEED\n"), ContainsSubstring("give its JSON itself"));
   CHECK_THAT(only("distributed_type: FSDP\ncompute_environment: AMAZON_SAGEMAKER\n"),
              ContainsSubstring("cloud"));
-  CHECK_THAT(only("distributed_type: FSDP\nparallelism_config:\n"
-                  "  parallelism_config_dp_replicate_size: 2\n"),
-             ContainsSubstring("hybrid"));
+}
+
+TEST_CASE("hybrid shards are within the ranks of a machine, or within those of a grid") {
+  const auto strategy = [](const std::string& text) {
+    return parse_config("distributed_type: FSDP\n" + text, "f").strategy();
+  };
+  const auto file = load_config(fixture("fsdp_hybrid.yaml"));
+  CHECK(file.strategy().name() == "hybrid-4");  // one machine of four ranks
+  CHECK(report_of(file, "fsdp_config.fsdp_sharding_strategy").note == "strategy = hybrid-4");
+  CHECK(report_of(file, "num_machines").outcome == Outcome::applied);
+  const std::string two = "num_machines: 2\nnum_processes: 8\nfsdp_config:\n";
+  CHECK(strategy(two + "  fsdp_sharding_strategy: HYBRID_SHARD\n").name() == "hybrid-4");
+  CHECK(strategy(two + "  fsdp_sharding_strategy: HYBRID_SHARD_ZERO2\n").name() ==
+        "hybrid-no-reshard-4");
+  CHECK(strategy(two + "  fsdp_sharding_strategy: 5\n").name() == "hybrid-no-reshard-4");
+  CHECK(strategy(two + "  fsdp_sharding_strategy: FULL_SHARD\n").name() == "zero3");
+  CHECK_THAT(only("distributed_type: FSDP\nfsdp_config:\n"
+                  "  fsdp_sharding_strategy: HYBRID_SHARD\nnum_machines: 3\nnum_processes: 8\n"),
+             ContainsSubstring("8 ranks are not alike on 3 machines"));
+  const auto unknown = complaints(
+      "distributed_type: FSDP\nfsdp_config:\n  fsdp_sharding_strategy: HYBRID_SHARD\n", Hints{});
+  REQUIRE(unknown.size() == 1);
+  CHECK_THAT(unknown[0], ContainsSubstring("say num_processes"));
+
+  const std::string grid =
+      "num_processes: 8\nfsdp_config:\n  fsdp_version: 2\n"
+      "parallelism_config:\n  parallelism_config_dp_replicate_size: ";
+  CHECK(strategy(grid + "2\n  parallelism_config_dp_shard_size: 4\n").name() == "hybrid-4");
+  CHECK(strategy(grid + "8\n").in_world(8) == Strategy::ddp());
+  CHECK(strategy(grid + "1\n  parallelism_config_dp_shard_size: 8\n").name() == "zero3");
+  CHECK_THAT(only("distributed_type: FSDP\n" + grid + "2\n"),
+             ContainsSubstring("2 groups of 1 rank(s) are not 8 ranks"));
 }
 
 TEST_CASE("sharding strategies of version 1, by name and number") {

@@ -55,6 +55,27 @@ TEST_CASE("the stages are the strategies") {
   CHECK(parse_config("{\"zero_optimization\": false}", "f").strategy().name() == "ddp");
 }
 
+TEST_CASE("MiCS shards within groups, and hpZ gathers again within a node") {
+  const auto of = [](const std::string& keys) { return zero("\"stage\": 3, " + keys).strategy(); };
+  CHECK(of("\"mics_shard_size\": 2") == Strategy::hybrid(2));
+  CHECK(of("\"mics_shard_size\": -1") == Strategy::zero3());
+  CHECK(of("\"mics_shard_size\": 0") == Strategy::zero3());
+  CHECK(of("\"zero_hpz_partition_size\": 2").reshard_group == 2);
+  CHECK(of("\"zero_hpz_partition_size\": 1") == Strategy::zero3());
+  CHECK(of("\"mics_shard_size\": 4, \"mics_hierarchical_params_gather\": true") ==
+        Strategy::hybrid(4));
+  CHECK_THAT(only("{\"zero_optimization\": {\"stage\": 3, \"mics_shard_size\": 3}}"),
+             ContainsSubstring("groups of 3 ranks do not divide 4 ranks"));
+  CHECK_THAT(only("{\"zero_optimization\": {\"stage\": 3, \"mics_shard_size\": 2, "
+                  "\"zero_hpz_partition_size\": 4}}"),
+             ContainsSubstring("4 ranks do not divide the 2 that shard parameters"));
+  CHECK_THAT(only("{\"zero_optimization\": {\"stage\": 3, \"mics_shard_size\": -2}}"),
+             ContainsSubstring("mics_shard_size"));
+  const auto zero2 = zero("\"stage\": 2, \"mics_shard_size\": 2");
+  CHECK(zero2.strategy() == Strategy::zero2());
+  CHECK(report_of(zero2, "zero_optimization.mics_shard_size").outcome == Outcome::without_effect);
+}
+
 TEST_CASE("DeepSpeed's files without what is not built apply") {
   const auto z3 = load_config(fixture("deepspeed_z3.json"), all_hints());
   CHECK(z3.form() == ConfigForm::deepspeed);

@@ -53,6 +53,10 @@ Configuration any_configuration() {
   s.accumulation = flag() ? Accumulation::hold : Accumulation::reduce;
   all.gradient_storage = type();
   if (flag()) all.ranks = count(1);
+  if (!all.ranks && s.optimizer_state == Placement::sharded) {
+    s.shard_group = *rc::gen::element(0, 2, 8);
+    s.reshard_group = *rc::gen::element(0, 1, 2);
+  }
   if (flag()) all.micro_batch = count(1);
   if (flag()) all.micro_batches = count(1);
   if (!all.ranks && flag()) all.global_batch = count(1);
@@ -65,6 +69,25 @@ Configuration any_configuration() {
 }
 
 }  // namespace
+
+TEST_CASE("groups are said by their size, and fit the ranks") {
+  const auto strategy = [](const std::string& text) { return parse_config(text, "f").strategy(); };
+  CHECK(strategy("strategy: hybrid\nshard_group: 8\n") == Strategy::hybrid(8));
+  CHECK(strategy("strategy: zero1\nshard_group: 8\n").name() == "hybrid-zero1-8");
+  CHECK(strategy("strategy: zero3\nreshard_group: 4\n").reshard_group == 4);
+  const auto only = [](const std::string& text) {
+    const auto all = complaints(text, Hints{});
+    CHECK(all.size() == 1);
+    return all.empty() ? std::string() : all[0];
+  };
+  CHECK_THAT(only("strategy: hybrid\n"), ContainsSubstring("say how many ranks are in one"));
+  CHECK_THAT(only("strategy: ddp\nshard_group: 2\n"), ContainsSubstring("nothing is sharded"));
+  CHECK_THAT(only("strategy: hybrid\nshard_group: 3\nranks: 4\n"),
+             ContainsSubstring("groups of 3 ranks do not divide 4 ranks"));
+  CHECK_THAT(only("strategy: zero3\nreshard_group: 3\nranks: 4\n"),
+             ContainsSubstring("3 ranks do not divide the 4 that shard parameters"));
+  CHECK_THAT(only("strategy: zero3\nshard_group: -2\n"), ContainsSubstring("shard_group"));
+}
 
 TEST_CASE("what is written is read back as an equal configuration") {
   check_property(

@@ -36,20 +36,28 @@ if(TARGET test_cuda_in_place)
   target_compile_definitions(test_cuda_in_place PRIVATE SHARDWISE_TEST_CUDA)
 endif()
 
+# Groups of ranks: parts of an NCCL communicator.
+shardwise_add_cuda_test(NAME hybrid SOURCES ${suite}/hybrid/groups_test.cpp ${suite}/hybrid/secondary_test.cpp
+                        ${suite}/hybrid/training_test.cpp KERNELS host LINK cuda_suite_kernels_host
+                        LABELS full TIMEOUT 600)
+if(TARGET test_cuda_hybrid)
+  target_compile_definitions(test_cuda_hybrid PRIVATE SHARDWISE_TEST_CUDA)
+endif()
+
 shardwise_add_cuda_test(NAME sharded SOURCES $<TARGET_OBJECTS:cuda_suite> KERNELS nvcc
                         LINK cuda_suite_kernels_nvcc LABELS full sanitize TIMEOUT 600)
 shardwise_add_cuda_test(NAME sharded_host_kernels SOURCES $<TARGET_OBJECTS:cuda_suite> KERNELS host
                         LINK cuda_suite_kernels_host LABELS full TIMEOUT 600)
 
-# What a plan says without a device against what ranks on devices hold.
+# What a plan says without a device against what ranks on devices hold; files straight into and out of a
+# device's shards; saves from its memory.
 shardwise_add_cuda_test(NAME plan SOURCES ${suite}/plan/memory_test.cpp KERNELS host LABELS full)
-if(TARGET test_cuda_plan)
-  target_compile_definitions(test_cuda_plan PRIVATE SHARDWISE_TEST_CUDA)
-endif()
-
-# Files straight into and out of a device's shards.
 shardwise_add_cuda_test(NAME hugging_face SOURCES ${suite}/checkpoint/hugging_face_test.cpp KERNELS host
                         LINK shardwise::checkpoint LABELS full)
-if(TARGET test_cuda_hugging_face)
-  target_compile_definitions(test_cuda_hugging_face PRIVATE SHARDWISE_TEST_CUDA)
-endif()
+shardwise_add_cuda_test(NAME checkpoint SOURCES ${suite}/checkpoint/device_test.cpp KERNELS host
+                        LINK shardwise::checkpoint LABELS full)
+foreach(name plan hugging_face checkpoint)
+  if(TARGET test_cuda_${name})
+    target_compile_definitions(test_cuda_${name} PRIVATE SHARDWISE_TEST_CUDA)
+  endif()
+endforeach()

@@ -12,6 +12,7 @@ using namespace shardwise;
 using shardwise::test::Device;
 using shardwise::test::on_host;
 using shardwise::test::on_ranks;
+using shardwise::test::on_threads;
 using shardwise::test::ToyResult;
 using shardwise::test::ToyRun;
 using shardwise::test::train_toy;
@@ -20,7 +21,7 @@ namespace {
 
 // On the host every behaviour runs over these; another device takes a few.
 const std::vector<int> worlds =
-    on_host ? std::vector<int>{1, 2, 3, 4, 6, 7, 8} : std::vector<int>{4, 6};
+    on_host ? std::vector<int>{1, 2, 3, 4, 6, 7, 8} : std::vector<int>{4};
 
 std::vector<int> divisors(int world) {
   std::vector<int> result;
@@ -44,6 +45,7 @@ std::vector<Strategy> variants(int size) {
   variant.bucket_bytes = 6000;
   variant.persistence_threshold = 70;
   all.push_back(variant);
+  if (!on_host) all.resize(2);
   for (Strategy& strategy : all) strategy.shard_group = size;
   return all;
 }
@@ -62,15 +64,23 @@ std::vector<ToyResult> train(int world, const ToyRun& run) {
   });
 }
 
+// What ddp comes to on the host.
+template <FloatingElement L, FloatingElement G, FloatingElement Stored>
+ToyResult train_by_ddp(int world, const ToyRun& run) {
+  return on_threads(world, [&](Communicator& communicator) {
+    return train_toy<L, G, Stored, AdamW, HostDevice>(communicator, run);
+  })[0];
+}
+
 // In groups of a power of two, whatever else is set, every rank ends with the bits of ddp.
 template <FloatingElement L, FloatingElement G, FloatingElement Stored>
 void check_equal_bits(Accumulation accumulation, std::optional<DType> wire = std::nullopt) {
   for (const int world : worlds) {
-    for (const int micro : {1, 3}) {
+    for (const int micro : on_host ? std::vector<int>{1, 3} : std::vector<int>{2}) {
       ToyRun run{.strategy = Strategy::ddp(), .steps = 3, .micro_batches = micro, .clip = 0.5};
       run.strategy.accumulation = accumulation;
       run.strategy.wire = wire;
-      const ToyResult expected = train<L, G, Stored>(world, run)[0];
+      const ToyResult expected = train_by_ddp<L, G, Stored>(world, run);
       for (const int size : divisors(world)) {
         if (!is_power_of_two(size)) continue;
         for (Strategy strategy : variants(size)) {

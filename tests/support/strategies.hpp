@@ -10,12 +10,13 @@ namespace shardwise::test {
 /// zero3, and a strategy for each member in which that alone differs from it. A member that is
 /// added belongs here.
 inline std::vector<Strategy> each_with_one_change() {
-  std::vector<Strategy> all(16, Strategy::zero3());
+  std::vector<Strategy> all(17, Strategy::zero3());
   std::size_t i = 1;
   all[i++].parameters = Placement::replicated;
   all[i++].gradients = Placement::replicated;
   all[i++].optimizer_state = Placement::replicated;
   all[i++].shard_group = 2;
+  all[i++].reshard_group = 2;
   all[i++].reshard_after_forward = false;
   all[i++].persistence_threshold = 1;
   all[i++].prefetch = 2;

@@ -247,6 +247,7 @@ class State {
   void lost(int peer, int error) {
     if (gone_[static_cast<std::size_t>(peer)]) return;
     gone_[static_cast<std::size_t>(peer)] = true;
+    if (closing_) return changed_.notify_all();  // it has heard this rank's goodbye
     ProcessFailure failure;
     failure.rank = peer;
     failure.died = true;
@@ -257,6 +258,10 @@ class State {
                                 "its connection broke: {} (is its machine gone, or the "
                                 "network?)",
                                 error_text(error));
+    if (failure_.rank == peer && failure_.provisional) {  // no other message will come
+      failure = failure_;
+      failure.provisional = false;
+    }
     adopt(failure, true);
     changed_.notify_all();
   }
@@ -356,8 +361,8 @@ class State {
       if (!options_.on_failure) return;
       const ProcessFailure failure = failure_;
       const std::string text =
-          detail::format("rank {} {}; rank {} was in {}", failure.rank, what_happened(failure),
-                         rank_, calls_.describe_current());
+          detail::format("rank {} {}; rank {} was {}", failure.rank, what_happened(failure), rank_,
+                         calls_.describe_current());
       lock.unlock();
       options_.on_failure(rank_, failure, text);
     } catch (...) {

@@ -50,19 +50,14 @@ class Batch {
 
   /// Makes MPI go on; true when all has arrived and gone. Then the batch is empty.
   [[nodiscard]] bool test() {
-    if (requests_.empty()) return true;
-    int done = 0;
-    const int code =
-        MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &done, statuses_.data());
-    if (code == MPI_ERR_IN_STATUS) {
-      for (std::size_t i = 0; i < statuses_.size(); ++i) {
-        const int error = statuses_[i].MPI_ERROR;
-        if (error != MPI_SUCCESS && error != MPI_ERR_PENDING) refuse(i, text_of(error));
-      }
+    for (; next_ < requests_.size(); ++next_) {
+      MPI_Status status{};
+      int done = 0;
+      const int code = MPI_Test(&requests_[next_], &done, &status);
+      if (code != MPI_SUCCESS) refuse(notes_[next_], text_of(code));
+      if (done == 0) return false;
+      check_size(notes_[next_], status);
     }
-    take(code, "MPI_Testall");
-    if (done == 0) return false;
-    for (std::size_t i = 0; i < statuses_.size(); ++i) check_size(i);
     clear();
     return true;
   }
@@ -79,16 +74,6 @@ class Batch {
     clear();
   }
 
-  /// Marks the ranks that have not sent what they owe.
-  void mark_missing(std::vector<char>& missing) {
-    for (std::size_t i = 0; i < requests_.size(); ++i) {
-      if (notes_[i].bytes < 0) continue;
-      int done = 0;
-      if (MPI_Test(&requests_[i], &done, MPI_STATUS_IGNORE) == MPI_SUCCESS && done != 0) continue;
-      missing[static_cast<std::size_t>(notes_[i].peer)] = 1;
-    }
-  }
-
  private:
   struct Note {
     int peer;   // -1: a collective of MPI's own
@@ -97,31 +82,29 @@ class Batch {
 
   MPI_Request& add(int peer, int bytes) {
     notes_.push_back({peer, bytes});
-    statuses_.emplace_back();
     requests_.push_back(MPI_REQUEST_NULL);
     return requests_.back();
   }
 
   void clear() noexcept {
     requests_.clear();
-    statuses_.clear();
     notes_.clear();
+    next_ = 0;
   }
 
-  void take(int code, const char* call) {
+  static void take(int code, const char* call) {
     if (code == MPI_SUCCESS) return;
     raise<BackendError>("{} failed with code {} ({})", call, code, text_of(code));
   }
 
-  void check_size(std::size_t index) {
-    if (notes_[index].bytes < 0) return;
+  static void check_size(const Note& note, const MPI_Status& status) {
+    if (note.bytes < 0) return;
     int bytes = 0;
-    take(MPI_Get_count(&statuses_[index], MPI_BYTE, &bytes), "MPI_Get_count");
-    if (bytes != notes_[index].bytes) refuse(index, detail::format("{} bytes came", bytes));
+    take(MPI_Get_count(&status, MPI_BYTE, &bytes), "MPI_Get_count");
+    if (bytes != note.bytes) refuse(note, detail::format("{} bytes came", bytes));
   }
 
-  [[noreturn]] void refuse(std::size_t index, const std::string& found) const {
-    const Note& note = notes_[index];
+  [[noreturn]] static void refuse(const Note& note, const std::string& found) {
     if (note.peer < 0) raise<BackendError>("a collective of MPI's own failed: {}", found);
     if (note.bytes < 0) raise<BackendError>("sending to rank {} failed: {}", note.peer, found);
     raise<BackendError>(
@@ -133,8 +116,8 @@ class Batch {
   MPI_Comm comm_;
   std::size_t largest_;
   std::vector<MPI_Request> requests_;
-  std::vector<MPI_Status> statuses_;
   std::vector<Note> notes_;
+  std::size_t next_ = 0;  // all before it are done
 };
 
 }  // namespace shardwise::inline v0_1::detail::mpi

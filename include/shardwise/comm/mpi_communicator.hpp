@@ -3,8 +3,8 @@
 #include <mpi.h>
 
 #include <algorithm>
-#include <array>
 #include <chrono>
+#include <concepts>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -16,6 +16,7 @@
 #include <string>
 #include <string_view>
 #include <thread>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -31,6 +32,7 @@
 #include "mpi_options.hpp"
 #include "mpi_patience.hpp"
 #include "mpi_session.hpp"
+#include "mpi_shared_memory.hpp"
 #include "mpi_transfer.hpp"
 #include "mpi_turns.hpp"
 
@@ -60,7 +62,7 @@ class MpiCommunicator final : public Communicator {
     check(options);
     for (int r = 0; r < size(); ++r) world_ranks_.push_back(r);
     transfer_ = make_transfer();
-    settle_spins();
+    start();
   }
 
   MpiCommunicator(const MpiCommunicator&) = delete;
@@ -71,6 +73,7 @@ class MpiCommunicator final : public Communicator {
     if (unwinding) abort("an exception is unwinding its stack", true);
     std::unique_lock lock(streamed_mutex_);
     streamed_done_.wait(lock, [&] { return streamed_ == 0; });
+    if (!unwinding) family_->leave(group_);
   }
 
   [[nodiscard]] int rank() const noexcept override { return handle_->rank(); }
@@ -124,11 +127,14 @@ class MpiCommunicator final : public Communicator {
   }
 
   void abort(std::string_view message, bool provisional = false) noexcept override {
-    family_->fail(world_rank(), message, provisional);
+    family_->fail(message, provisional);
   }
   void check() override {}  // host streams rethrow
 
  private:
+  friend class MpiArena;
+  friend class MpiRendezvous;
+
   using Outcome = detail::mpi::Patience::Outcome;
   using Batch = detail::mpi::Batch;
 
@@ -171,12 +177,13 @@ class MpiCommunicator final : public Communicator {
   };
 
   // A part of `whole`.
-  MpiCommunicator(const MpiCommunicator& whole, std::unique_ptr<detail::mpi::Handle> handle,
-                  std::vector<int> world_ranks)
+  MpiCommunicator(const MpiCommunicator& whole, std::shared_ptr<detail::mpi::Handle> handle,
+                  std::vector<int> world_ranks, std::uint64_t group)
       : options_(whole.options_),
         family_(whole.family_),
         handle_(std::move(handle)),
         world_ranks_(std::move(world_ranks)),
+        group_(group),
         spins_(whole.spins_),
         exceptions_(std::uncaught_exceptions()) {
     transfer_ = make_transfer();
@@ -188,12 +195,12 @@ class MpiCommunicator final : public Communicator {
     raise("MpiOptions::largest_message is {}, expected 1 to {}", options.largest_message, most);
   }
 
-  [[nodiscard]] static std::unique_ptr<detail::mpi::Handle> duplicate(const MpiSession& session,
+  [[nodiscard]] static std::shared_ptr<detail::mpi::Handle> duplicate(const MpiSession& session,
                                                                       MPI_Comm comm,
                                                                       const MpiOptions& options) {
     using detail::mpi::Handle;
-    if (!options.duplicate) return std::make_unique<Handle>(session.library(), comm);
-    return std::make_unique<Handle>(session.library(), comm, options.startup_timeout);
+    if (!options.duplicate) return std::make_shared<Handle>(session.library(), comm);
+    return std::make_shared<Handle>(session.library(), comm, options.startup_timeout);
   }
 
   [[nodiscard]] std::unique_ptr<detail::mpi::Transfer> make_transfer() {
@@ -204,23 +211,52 @@ class MpiCommunicator final : public Communicator {
     return options_.chunk_bytes != 0 ? options_.chunk_bytes : std::size_t{512} << 10;
   }
 
-  // How many ranks share this machine: their names are compared.
-  void settle_spins() {
-    constexpr std::size_t length = 320;
-    std::array<char, length> name{};
-    const std::string mine = machine_name();
-    std::copy_n(mine.data(), std::min(mine.size(), length), name.data());
+  // The ranks connect, and tell one another their machines' names: how many share this one?
+  void start() {
     const Call call{Operation::split, -1, tickets_++, {"start", options_.startup_timeout}};
-    std::vector<std::byte> names;
-    carry_out(call, std::span<const BroadcastItem>(),
-              [&](const auto& wait) { names = transfer_->collect(name.data(), length, wait); });
-    std::size_t local = 0;
-    for (std::size_t at = 0; at < names.size(); at += length) {
-      if (std::memcmp(names.data() + at, name.data(), length) == 0) ++local;
+    carry_out(call, std::span<const BroadcastItem>(), [&](const auto& wait) {
+      const auto exchange = [&](const std::string& mine) { return exchange_texts(mine, wait); };
+      const std::string machine = machine_name();
+      const std::vector<std::string> machines = exchange(machine);
+      const auto local = std::count(machines.begin(), machines.end(), machine);
+      spins_ = options_.spins >= 0                            ? options_.spins
+               : local <= std::thread::hardware_concurrency() ? 2000
+                                                              : 0;
+      family_->connect(rank(), size(), exchange, options_.failures);
+    });
+  }
+
+  // For an MpiArena; all ranks call it.
+  [[nodiscard]] std::shared_ptr<detail::mpi::SharedMemory> share(std::size_t bytes,
+                                                                 const CallInfo& info) {
+    const Call call{Operation::split, -1, tickets_++, info};
+    std::shared_ptr<detail::mpi::SharedMemory> result;
+    carry_out(call, std::span<const BroadcastItem>(), [&](const auto& wait) {
+      const auto exchange = [&](const std::string& mine) { return exchange_texts(mine, wait); };
+      result = std::make_shared<detail::mpi::SharedMemory>(static_cast<std::size_t>(rank()), bytes,
+                                                           machine_name(), exchange);
+      transfer_->use(result);
+    });
+    return result;
+  }
+  void unshare() noexcept { transfer_->use(nullptr); }
+
+  template <class Wait>
+  [[nodiscard]] std::vector<std::string> exchange_texts(const std::string& mine, const Wait& wait) {
+    const std::uint64_t length = mine.size();
+    std::vector<std::uint64_t> lengths(static_cast<std::size_t>(size()));
+    const std::vector<std::byte> all = transfer_->collect(&length, sizeof length, wait);
+    std::memcpy(lengths.data(), all.data(), all.size());
+    const std::size_t longest = *std::max_element(lengths.begin(), lengths.end());
+    std::string padded = mine;
+    padded.resize(longest);
+    const std::vector<std::byte> texts = transfer_->collect(padded.data(), longest, wait);
+    std::vector<std::string> result;
+    for (std::size_t r = 0; r < lengths.size(); ++r) {
+      const auto* text = reinterpret_cast<const char*>(texts.data() + r * longest);
+      result.emplace_back(text, lengths[r]);
     }
-    spins_ = options_.spins >= 0                            ? options_.spins
-             : local <= std::thread::hardware_concurrency() ? 2000
-                                                            : 0;
+    return result;
   }
 
   [[nodiscard]] int world_rank() const noexcept {
@@ -266,30 +302,33 @@ class MpiCommunicator final : public Communicator {
   // Runs move(wait) when it is this call's turn.
   template <class Item, class Move>
   void carry_out(const Call& call, std::span<const Item> items, const Move& move) {
-    const auto print = [&] {
-      return detail::fingerprint_of(call.operation, items, call.info, call.root, call.ticket + 1);
-    };
+    const Fingerprint print =
+        detail::fingerprint_of(call.operation, items, call.info, call.root, call.ticket + 1);
     const auto failed = [&] { return family_->has_failed(); };
     switch (turns_.take(call.ticket, call.info.timeout, failed)) {
       case Outcome::failed:
-        fail_with_peer(print());
+        family_->fail_with_peer(print);
       case Outcome::timed_out:
-        time_out(print(), "an earlier collective of this rank has not run: is its stream stuck?");
+        give_up_waiting_for_turn(print);
       case Outcome::done:
         break;
     }
-    const detail::mpi::Patience patience(spins_);
+    family_->entering(print, group_);
     transfer_->begin(call.operation, call.ticket);
-    const auto wait = [&](Batch& batch) {
+    const auto wait = [&]<class What>(What&& what) {
       const auto done = [&] {
-        const auto lock = handle_->library().lock();
-        return batch.test();
+        if constexpr (std::same_as<std::remove_cvref_t<What>, Batch>) {
+          const auto lock = handle_->library().lock();
+          return what.test();
+        } else {
+          return what();
+        }
       };
-      switch (patience.wait(call.info.timeout, done, failed)) {
+      switch (detail::mpi::Patience(spins_).wait(call.info.timeout, done, failed)) {
         case Outcome::failed:
-          fail_with_peer(print());
+          family_->fail_with_peer(print);
         case Outcome::timed_out:
-          time_out(print(), who_is_missing());
+          family_->time_out(print, world_ranks_, group_);
         case Outcome::done:
           break;
       }
@@ -299,7 +338,7 @@ class MpiCommunicator final : public Communicator {
     } catch (const BackendError& error) {
       transfer_->cancel();
       const std::string message =
-          detail::format("{}\nin {} on rank {}", error.what(), describe(print()), world_rank());
+          detail::format("{}\nin {} on rank {}", error.what(), describe(print), world_rank());
       abort(message);
       throw BackendError(message);
     } catch (const std::exception& error) {
@@ -307,6 +346,7 @@ class MpiCommunicator final : public Communicator {
       abort(error.what());
       throw;
     }
+    family_->leaving(group_);
     turns_.end();
   }
 
@@ -335,8 +375,11 @@ class MpiCommunicator final : public Communicator {
         static_cast<int>(std::lower_bound(colors.begin(), colors.end(), color) - colors.begin());
     std::vector<int> part;
     for (const std::size_t member : members) part.push_back(world_ranks_[member]);
-    return std::unique_ptr<Communicator>(new MpiCommunicator(
-        *this, std::make_unique<detail::mpi::Handle>(*handle_, index, key), std::move(part)));
+    const auto group =
+        detail::mix(detail::mix(group_ + 1, tickets_), static_cast<std::uint64_t>(index));
+    return std::unique_ptr<Communicator>(
+        new MpiCommunicator(*this, std::make_shared<detail::mpi::Handle>(*handle_, index, key),
+                            std::move(part), group));
   }
 
   void skip(const Call& call, const std::exception_ptr& failure) noexcept {
@@ -358,44 +401,21 @@ class MpiCommunicator final : public Communicator {
     }
   }
 
-  [[noreturn]] void fail_with_peer(const Fingerprint& print) {
-    const detail::mpi::Failure failure = family_->reason(world_rank());
-    const std::string who = failure.rank == world_rank()
-                                ? detail::format("this rank ({})", failure.rank)
-                                : detail::format("rank {}", failure.rank);
-    const std::string message =
-        failure.left ? "left the group (its communicator was destroyed; it returned early?)"
-                     : detail::format("failed: {}", failure.message);
-    throw PeerFailed(detail::format("{} {}\nwhile rank {} was in {}", who, message, world_rank(),
-                                    describe(print)),
-                     failure.rank, failure.left ? message : failure.message);
-  }
-
-  [[noreturn]] void time_out(const Fingerprint& print, std::string_view details) {
-    abort("its time is up", true);  // peers that look now wait for the reason
-    const std::string message =
-        detail::format("rank {} waited in vain in {}; {}", world_rank(), describe(print), details);
+  [[noreturn]] void give_up_waiting_for_turn(const Fingerprint& print) {
+    const std::string message = detail::format(
+        "rank {} waited in vain in {}; an earlier collective of this rank has not run: is its "
+        "stream stuck?",
+        world_rank(), describe(print));
     abort(message);
     throw TimedOut(message);
   }
 
-  [[nodiscard]] std::string who_is_missing() {
-    std::vector<char> missing(static_cast<std::size_t>(size()));
-    transfer_->mark_missing(missing);
-    std::string ranks;
-    for (std::size_t r = 0; r < missing.size(); ++r) {
-      if (missing[r] == 0) continue;
-      ranks += detail::format("{}{}", ranks.empty() ? "" : ", ", world_ranks_[r]);
-    }
-    return ranks.empty() ? "MPI does not say for whom"
-                         : detail::format("nothing came from ranks {}", ranks);
-  }
-
   MpiOptions options_;
   std::shared_ptr<detail::mpi::Family> family_;
-  std::unique_ptr<detail::mpi::Handle> handle_;
+  std::shared_ptr<detail::mpi::Handle> handle_;
   std::unique_ptr<detail::mpi::Transfer> transfer_;
   std::vector<int> world_ranks_;  // what the members are called in messages
+  std::uint64_t group_ = 0;       // tells it from others of the family
   detail::mpi::Turns turns_;
   std::uint64_t tickets_ = 0;  // of calls made; the host thread's
   int spins_ = 0;

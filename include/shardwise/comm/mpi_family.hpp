@@ -1,63 +1,76 @@
 #pragma once
 
-#include <atomic>
-#include <chrono>
-#include <condition_variable>
+#include <cstdint>
 #include <memory>
-#include <mutex>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
+#include "failure_channel.hpp"
+#include "fingerprint.hpp"
 #include "mpi_session.hpp"
 
 namespace shardwise::inline v0_1::detail::mpi {
-
-/// Why a communicator cannot go on.
-struct Failure {
-  int rank = -1;  ///< of the first communicator, before any split
-  std::string message;
-  bool provisional = false;  ///< the real message follows
-  bool left = false;         ///< the rank destroyed its communicator
-};
 
 /// What a communicator and all that were split from it share: they fail together.
 class Family {
  public:
   explicit Family(std::shared_ptr<Library> library) : library_(std::move(library)) {}
+  Family(const Family&) = delete;
+  Family& operator=(const Family&) = delete;
+  ~Family() {
+    if (has_failed()) library_->fail();
+  }
 
-  [[nodiscard]] bool has_failed() const noexcept { return failed_.load(std::memory_order_acquire); }
+  /// Before it, failures are this rank's alone.
+  void connect(int rank, int size, const FailureChannel::Exchange& exchange,
+               const FailureChannelOptions& options) {
+    channel_ = std::make_unique<FailureChannel>(rank, size, exchange, options);
+  }
 
-  /// The first call's reason stays, but a provisional one gives way to the same rank's final one.
-  void fail(int rank, std::string_view message, bool provisional) noexcept {
+  [[nodiscard]] bool has_failed() const noexcept {
+    return channel_ != nullptr && channel_->has_failed();
+  }
+
+  /// This rank cannot go on.
+  void fail(std::string_view message, bool provisional) noexcept {
     library_->fail();
-    const std::lock_guard lock(mutex_);
-    const bool first = failure_.rank < 0;
-    const bool final = failure_.rank == rank && failure_.provisional && !provisional;
-    if (!first && !final) return;
-    failure_.rank = rank;
-    failure_.provisional = provisional;
-    try {
-      failure_.message = message;
-    } catch (...) {
-      failure_.message.clear();  // no memory: the rank alone must do
-    }
-    failed_.store(true, std::memory_order_release);
+    if (channel_ != nullptr) channel_->fail(message, provisional);
   }
 
-  /// After has_failed().
-  [[nodiscard]] Failure reason(int /*rank*/) {
-    const std::lock_guard lock(mutex_);
-    return failure_;
+  void entering(const Fingerprint& call, std::uint64_t group) {
+    if (channel_ != nullptr) channel_->entering(call, group);
+  }
+  void leaving(std::uint64_t group) {
+    if (channel_ != nullptr) channel_->leaving(group);
+  }
+  /// This rank destroys its communicator.
+  void leave(std::uint64_t group) noexcept {
+    if (channel_ != nullptr) channel_->leave(group);
   }
 
-  [[nodiscard]] const std::shared_ptr<Library>& library() const noexcept { return library_; }
+  /// Where has_failed().
+  [[nodiscard]] ProcessFailure failure() const { return channel_->failure(); }
+
+  /// Ends a call where has_failed().
+  [[noreturn]] void fail_with_peer(const Fingerprint& call) {
+    library_->fail();
+    throw channel_->peer_failed(call);
+  }
+
+  /// Ends a call whose time is up; `members` are its ranks.
+  [[noreturn]] void time_out(const Fingerprint& call, std::span<const int> members,
+                             std::uint64_t group) {
+    library_->fail();
+    if (channel_ != nullptr) channel_->time_out(call, members, group);
+    raise<TimedOut>("not all ranks came in time to make an MpiCommunicator, in {}", describe(call));
+  }
 
  private:
   std::shared_ptr<Library> library_;
-  std::mutex mutex_;
-  std::atomic<bool> failed_{false};
-  Failure failure_;
+  std::unique_ptr<FailureChannel> channel_;
 };
 
 }  // namespace shardwise::inline v0_1::detail::mpi

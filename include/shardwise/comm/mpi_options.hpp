@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "failure_channel_options.hpp"
+
 namespace shardwise::inline v0_1 {
 
 /// In which order sums over ranks are taken.
@@ -32,6 +34,8 @@ struct MpiOptions {
   /// Looks at MPI before a waiting rank lets other threads run; -1: some where this machine has a
   /// core for each of its ranks, none otherwise.
   int spins = -1;
+  /// How ranks learn of one another's failures.
+  FailureChannelOptions failures = {};
 };
 
 }  // namespace shardwise::inline v0_1

@@ -13,6 +13,7 @@
 
 #include "../core/error.hpp"
 #include "mpi_error.hpp"
+#include "mpi_patience.hpp"
 
 namespace shardwise::inline v0_1 {
 
@@ -75,13 +76,19 @@ inline void abort_at_exit() noexcept {
 }  // namespace detail::mpi
 
 /// This process's use of MPI: initialises it where the host has not, and finalises what it has
-/// initialised. One at a time in a process; communicators made with it go before it.
+/// initialised, when all ranks have come to that point. One at a time in a process; communicators
+/// made with it go before it. Where it initialises MPI, errors on MPI_COMM_WORLD are returned
+/// (MPI_ERRORS_RETURN). A host that initialises MPI itself should do so, too: MPICH ends the job
+/// otherwise where ranks called different collectives, whose messages differ in size.
 ///
 /// After a failure, or where an exception unwinds it, it does not finalise, which would wait for
 /// ranks that never come: the job ends by MPI_Abort when the process ends. A host that has
 /// initialised MPI itself does likewise.
 class MpiSession {
  public:
+  /// How long the destructor waits for ranks that are still at work.
+  static constexpr std::chrono::minutes finalize_timeout{10};
+
   /// ConfigError where MPI has ended already, or serves one thread only: collectives on a stream
   /// with a worker are called by that worker.
   MpiSession() : exceptions_(std::uncaught_exceptions()) {
@@ -95,6 +102,9 @@ class MpiSession {
       detail::mpi::check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_SERIALIZED, &level),
                          "MPI_Init_thread", "MpiSession");
       owns_ = true;
+      // MPICH tells MPI_COMM_WORLD's handler of errors in requests, whatever their communicator.
+      MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+      MPI_Comm_set_errhandler(MPI_COMM_SELF, MPI_ERRORS_RETURN);
     } else {
       detail::mpi::check(MPI_Query_thread(&level), "MPI_Query_thread", "MpiSession");
     }
@@ -112,10 +122,10 @@ class MpiSession {
   MpiSession& operator=(const MpiSession&) = delete;
   ~MpiSession() {
     if (!owns_ || !detail::mpi::Library::is_alive()) return;
-    if (library_->has_failed() || std::uncaught_exceptions() > exceptions_) {
-      detail::mpi::abort_at_exit();
-    } else {
+    if (!library_->has_failed() && std::uncaught_exceptions() == exceptions_ && all_are_here()) {
       MPI_Finalize();
+    } else {
+      detail::mpi::abort_at_exit();
     }
   }
 
@@ -132,6 +142,20 @@ class MpiSession {
   }
 
  private:
+  // MPI_Finalize would wait without an end, and Open MPI's mpirun hangs where others abort the job
+  // meanwhile.
+  [[nodiscard]] bool all_are_here() const noexcept {
+    using detail::mpi::Patience;
+    MPI_Request request = MPI_REQUEST_NULL;
+    if (MPI_Ibarrier(MPI_COMM_WORLD, &request) != MPI_SUCCESS) return false;
+    const auto done = [&] {
+      int flag = 0;
+      return MPI_Test(&request, &flag, MPI_STATUS_IGNORE) == MPI_SUCCESS && flag != 0;
+    };
+    const Patience patience(0);
+    return patience.wait(finalize_timeout, done, [] { return false; }) == Patience::Outcome::done;
+  }
+
   bool owns_ = false;
   int exceptions_;
   std::shared_ptr<detail::mpi::Library> library_;

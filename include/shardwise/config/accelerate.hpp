@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstddef>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -37,6 +39,7 @@ class AccelerateRules {
     if (const ConfigValue* ranks = reading_.find("num_processes")) {
       draft_.set(ConfigField::ranks, ranks->count, *ranks);
     }
+    apply_groups(sharded);
   }
 
   [[nodiscard]] std::string nearest() const {
@@ -105,7 +108,7 @@ class AccelerateRules {
     } else if (word.starts_with("hybrid") || word == "4" || word == "5") {
       const bool reshards = word == "hybrid_shard" || word == "4";
       draft_.set_strategy(reshards ? "zero3" : "zero3-no-reshard", value);
-      reading_.refuse(value, std::string(why::hybrid));
+      hybrid_ = &value;
     } else {
       reading_.problem(value, format("{} is of version 2; in version 1 write a sharding strategy, "
                                      "such as FULL_SHARD, or add fsdp_version: 2",
@@ -130,6 +133,53 @@ class AccelerateRules {
     } else {
       reading_.problem(*reshard, "in version 2 it is true or false");
     }
+  }
+
+  // Which ranks shard together: those of a machine, or what a grid of devices says.
+  void apply_groups(bool sharded) {
+    const ConfigValue* machines = reading_.find("num_machines");
+    const ConfigValue* copies =
+        reading_.find("parallelism_config.parallelism_config_dp_replicate_size");
+    const ConfigValue* group = reading_.find("parallelism_config.parallelism_config_dp_shard_size");
+    if (machines != nullptr && hybrid_ == nullptr) {
+      reading_.without_effect(*machines, std::string(why::launcher));
+    }
+    if (hybrid_ != nullptr) group_by_machine(machines);
+    const bool grid = sharded && hybrid_ == nullptr && copies != nullptr && copies->count > 1;
+    for (const ConfigValue* value : {copies, group}) {
+      if (value == nullptr || grid) continue;
+      reading_.without_effect(*value, hybrid_ != nullptr ? "HYBRID_SHARD says the groups"
+                                      : sharded          ? "parameters are sharded over all ranks"
+                                                         : "distributed_type is not FSDP");
+    }
+    if (grid) group_by_grid(*copies, group);
+  }
+
+  void group_by_machine(const ConfigValue* machines) {
+    const std::size_t count = machines != nullptr ? machines->count : 1;
+    const std::optional<std::size_t> ranks = draft_.ranks();
+    if (!ranks) {
+      reading_.problem(*hybrid_, "its groups are the ranks of a machine: say num_processes");
+    } else if (*ranks % count != 0) {
+      reading_.problem(*machines, format("{} ranks are not alike on {} machines", *ranks, count));
+    } else {
+      if (machines != nullptr) reading_.applied(*machines, "machines that have a group each");
+      draft_.set(ConfigField::shard_group, *ranks / count, *hybrid_,
+                 format("{} ranks on {} machine(s)", *ranks, count));
+      reading_.applied(*hybrid_, format("strategy = {}", draft_.configuration.strategy.name()));
+    }
+  }
+
+  void group_by_grid(const ConfigValue& copies, const ConfigValue* group) {
+    // accelerate's default: a group of one rank, which is to say that nothing is sharded.
+    const std::size_t size = group == nullptr || group->count == 0 ? 1 : group->count;
+    const ConfigValue& says = group != nullptr ? *group : copies;
+    draft_.set(ConfigField::shard_group, size, says);
+    if (group != nullptr) reading_.applied(copies, "so many groups");
+    const std::optional<std::size_t> ranks = draft_.ranks();
+    if (!ranks || (*ranks % size == 0 && *ranks / size == copies.count)) return;
+    reading_.problem(
+        copies, format("{} groups of {} rank(s) are not {} ranks", copies.count, size, *ranks));
   }
 
   void say_default(std::string_view text) {
@@ -186,6 +236,7 @@ class AccelerateRules {
   ConfigDraft& draft_;
   ConfigReading& reading_;
   int version_ = 1;
+  const ConfigValue* hybrid_ = nullptr;  // where version 1 asks for groups
 };
 
 }  // namespace shardwise::inline v0_1::detail

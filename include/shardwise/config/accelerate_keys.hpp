@@ -47,7 +47,8 @@ inline constexpr ConfigKey accelerate[] = {
     applies(
         "fsdp_config.sharding_strategy", word,
         "strategy: FULL_SHARD zero3, SHARD_GRAD_OP zero3-no-reshard, NO_SHARD ddp; HYBRID_SHARD "
-        "is refused. Version 1",
+        "and "
+        "HYBRID_SHARD_ZERO2: these within shard_group = num_processes / num_machines. Version 1",
         "FULL_SHARD|SHARD_GRAD_OP|NO_SHARD|HYBRID_SHARD|HYBRID_SHARD_ZERO2|1|2|3|4|5"),
     applies("fsdp_config.reshard_after_forward", word,
             "strategy: true zero3, false zero3-no-reshard (version 2); a sharding_strategy "
@@ -85,10 +86,11 @@ inline constexpr ConfigKey accelerate[] = {
     refuses("deepspeed_config", free_map, "DeepSpeed by way of accelerate (give its JSON itself)",
             ""),
     group("parallelism_config", true),
-    refuses("parallelism_config.parallelism_config_dp_replicate_size", integer, why::hybrid, "0|1",
-            "0.."),
-    ignores("parallelism_config.parallelism_config_dp_shard_size", integer,
-            "parameters are sharded over all ranks", "0.."),
+    applies("parallelism_config.parallelism_config_dp_replicate_size", integer,
+            "more than 1: so many groups of parallelism_config_dp_shard_size ranks each", "0.."),
+    applies("parallelism_config.parallelism_config_dp_shard_size", integer,
+            "shard_group, where parallelism_config_dp_replicate_size is more than 1",
+            "0..2147483647"),
     refuses("parallelism_config.parallelism_config_tp_size", integer, why::tensor_parallel, "0|1",
             "0.."),
     refuses("parallelism_config.parallelism_config_cp_size", integer, why::sequence_parallel, "0|1",
@@ -114,7 +116,8 @@ inline constexpr ConfigKey accelerate[] = {
     ignores("enable_cpu_affinity", yes_no, why::launcher),
     ignores("gpu_ids", value, why::launcher),
     ignores("machine_rank", integer, why::launcher, "0.."),
-    ignores("num_machines", integer, why::launcher, "1.."),
+    applies("num_machines", integer, "shard_group of HYBRID_SHARD: the ranks of one machine",
+            "1.."),
     ignores("main_process_ip", text, why::launcher),
     ignores("main_process_port", integer, why::launcher, "0..65535"),
     ignores("main_training_function", text, why::launcher),

@@ -29,10 +29,11 @@ class DeepSpeedRules {
     apply_communication();
     if (stage_ == 3) {
       apply_stage3();
+      apply_groups();
     } else {
       for (const std::string_view key :
            {"stage3_prefetch_bucket_size", "stage3_param_persistence_threshold",
-            "stage3_max_live_parameters"}) {
+            "stage3_max_live_parameters", "mics_shard_size", "zero_hpz_partition_size"}) {
         if (const ConfigValue* value = find_zero(key)) {
           reading_.without_effect(*value, format("it is about stage 3, and this is {}", stage_));
         }
@@ -251,6 +252,18 @@ class DeepSpeedRules {
       if (const auto elements = resolve_auto(*value, "stage3_max_live_parameters")) {
         set_bytes(ConfigField::max_live_bytes, *elements, *value);
       }
+    }
+  }
+
+  // MiCS shards within groups of consecutive ranks; hpZ keeps a second shard within a node.
+  void apply_groups() {
+    if (const ConfigValue* value = find_zero("mics_shard_size")) {
+      draft_.set(ConfigField::shard_group, value->count, *value);
+      draft_.check_group(*value);
+    }
+    if (const ConfigValue* value = find_zero("zero_hpz_partition_size")) {
+      draft_.set(ConfigField::reshard_group, value->count > 1 ? value->count : 0, *value);
+      draft_.check_secondary(*value);
     }
   }
 

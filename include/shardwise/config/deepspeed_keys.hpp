@@ -67,7 +67,6 @@ inline constexpr std::string_view saves = "saving is not a matter of the strateg
 inline constexpr std::string_view offloaded = "it tunes an offload";
 inline constexpr std::string_view compiler = "there is no Python to compile";
 inline constexpr std::string_view offload = "offload of the training state";
-inline constexpr std::string_view hybrid = "sharding within groups of ranks (hybrid)";
 inline constexpr std::string_view quantized = "quantised communication";
 inline constexpr std::string_view tensor_parallel = "tensor parallelism";
 inline constexpr std::string_view sequence_parallel = "sequence parallelism";
@@ -247,14 +246,17 @@ inline constexpr ConfigKey deepspeed[] = {
             "a gradient that is not reduced is not stepped"),
     ignores("zero_optimization.legacy_stage1", boolean, "there is one implementation"),
     ignores("zero_optimization.round_robin_gradients", boolean, why::contiguous),
-    refuses("zero_optimization.zero_hpz_partition_size", integer, why::hybrid, "0|1", "0.."),
+    applies("zero_optimization.zero_hpz_partition_size", integer,
+            "reshard_group; 0 and 1: none. Stage 3", "0..2147483647"),
     refuses("zero_optimization.zero_quantized_weights", boolean, why::quantized, "false"),
     refuses("zero_optimization.zero_quantized_nontrainable_weights", boolean, why::quantized,
             "false"),
     refuses("zero_optimization.zero_quantized_gradients", boolean, why::quantized, "false"),
     refuses("zero_optimization.zeropp_loco_param", free_map, why::quantized, ""),
-    refuses("zero_optimization.mics_shard_size", integer, why::hybrid, "-1|0", "-1.."),
-    refuses("zero_optimization.mics_hierarchical_params_gather", boolean, why::hybrid, "false"),
+    applies("zero_optimization.mics_shard_size", integer,
+            "shard_group; -1 and 0: all ranks. Stage 3", "-1..2147483647"),
+    ignores("zero_optimization.mics_hierarchical_params_gather", boolean,
+            "a communicator knows how a gather travels best"),
     ignores("zero_optimization.memory_efficient_linear", boolean, why::host_recompute),
     ignores("zero_optimization.pipeline_loading_checkpoint", boolean, why::saves),
     ignores("zero_optimization.override_module_apply", boolean, "it is about Python modules"),

@@ -50,6 +50,7 @@ struct ConfigDraft {
     strategy.gradients = named.gradients;
     strategy.optimizer_state = named.optimizer_state;
     strategy.shard_group = named.shard_group;
+    strategy.reshard_group = named.reshard_group;
     strategy.reshard_after_forward = named.reshard_after_forward;
     for (std::size_t i = 0; i <= static_cast<std::size_t>(ConfigField::reshard_after_forward);
          ++i) {
@@ -58,6 +59,20 @@ struct ConfigDraft {
     reading.applied(value, format("strategy = {}", strategy.name()));
   }
 
+  /// Ranks that share the batch, where the file or a hint says so.
+  [[nodiscard]] std::optional<std::size_t> ranks() const {
+    return configuration.ranks ? configuration.ranks : hints.world;
+  }
+  /// A problem at `value`, which has set reshard_group, where they are no part of those that shard.
+  void check_secondary(const ConfigValue& value) {
+    const int secondary = configuration.strategy.reshard_group;
+    const auto group = static_cast<std::size_t>(configuration.strategy.shard_group);
+    const std::optional<std::size_t> all = group > 0 ? group : ranks();
+    if (secondary > 1 && all && *all % static_cast<std::size_t>(secondary) != 0) {
+      reading.problem(
+          value, format("{} ranks do not divide the {} that shard parameters", secondary, *all));
+    }
+  }
   /// A problem at `value`, which has set shard_group, where groups cannot be so.
   void check_group(const ConfigValue& value) {
     const Strategy& strategy = configuration.strategy;
@@ -65,10 +80,9 @@ struct ConfigDraft {
     if (group > 1 && strategy.optimizer_state == Placement::replicated) {
       reading.problem(value, "nothing is sharded, so there are no groups that shard it");
     }
-    const std::optional<std::size_t> ranks =
-        configuration.ranks ? configuration.ranks : hints.world;
-    if (group > 1 && ranks && *ranks % static_cast<std::size_t>(group) != 0) {
-      reading.problem(value, format("groups of {} ranks do not divide {} ranks", group, *ranks));
+    const std::optional<std::size_t> all = ranks();
+    if (group > 1 && all && *all % static_cast<std::size_t>(group) != 0) {
+      reading.problem(value, format("groups of {} ranks do not divide {} ranks", group, *all));
     }
   }
 

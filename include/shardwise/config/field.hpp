@@ -23,6 +23,7 @@ enum class ConfigField : std::uint8_t {
   gradients,
   optimizer_state,
   shard_group,
+  reshard_group,
   reshard_after_forward,
   persistence_threshold,
   prefetch,
@@ -179,6 +180,9 @@ inline constexpr std::array<ConfigFieldInfo, config_field_count> config_fields{{
     describe_field<&Strategy::shard_group>(
         "shard_group", ConfigKind::integer, "0..2147483647",
         "ranks of a group that shards what is sharded (hybrid); 0: all"),
+    describe_field<&Strategy::reshard_group>(
+        "reshard_group", ConfigKind::integer, "0..2147483647",
+        "ranks among which parameters are gathered again (hpZ); 0: those of the first gather"),
     describe_field<&Strategy::reshard_after_forward>(
         "reshard_after_forward", ConfigKind::boolean, "",
         "sharded parameters: false keeps them gathered from forward to backward"),

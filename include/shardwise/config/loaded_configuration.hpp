@@ -65,6 +65,7 @@ class LoadedConfiguration {
     strategy.gradients = named.gradients;
     strategy.optimizer_state = named.optimizer_state;
     strategy.shard_group = named.shard_group;
+    strategy.reshard_group = named.reshard_group;
     strategy.reshard_after_forward = named.reshard_after_forward;
     for (std::size_t i = 0; i <= static_cast<std::size_t>(ConfigField::reshard_after_forward);
          ++i) {

@@ -76,6 +76,8 @@ class OwnRules {
 
  private:
   void check_groups() {
+    const ConfigValue* secondary = draft_.reading.find("reshard_group");
+    if (secondary != nullptr) draft_.check_secondary(*secondary);
     const ConfigValue* group = draft_.reading.find("shard_group");
     if (group != nullptr) return draft_.check_group(*group);
     const ConfigValue* name = draft_.reading.find("strategy");

@@ -69,6 +69,7 @@ struct FlatParameter : Registration {
         shard_begin(shard_begin_of(engine.rank())),
         value(engine.ledger, StateKind::parameters, storage_in_place() ? 0 : storage_bytes()),
         copy(engine.ledger, StateKind::parameters, replicated_in_place() ? 0 : copy_bytes()),
+        secondary(engine.ledger, StateKind::parameters, secondary_bytes()),
         arena(host_arena),
         pieces(std::move(host_pieces)) {
     if (residency == Residency::host_buffer) pieces = pieces_of(layout);
@@ -125,6 +126,9 @@ struct FlatParameter : Registration {
   const ShardGroup* group = nullptr;
   Buffer<Device> value;
   Buffer<Device> copy;
+  Buffer<Device> secondary;                 ///< Strategy::reshard_group: of the lease type
+  Communicator* secondary_ranks = nullptr;  ///< they hold everything together
+  std::uint64_t secondary_version = 0;      ///< of `secondary`
   Account in_arena;
   RangeOf<Device>* arena;
   std::vector<Piece> pieces;             ///< in_place: always; host_buffer: while it is gathered

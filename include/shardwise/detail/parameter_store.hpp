@@ -41,6 +41,10 @@ class ParameterStore {
                          engine_.communication.ref());
     engine_.settle();
     parameter.group = &engine_.groups.make(parameter.group_size(), engine_.options.timeout);
+    if (parameter.keeps_secondary()) {
+      parameter.secondary_ranks =
+          &engine_.groups.consecutive(parameter.strategy.reshard_group, engine_.options.timeout);
+    }
     parameter.index = registered_++;
     parameters_.push_back(&parameter);
     complete_ = false;
@@ -328,18 +332,12 @@ class ParameterStore {
         wanted_.push_back(unit);
       }
     }
-    for (const Residency residency : {Residency::slots, Residency::in_place}) {
-      const auto of_this_kind = [&](const Unit& unit) { return unit.residency == residency; };
-      std::size_t needed = 0;
+    for (SlotPool<Device>* pool : {&buffers_, &pages_}) {
+      std::size_t needed = pool->open_shared();
       for (const Unit* unit : wanted_) {
-        if (of_this_kind(*unit)) ++needed;
+        if (&pool_of(*unit) == pool) ++needed;
       }
-      for (const auto& unit : units_) {
-        if (unit->leases > 0 && borrows(*unit) && of_this_kind(*unit)) ++needed;
-      }
-      const std::size_t room =
-          (residency == Residency::in_place ? pages_ : buffers_).shared_count();
-      if (needed > room) raise_no_room(wanted.front()->name, room);
+      if (needed > pool->shared_count()) raise_no_room(wanted.front()->name, pool->shared_count());
     }
   }
 
@@ -409,7 +407,8 @@ class ParameterStore {
         if (engine_.options.debug) unit.slot->pages.protect(Access::write);
       }
       waited = true;
-      collect(*member);
+      queue_.add(*member);
+      fetched_.push_back(member);
     }
     return true;
   }
@@ -450,46 +449,6 @@ class ParameterStore {
   void wait_for_users(const Slot<Device>& slot) {
     engine_.wait(slot.filled, slot.user, slot.use);
     engine_.wait(slot.last_use, slot.user, slot.use);
-  }
-
-  // The part that this rank contributes is put where the others read it; the collective follows.
-  void collect(Parameter& parameter) {
-    auto& stream = engine_.communication;
-    stream.wait(parameter.written);
-    const std::size_t shard = parameter.shard_size();
-    const std::size_t begin = parameter.owned_begin();
-    const bool casts = parameter.lease != parameter.storage;
-    const bool scattered =
-        parameter.sharded() ? parameter.in_pieces() : parameter.replicated_in_place();
-    std::byte* const whole = parameter.whole();
-    if (casts && parameter.copied_version != parameter.version) {
-      for_each_place(
-          whole, scattered ? std::span<const Piece>(parameter.pieces) : std::span<const Piece>(),
-          size_of(parameter.lease), begin, begin + parameter.owned_count(),
-          [&](std::byte* place, std::size_t first, std::size_t count) {
-            Device::convert(stream, place, parameter.lease,
-                            parameter.owned() + (first - begin) * size_of(parameter.storage),
-                            parameter.storage, count);
-          });
-    }
-    if (parameter.updates_shard() && shard > 0) {
-      GatherItem item{nullptr, scattered ? nullptr : whole, shard, parameter.lease};
-      const bool registered = engine_.options.slot_memory != nullptr && !scattered;
-      if (parameter.sharded() && !casts && !registered) {
-        item.send = parameter.value.data();
-      } else if (!scattered) {
-        std::byte* const own = whole + parameter.shard_begin * size_of(parameter.lease);
-        // In place all of it is memory that the communicator knows.
-        if (parameter.sharded() && !casts) {
-          Device::copy(stream, own, parameter.value.data(), shard * size_of(parameter.lease));
-        }
-        item.send = own;
-      }
-      if (scattered) item.pieces = parameter.pieces;
-      queue_.add(parameter, *parameter.group->within, item);
-    }
-    parameter.gathered_version = parameter.version;
-    fetched_.push_back(&parameter);
   }
 
   // False where nothing had to travel.

@@ -70,6 +70,20 @@ struct Registration {
     return shard % groups() * group_size() + shard / groups();
   }
 
+  /// What was gathered stays in part: see Strategy::reshard_group.
+  [[nodiscard]] bool keeps_secondary() const noexcept {
+    return sharded() && strategy.reshard_group > 0;
+  }
+  /// Elements of that part.
+  [[nodiscard]] std::size_t secondary_size() const noexcept {
+    return keeps_secondary()
+               ? layout.padded_size() / static_cast<std::size_t>(strategy.reshard_group)
+               : 0;
+  }
+  [[nodiscard]] std::size_t secondary_bytes() const noexcept {
+    return secondary_size() * size_of(lease);
+  }
+
   /// Where a group's sums of a gradient wait to be added to those of the other groups. They have
   /// the accumulator's type.
   enum class Partial : std::uint8_t {

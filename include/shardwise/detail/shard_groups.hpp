@@ -39,6 +39,11 @@ class ShardGroups {
     groups_.push_back(std::make_unique<ShardGroup>(ShardGroup{size, &within, &across}));
     return *groups_.back();
   }
+  /// The ranks of which this is one, where each `size` that follow each other are a part of their
+  /// own; likewise.
+  Communicator& consecutive(int size, std::chrono::nanoseconds timeout) {
+    return size == whole_.size ? *world_ : part(size, 1, timeout);
+  }
   /// One that was made.
   [[nodiscard]] const ShardGroup& of(int size) const noexcept {
     for (const auto& group : groups_) {

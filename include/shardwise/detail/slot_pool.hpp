@@ -123,11 +123,17 @@ class SlotPool {
   }
 
   void mark(SlotType& slot, State state) noexcept {
+    if (slot.shared) {
+      if (slot.state == State::open) --open_shared_;
+      if (state == State::open) ++open_shared_;
+    }
     slot.state = state;
     slot.order = ++order_;
   }
 
   [[nodiscard]] std::size_t shared_count() const noexcept { return shared_.size(); }
+  /// Of those, how many are lent.
+  [[nodiscard]] std::size_t open_shared() const noexcept { return open_shared_; }
 
  private:
   std::unique_ptr<SlotType> make(std::size_t bytes, std::size_t ranges, SlotMemory* memory) {
@@ -153,6 +159,7 @@ class SlotPool {
   Recycling recycling_ = Recycling::move;
   std::vector<std::unique_ptr<SlotType>> shared_;
   std::vector<std::unique_ptr<SlotType>> dedicated_;
+  std::size_t open_shared_ = 0;
   std::uint64_t order_ = 0;
 };
 

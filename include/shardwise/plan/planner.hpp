@@ -31,6 +31,7 @@ inline constexpr std::array<std::string_view, 5> planned_strategies{"ddp", "zero
   settings.optimizer_state = named.optimizer_state;
   settings.reshard_after_forward = named.reshard_after_forward;
   settings.shard_group = named.shard_group;
+  settings.reshard_group = named.reshard_group;
   return settings;
 }
 

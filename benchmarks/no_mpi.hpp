@@ -1,0 +1,18 @@
+#pragma once
+
+#include <cstddef>
+#include <shardwise/core/dtype.hpp>
+#include <stdexcept>
+#include <string>
+
+/// In the place of raw_mpi.hpp where there is no MPI.
+namespace raw_mpi {
+
+inline void call(const std::string&, void*, void*, std::size_t, shardwise::DType) {}
+
+template <class F>
+void run(F&&) {
+  throw std::runtime_error("--backend mpi: this program was built without MPI");
+}
+
+}  // namespace raw_mpi
