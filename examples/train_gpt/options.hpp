@@ -5,6 +5,7 @@
 #include <limits>
 #include <optional>
 #include <shardwise/fwd.hpp>
+#include <shardwise/memory.hpp>
 #include <shardwise/strategy.hpp>
 #include <stdexcept>
 #include <string>
@@ -32,6 +33,7 @@ struct Options {
   int process = 0;  ///< number of this process among those that a launcher started; 0 speaks
   /// The ranks, of which this process is one; null: they are threads of this process.
   shardwise::Communicator* communicator = nullptr;
+  shardwise::SlotMemory* slot_memory = nullptr;  ///< where its slots are; null: anywhere
   std::string strategy = "zero3";
   std::size_t shard_group = 0;  ///< ranks that shard what is sharded; 0: all
   std::string lease = "fp32";

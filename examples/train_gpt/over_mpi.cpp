@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "backend.hpp"
+#include "model.hpp"
 #include "train.hpp"
 
 #ifdef TRAIN_GPT_WITH_MPI
@@ -16,14 +17,18 @@ namespace train_gpt {
 
 Report train_over_mpi(Options options) {
   Report report;
-  shardwise::run_mpi([&](shardwise::Communicator& comm) {
+  shardwise::run_mpi([&](shardwise::MpiCommunicator& comm) {
     if (static_cast<std::size_t>(comm.size()) != options.ranks || comm.rank() != options.process) {
       throw std::runtime_error(fmt::format(
           "the launcher says that this is process {} of {}, MPI says {} of {}: was train_gpt built "
           "with another MPI than this mpirun's?",
           options.process, options.ranks, comm.rank(), comm.size()));
     }
+    // More than the slots can take: only what is touched counts.
+    const GptShape shape{options.layers, options.width, options.heads, options.sequence};
+    shardwise::MpiArena arena(comm, 32 * shape.parameters() + (std::size_t{64} << 20));
     options.communicator = &comm;
+    options.slot_memory = &arena;
     report = sharded::train(options);
   });
   return report;

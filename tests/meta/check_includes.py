@@ -88,7 +88,8 @@ FOREIGN = {
                       "nccl_movement", "nccl_staging", "nccl_tracker", "nccl_transfer", "nccl_watchdog",
                       "run_cuda_ranks")},
     **{f"comm/mpi_{part}.hpp": {"mpi.h"}
-       for part in ("batch", "communicator", "error", "handle", "session", "transfer")},
+       for part in ("batch", "communicator", "error", "handle", "rendezvous", "session", "transfer")},
+    "comm/mpi_shared_memory.hpp": {"fcntl.h", "sys/mman.h", "sys/stat.h", "unistd.h"},
     "comm/nccl_range.hpp": {"nvtx3/nvToolsExt.h"},
     **{f"device/cuda_{part}.hpp": {"cuda_runtime_api.h"}
        for part in ("device", "error", "event", "guard", "memory", "seam", "stream", "timeline")},

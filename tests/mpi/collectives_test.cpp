@@ -7,6 +7,7 @@
 #include <memory>
 #include <shardwise/comm/collectives.hpp>
 #include <shardwise/device/host_stream.hpp>
+#include <shardwise/shardwise.hpp>
 #include <string>
 #include <thread>
 #include <vector>
@@ -185,6 +186,126 @@ TEST_CASE("split makes groups by color, ordered by key") {
     REQUIRE(whole[999] == static_cast<float>(comm.size()));
     REQUIRE(half[999] == static_cast<float>(part->size()));
   }
+}
+
+/// What `make(memory)` gives with buffers in an arena on each rank whose bit is set in `where`, in
+/// memory of its own on the others.
+template <class Make>
+auto with_buffers(MpiCommunicator& comm, MpiArena& arena, unsigned where, std::size_t bytes,
+                  const Make& make) {
+  const bool inside = (where >> comm.rank() & 1u) != 0;
+  std::vector<std::byte> own(bytes);
+  void* const memory = inside ? arena.allocate(bytes) : own.data();
+  const auto result = make(static_cast<std::byte*>(memory));
+  if (inside) arena.deallocate(memory, bytes);
+  return result;
+}
+
+TEST_CASE("buffers in memory that ranks share give the same bits, wherever they are") {
+  MpiCommunicator comm = world();
+  MpiArena arena(comm, std::size_t{8} << 20);
+  CHECK(arena.is_shared());
+  const auto ranks = static_cast<std::size_t>(comm.size());
+  const auto rank = static_cast<std::size_t>(comm.rank());
+  for (const unsigned where : {~0u, 0u, 1u, 2u}) {
+    for (const std::size_t count : {std::size_t{1}, std::size_t{700}, std::size_t{20001}}) {
+      for (const DType dtype : {DType::f32, DType::bf16}) {
+        const std::size_t part = count * size_of(dtype);
+        const Bytes mine = contribution(dtype, rank, 3, count);
+        const Bytes gathered = with_buffers(comm, arena, where, part * ranks, [&](std::byte* to) {
+          const GatherItem item{mine.data(), to, count, dtype};
+          comm.all_gather({&item, 1}, {"gather"}, {});
+          return Bytes(to, to + part * ranks);
+        });
+        Bytes expected;
+        for (std::size_t r = 0; r < ranks; ++r) {
+          const Bytes theirs = contribution(dtype, r, 3, count);
+          expected.insert(expected.end(), theirs.begin(), theirs.end());
+        }
+        CHECK(gathered == expected);
+
+        for (const bool scatter : {true, false}) {
+          const std::size_t elements = scatter ? count * ranks : count;
+          std::vector<Bytes> inputs;
+          std::vector<double> weights;
+          for (std::size_t r = 0; r < ranks; ++r) {
+            inputs.push_back(contribution(dtype, r, 5, elements));
+            weights.push_back(0.5 + 0.25 * static_cast<double>(r));
+          }
+          const Bytes before = contribution(DType::f32, scatter ? rank : 99, 7, count);
+          const ReduceSpec spec{.output = DType::f32,
+                                .scale = 0.5,
+                                .weight = weights[rank],
+                                .accumulate = true,
+                                .weighted = true};
+          Bytes result = before;
+          with_buffers(comm, arena, where, elements * size_of(dtype), [&](std::byte* from) {
+            std::copy(inputs[rank].begin(), inputs[rank].end(), from);
+            const ReduceItem item{from, result.data(), count, dtype, spec};
+            if (scatter) {
+              comm.reduce_scatter({&item, 1}, {"scatter"}, {});
+            } else {
+              comm.all_reduce({&item, 1}, {"reduce"}, {});
+            }
+            return 0;
+          });
+          CHECK(result ==
+                reduced(inputs, weights, dtype, scatter ? rank * count : 0, count, before, spec));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("training with slots in memory that ranks share gives the same bits") {
+  MpiCommunicator comm = world();
+  const auto train = [&](MpiArena* arena, const Strategy& strategy) {
+    Context<> context(comm, strategy, {.slot_memory = arena});
+    ShardedParameter<float> parameter(context, {{"weight", {301, 17}}, {"bias", {17}}});
+    ShardedGradient<float> gradient(parameter);
+    ShardedOptimizerState<AdamW> state(parameter, {.learning_rate = 0.1});
+    parameter.initialize(
+        [](const auto&, std::size_t i) { return static_cast<float>(i % 13) / 13; });
+    for (int step = 0; step < 4; ++step) {
+      auto weights = parameter.gather();
+      auto sums = gradient.lease();
+      for (std::size_t i = 0; i < 301 * 17; ++i) {
+        sums["weight"][i] += weights["weight"][i] * static_cast<float>(comm.rank() + 1);
+      }
+      weights.release();
+      std::move(sums).reduce();
+      state.step(parameter, gradient);
+    }
+    std::vector<float> values;
+    parameter.read([&](const auto&, std::size_t, auto part) {
+      values.insert(values.end(), part.begin(), part.end());
+    });
+    return values;
+  };
+  MpiArena arena(comm, std::size_t{1} << 20);
+  for (const Strategy& strategy : {Strategy::ddp(), Strategy::zero2(), Strategy::zero3()}) {
+    CHECK(train(&arena, strategy) == train(nullptr, strategy));
+  }
+}
+
+TEST_CASE("ranks meet and exchange texts without a collective") {
+  MpiCommunicator comm = world();
+  const auto meeting = std::make_shared<MpiRendezvous>(comm);
+  CHECK(meeting->rank() == comm.rank());
+  CHECK(meeting->size() == comm.size());
+  CHECK_FALSE(meeting->failure());
+  CHECK_FALSE(meeting->try_get("nobody.put.this"));
+  const std::string id(200, static_cast<char>('a' + comm.rank()));
+  if (comm.rank() == comm.size() - 1) meeting->put("id", id);
+  barrier(comm);  // collectives and texts do not meet
+  CHECK(meeting->get("id", std::chrono::seconds(30)) ==
+        std::string(200, static_cast<char>('a' + comm.size() - 1)));
+  CHECK_THROWS_AS(meeting->put("id", "again"), UsageError);
+  const auto names =
+      meeting->exchange("names", std::to_string(comm.rank()), std::chrono::seconds(30));
+  for (int r = 0; r < comm.size(); ++r)
+    CHECK(names[static_cast<std::size_t>(r)] == std::to_string(r));
+  barrier(comm);
 }
 
 TEST_CASE("scalars, and arguments that are refused before a call is taken") {

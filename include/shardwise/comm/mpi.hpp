@@ -9,6 +9,8 @@
 ///     MPI_Comm shardwise::Context context(world, shardwise::Strategy::zero3());
 ///
 /// run_mpi does the same and ends the job in good order where a rank throws.
+#include "mpi_arena.hpp"
 #include "mpi_communicator.hpp"
+#include "mpi_rendezvous.hpp"
 #include "mpi_run.hpp"
 #include "mpi_session.hpp"

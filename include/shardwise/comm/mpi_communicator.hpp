@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <concepts>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -15,6 +16,7 @@
 #include <string>
 #include <string_view>
 #include <thread>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -30,6 +32,7 @@
 #include "mpi_options.hpp"
 #include "mpi_patience.hpp"
 #include "mpi_session.hpp"
+#include "mpi_shared_memory.hpp"
 #include "mpi_transfer.hpp"
 #include "mpi_turns.hpp"
 
@@ -129,6 +132,9 @@ class MpiCommunicator final : public Communicator {
   void check() override {}  // host streams rethrow
 
  private:
+  friend class MpiArena;
+  friend class MpiRendezvous;
+
   using Outcome = detail::mpi::Patience::Outcome;
   using Batch = detail::mpi::Batch;
 
@@ -171,7 +177,7 @@ class MpiCommunicator final : public Communicator {
   };
 
   // A part of `whole`.
-  MpiCommunicator(const MpiCommunicator& whole, std::unique_ptr<detail::mpi::Handle> handle,
+  MpiCommunicator(const MpiCommunicator& whole, std::shared_ptr<detail::mpi::Handle> handle,
                   std::vector<int> world_ranks, std::uint64_t group)
       : options_(whole.options_),
         family_(whole.family_),
@@ -189,12 +195,12 @@ class MpiCommunicator final : public Communicator {
     raise("MpiOptions::largest_message is {}, expected 1 to {}", options.largest_message, most);
   }
 
-  [[nodiscard]] static std::unique_ptr<detail::mpi::Handle> duplicate(const MpiSession& session,
+  [[nodiscard]] static std::shared_ptr<detail::mpi::Handle> duplicate(const MpiSession& session,
                                                                       MPI_Comm comm,
                                                                       const MpiOptions& options) {
     using detail::mpi::Handle;
-    if (!options.duplicate) return std::make_unique<Handle>(session.library(), comm);
-    return std::make_unique<Handle>(session.library(), comm, options.startup_timeout);
+    if (!options.duplicate) return std::make_shared<Handle>(session.library(), comm);
+    return std::make_shared<Handle>(session.library(), comm, options.startup_timeout);
   }
 
   [[nodiscard]] std::unique_ptr<detail::mpi::Transfer> make_transfer() {
@@ -219,6 +225,21 @@ class MpiCommunicator final : public Communicator {
       family_->connect(rank(), size(), exchange, options_.failures);
     });
   }
+
+  // For an MpiArena; all ranks call it.
+  [[nodiscard]] std::shared_ptr<detail::mpi::SharedMemory> share(std::size_t bytes,
+                                                                 const CallInfo& info) {
+    const Call call{Operation::split, -1, tickets_++, info};
+    std::shared_ptr<detail::mpi::SharedMemory> result;
+    carry_out(call, std::span<const BroadcastItem>(), [&](const auto& wait) {
+      const auto exchange = [&](const std::string& mine) { return exchange_texts(mine, wait); };
+      result = std::make_shared<detail::mpi::SharedMemory>(static_cast<std::size_t>(rank()), bytes,
+                                                           machine_name(), exchange);
+      transfer_->use(result);
+    });
+    return result;
+  }
+  void unshare() noexcept { transfer_->use(nullptr); }
 
   template <class Wait>
   [[nodiscard]] std::vector<std::string> exchange_texts(const std::string& mine, const Wait& wait) {
@@ -294,10 +315,14 @@ class MpiCommunicator final : public Communicator {
     }
     family_->entering(print, group_);
     transfer_->begin(call.operation, call.ticket);
-    const auto wait = [&](Batch& batch) {
+    const auto wait = [&]<class What>(What&& what) {
       const auto done = [&] {
-        const auto lock = handle_->library().lock();
-        return batch.test();
+        if constexpr (std::same_as<std::remove_cvref_t<What>, Batch>) {
+          const auto lock = handle_->library().lock();
+          return what.test();
+        } else {
+          return what();
+        }
       };
       switch (detail::mpi::Patience(spins_).wait(call.info.timeout, done, failed)) {
         case Outcome::failed:
@@ -353,7 +378,7 @@ class MpiCommunicator final : public Communicator {
     const auto group =
         detail::mix(detail::mix(group_ + 1, tickets_), static_cast<std::uint64_t>(index));
     return std::unique_ptr<Communicator>(
-        new MpiCommunicator(*this, std::make_unique<detail::mpi::Handle>(*handle_, index, key),
+        new MpiCommunicator(*this, std::make_shared<detail::mpi::Handle>(*handle_, index, key),
                             std::move(part), group));
   }
 
@@ -387,7 +412,7 @@ class MpiCommunicator final : public Communicator {
 
   MpiOptions options_;
   std::shared_ptr<detail::mpi::Family> family_;
-  std::unique_ptr<detail::mpi::Handle> handle_;
+  std::shared_ptr<detail::mpi::Handle> handle_;
   std::unique_ptr<detail::mpi::Transfer> transfer_;
   std::vector<int> world_ranks_;  // what the members are called in messages
   std::uint64_t group_ = 0;       // tells it from others of the family

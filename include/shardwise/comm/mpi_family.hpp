@@ -51,6 +51,9 @@ class Family {
     if (channel_ != nullptr) channel_->leave(group);
   }
 
+  /// Where has_failed().
+  [[nodiscard]] ProcessFailure failure() const { return channel_->failure(); }
+
   /// Ends a call where has_failed().
   [[noreturn]] void fail_with_peer(const Fingerprint& call) {
     library_->fail();

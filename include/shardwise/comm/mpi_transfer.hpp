@@ -6,6 +6,8 @@
 #include <array>
 #include <cstddef>
 #include <cstring>
+#include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -17,13 +19,15 @@
 #include "mpi_handle.hpp"
 #include "mpi_landing.hpp"
 #include "mpi_options.hpp"
+#include "mpi_shared_memory.hpp"
+#include "mpi_shared_transfer.hpp"
 #include "pieces.hpp"
 
 namespace shardwise::inline v0_1::detail::mpi {
 
 /// How one rank moves bytes: messages between each pair of ranks, posted in the order that all
-/// ranks know, so that they meet without further words. `Wait` is a function that makes a batch
-/// complete or throws.
+/// ranks know, so that they meet without further words. `Wait` is a function that waits until a
+/// batch is complete, or a condition is true, or throws.
 class Transfer {
  public:
   Transfer(Handle& handle, const MpiOptions& options, std::size_t chunk_bytes)
@@ -44,27 +48,26 @@ class Transfer {
     tag_ = static_cast<int>(static_cast<std::uint64_t>(operation) * numbers + sequence % numbers);
   }
 
+  /// Memory that all ranks have mapped, or null: what is in it moves without messages.
+  void use(std::shared_ptr<SharedMemory> memory) {
+    shared_.reset();
+    memory_ = std::move(memory);
+    if (memory_ != nullptr && memory_->is_shared()) shared_.emplace(*memory_, rank_, size_);
+  }
+
   template <class Wait>
   void move(Operation, int, std::span<const GatherItem> items, const Wait& wait) {
-    Batch& batch = batches_[0];
-    {
-      const auto lock = handle_.library().lock();
-      for_pairs([&](std::size_t to, std::size_t from) {
-        for (const GatherItem& item : items) post(batch, item, to, from);
-      });
-    }
-    for (const GatherItem& item : items) {
-      if (item.send == nullptr) continue;
-      detail::fill_part(item, item, rank_ * item.count,
-                        [](void* to, const void* from, std::size_t n) { copy_bytes(to, from, n); });
-    }
-    wait(batch);
+    if (!shared_ || !shared_->all_gather(items, wait)) gather(items, wait);
   }
 
   template <class Wait>
   void move(Operation operation, int, std::span<const ReduceItem> items, const Wait& wait) {
     const bool scatter = operation == Operation::reduce_scatter;
     if (!scatter && is_small(items)) return sum_small(items, wait);
+    if (shared_ && options_.order == MpiOrder::canonical && shared_->reduce(items, scatter, wait)) {
+      if (!scatter) spread(items, wait);
+      return;
+    }
     find_landings(items, scatter);
     exchange_weights(items);
     start_sums_of_mpi(items, scatter);
@@ -117,7 +120,7 @@ class Transfer {
                                                const Wait& wait) {
     std::vector<std::byte> all(bytes * size_);
     const GatherItem item{mine, all.data(), bytes, DType::u8};
-    move(Operation::all_gather, -1, std::span<const GatherItem>(&item, 1), wait);
+    gather({&item, 1}, wait);
     return all;
   }
 
@@ -141,6 +144,23 @@ class Transfer {
       const std::size_t from = rank_ + size_ - step;
       post(to < size_ ? to : to - size_, from < size_ ? from : from - size_);
     }
+  }
+
+  template <class Wait>
+  void gather(std::span<const GatherItem> items, const Wait& wait) {
+    Batch& batch = batches_[0];
+    {
+      const auto lock = handle_.library().lock();
+      for_pairs([&](std::size_t to, std::size_t from) {
+        for (const GatherItem& item : items) post(batch, item, to, from);
+      });
+    }
+    for (const GatherItem& item : items) {
+      if (item.send == nullptr) continue;
+      detail::fill_part(item, item, rank_ * item.count,
+                        [](void* to, const void* from, std::size_t n) { copy_bytes(to, from, n); });
+    }
+    wait(batch);
   }
 
   void post(Batch& batch, const GatherItem& item, std::size_t to, std::size_t from) {
@@ -197,8 +217,8 @@ class Transfer {
       put(item.send, item.count * size_of(item.dtype));
     }
     scratch_.resize(std::max(scratch_.size(), bytes * size_));
-    const GatherItem gather{mine.data(), scratch_.data(), bytes, DType::u8};
-    move(Operation::all_gather, -1, std::span<const GatherItem>(&gather, 1), wait);
+    const GatherItem everything{mine.data(), scratch_.data(), bytes, DType::u8};
+    gather({&everything, 1}, wait);
     std::size_t offset = 0;
     for (const ReduceItem& item : items) {
       const std::size_t size = item.count * size_of(item.dtype);
@@ -444,6 +464,8 @@ class Transfer {
     }
   }
 
+  std::shared_ptr<SharedMemory> memory_;
+  std::optional<SharedTransfer> shared_;
   Handle& handle_;
   const MpiOptions& options_;
   std::size_t chunk_bytes_;
