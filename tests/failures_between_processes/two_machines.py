@@ -83,9 +83,10 @@ class Machines:
 
     def command(self, program):
         network = f"{NETWORK}.0/24"
-        line = [self.launcher, "--hostfile", str(self.hosts), "-n", "4", "--mca", "plm_rsh_agent", str(self.agent),
-                "--mca", "btl", "tcp,vader,self", "--mca", "pml", "ob1", "--mca", "btl_tcp_if_include", network, "--mca",
-                "oob_tcp_if_include", network, "--oversubscribe"]
+        line = [self.launcher, "--hostfile", str(self.hosts), "-n", "4", "--oversubscribe"]
+        for name, value in (("plm_rsh_agent", str(self.agent)), ("btl", "tcp,vader,self"), ("pml", "ob1"),
+                            ("btl_tcp_if_include", network), ("oob_tcp_if_include", network)):
+            line += ["--mca", name, value]
         if os.geteuid() == 0:
             line.insert(1, "--allow-run-as-root")
         return [*self.inside(0), *line, *program]
