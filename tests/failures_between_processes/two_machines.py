@@ -122,9 +122,11 @@ def check_hashes(machines, train_gpt, work):
 
 def check_names(machines):
     """The ranks do live on two machines, and the network between them is the cable."""
-    found = text_of(machines.command(["hostname"])).split()
+    output = text_of(machines.command(["hostname"]))
+    # The launcher may say something, too.
+    found = [line for line in output.splitlines() if line in machines.names]
     if sorted(found) != sorted(2 * machines.names):
-        raise Failed(f"four ranks are on {found}")
+        raise Failed(f"four ranks are on {found}:\n{output}")
 
 
 def check_death(machines, failing_rank):
