@@ -108,11 +108,13 @@ def expect(output, *words):
 
 def check_hashes(machines, train_gpt, work):
     file = work / "report.json"
-    for strategy in ("ddp", "zero2", "zero3"):
+    # The last one keeps the sharding within a machine.
+    for words in (["ddp"], ["zero2"], ["zero3"], ["hybrid", "--shard-group", "2"]):
+        strategy = " ".join(words)
         hashes = []
         for line in ([train_gpt, "--ranks", "4"], machines.command([train_gpt])):
             file.unlink(missing_ok=True)
-            text_of([*line, *SIZE, "--strategy", strategy, "--json", str(file)])
+            text_of([*line, *SIZE, "--strategy", *words, "--json", str(file)])
             report = json.loads(file.read_text(encoding="utf-8"))
             hashes.append((report["world"], report["parameters_hash"]))
         print(f"{strategy}: threads {hashes[0]}, two machines {hashes[1]}", flush=True)
