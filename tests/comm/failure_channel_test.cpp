@@ -421,6 +421,48 @@ TEST_CASE("an exception that unwinds the stack is a failure, though nobody says 
                   {"rank 1 failed: an exception is unwinding its stack", "while rank"});
 }
 
+TEST_CASE("a peer that sends nonsense is as good as dead, whatever it sends") {
+  using detail::failures::Kind;
+  using detail::failures::Writer;
+  const auto frame = [](std::int32_t origin, Kind kind, const Writer& body) {
+    return Writer().put(origin).put(std::uint64_t{1}).put(kind).append(body).frame();
+  };
+  const std::string too_long = "\xff\xff\xff\x7f";
+  const std::string cases[] = {
+      std::string(100, 'x'),
+      std::string(4, '\0'),
+      too_long,
+      frame(2, Kind::goodbye, {}),
+      frame(-1, Kind::goodbye, {}),
+      frame(0, static_cast<Kind>(9), {}),
+      frame(0, Kind::failed, {}),
+      frame(0, Kind::failed, Writer().put(std::int32_t{0}).put_flag(false).put_flag(false)),
+      frame(0, Kind::answer, Writer().put(std::int32_t{1})),
+      frame(
+          0, Kind::failed,
+          Writer().put(std::int32_t{0}).put(std::uint32_t{1}).append(std::string_view(too_long)))};
+  for (const std::string& sent : cases) {
+    Run run(2);
+    run.run([&](int rank) {
+      if (rank == 0) {
+        detail::failures::Meeting meeting(rank, 2, run.exchange_of(rank), run.options());
+        const auto links = meeting.connect();
+        if (::send(links[0].socket.get(), sent.data(), sent.size(), MSG_NOSIGNAL) < 0) std::abort();
+        Processes::wait_until([&] { return run.flag() == 1; });
+        return;
+      }
+      try {
+        FailureChannel channel(rank, 2, run.exchange_of(rank), run.options());
+        wait_in(channel, call(1));
+      } catch (const PeerFailed& error) {
+        run.say(rank, error.what());
+      }
+      run.flag() = 1;
+    });
+    run.check_peers(0, Processes::now(), {"rank 0 died: it sent what no failure channel sends"});
+  }
+}
+
 TEST_CASE("a callback that never returns holds nobody up") {
   Run run(2);
   run.run([&](int rank) {

@@ -77,8 +77,11 @@ class Run:
         line = command(options.launcher, options.kind, world,
                        [options.program, operation, how, when, str(victim), str(int(TIMEOUT * 1000))])
         begin = time.monotonic()
-        child = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                 start_new_session=True)
+        # Where MPICH's transport, UCX, reads a peer's memory through the kernel, it aborts the reader's process when
+        # the peer dies meanwhile.
+        environment = {"UCX_TLS": "^cma", **os.environ}
+        child = subprocess.Popen(line, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                 stderr=subprocess.STDOUT, start_new_session=True)
         self.hung = False
         self.unheard = 0
         # MPICH's launcher kills all processes at once when one was killed, often before they can say anything.

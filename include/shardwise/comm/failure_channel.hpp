@@ -144,9 +144,12 @@ class FailureChannel {
     return detail::format("missing ranks: {}; last calls:{}", missing, calls);
   }
 
-  /// What to throw in `call` where has_failed().
+  /// What to throw in `call` where has_failed(). Gives the other ranks a moment to learn of it,
+  /// too: what carries the bytes may read this rank's buffers, which go when it unwinds, until they
+  /// stop it.
   [[nodiscard]] PeerFailed peer_failed(const Fingerprint& call) const {
     const ProcessFailure first = failure();
+    std::this_thread::sleep_for(for_others);
     const std::string who = first.rank == rank_ ? detail::format("this rank ({})", first.rank)
                                                 : detail::format("rank {}", first.rank);
     return PeerFailed(detail::format("{} {}\nwhile rank {} was in {}", who, what_happened(first),
@@ -171,6 +174,7 @@ class FailureChannel {
 
  private:
   using State = detail::failures::State;
+  static constexpr auto for_others = std::chrono::milliseconds(20);
 
   [[nodiscard]] bool is_child() const noexcept { return ::getpid() != process_; }
 

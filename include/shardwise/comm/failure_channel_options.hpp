@@ -13,12 +13,12 @@
 
 namespace shardwise::inline v0_1 {
 
-/// One line on stderr where another rank has failed; what this rank itself threw is the host's to
-/// print.
+/// Writes the report to stderr where another rank has failed; what this rank itself threw is the
+/// host's to print.
 inline void print_failure(int rank, const ProcessFailure& failure, const std::string& report) {
   if (failure.rank == rank) return;
   const std::string line = detail::format("shardwise: {}\n", report);
-  // One write, so that the lines of several ranks do not mix; where it fails nobody can be told.
+  // One write, so that the reports of several ranks do not mix; where it fails nobody can be told.
   static_cast<void>(::write(STDERR_FILENO, line.data(), line.size()) < 0);
 }
 

@@ -244,6 +244,18 @@ class State {
     wake();
   }
 
+  [[nodiscard]] static std::string why_lost(int error) {
+    if (error == 0 || error == ECONNRESET) {
+      return "its process ended without leaving the group (killed by a signal, crashed, or it "
+             "called exit?)";
+    }
+    if (error == EPROTO) {
+      return "it sent what no failure channel sends (do all processes run the same program?)";
+    }
+    return detail::format("its connection broke: {} (is its machine gone, or the network?)",
+                          error_text(error));
+  }
+
   void lost(int peer, int error) {
     if (gone_[static_cast<std::size_t>(peer)]) return;
     gone_[static_cast<std::size_t>(peer)] = true;
@@ -251,13 +263,7 @@ class State {
     ProcessFailure failure;
     failure.rank = peer;
     failure.died = true;
-    failure.message = error == 0 || error == ECONNRESET
-                          ? "its process ended without leaving the group (killed by a signal, "
-                            "crashed, or it called exit?)"
-                          : detail::format(
-                                "its connection broke: {} (is its machine gone, or the "
-                                "network?)",
-                                error_text(error));
+    failure.message = why_lost(error);
     if (failure_.rank == peer && failure_.provisional) {  // no other message will come
       failure = failure_;
       failure.provisional = false;
