@@ -51,6 +51,20 @@ TEST_CASE("strategies parse and print by name") {
     CHECK(strategy.name() == name);
     strategy.validate();
   }
+  Strategy grouped = Strategy::zero2();
+  grouped.shard_group = 16;
+  CHECK(grouped.name() == "hybrid-zero2-16");
+  CHECK(Strategy::hybrid(8).name() == "hybrid-8");
+  for (const char* name :
+       {"hybrid-1", "hybrid-8", "hybrid-no-reshard-4", "hybrid-zero1-2", "hybrid-zero2-16"}) {
+    CHECK(Strategy::parse(name).name() == name);
+  }
+  CHECK(Strategy::parse("hybrid-8") == Strategy::hybrid(8));
+  CHECK(Strategy::parse("hybrid") == Strategy::zero3());
+  for (const char* wrong : {"hybrid-", "hybrid-0", "hybrid-x", "hybrid--2", "hybrid-2x",
+                            "hybrid-123456789", "zero3-8"}) {
+    CHECK_THROWS_AS(Strategy::parse(wrong), ConfigError);
+  }
   CHECK(Strategy::parse("fsdp") == Strategy::zero3());
   CHECK(Strategy::parse("fsdp-shard-grad-op") == Strategy::zero3_no_reshard());
   for (const char* wrong : {"", "zero", "zero4", "ZERO3", "zero3 "}) {
@@ -60,6 +74,30 @@ TEST_CASE("strategies parse and print by name") {
                        ContainsSubstring("ddp, zero1, zero2, zero3, zero3-no-reshard, fsdp, "
                                          "fsdp-shard-grad-op")));
   }
+}
+
+TEST_CASE("groups come to what they are in a world") {
+  CHECK(Strategy::hybrid(4).in_world(4) == Strategy::zero3());
+  CHECK(Strategy::hybrid(0).in_world(4) == Strategy::zero3());
+  CHECK(Strategy::hybrid(1).in_world(4) == Strategy::ddp());
+  CHECK(Strategy::hybrid(2).in_world(4) == Strategy::hybrid(2));
+  CHECK_THROWS_AS(Strategy::hybrid(2).in_world(3), UsageError);
+  CHECK_THROWS_AS(Strategy::hybrid(8).in_world(4), UsageError);
+  CHECK_THROWS_AS(Strategy::hybrid(-1).validate(), UsageError);
+  Strategy secondary = Strategy::hybrid(4);
+  secondary.reshard_group = 2;
+  CHECK(secondary.in_world(8) == secondary);
+  CHECK_THROWS_AS(secondary.in_world(6), UsageError);
+  secondary.reshard_group = 4;  // those of the first gather
+  CHECK(secondary.in_world(8) == Strategy::hybrid(4));
+  secondary.reshard_group = 8;
+  CHECK_THROWS_AS(secondary.in_world(8), UsageError);
+  secondary = Strategy::zero3();
+  secondary.reshard_group = 1;
+  CHECK(secondary.in_world(8) == Strategy::zero3_no_reshard());
+  CHECK(Strategy::hybrid(4).keeps_bits(8));
+  CHECK(Strategy::hybrid(6).keeps_bits(6));
+  CHECK_FALSE(Strategy::hybrid(6).keeps_bits(12));
 }
 
 TEST_CASE("a name says the placements, whatever else is set") {

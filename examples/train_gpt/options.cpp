@@ -16,6 +16,18 @@ void require_positive(std::string_view name, std::size_t value) {
   throw std::invalid_argument(fmt::format("--{} 0: it must be at least 1", name));
 }
 
+void add_checkpoint_options(CLI::App& app, Options& o) {
+  app.add_option("--checkpoint", o.checkpoint, "Folder of saves; the last step is saved, too")
+      ->group("Checkpoints");
+  add_count(app, "--save-every", o.save_every, "Steps between saves; 0: the last step alone")
+      ->group("Checkpoints");
+  add_count(app, "--keep", o.keep, "Saves that stay; 0: all of them")->group("Checkpoints");
+  app.add_flag("--resume", o.resume,
+               "Go on from the newest save, whatever the ranks and the strategy that wrote it; "
+               "--steps counts the steps before it, too")
+      ->group("Checkpoints");
+}
+
 }  // namespace
 
 Options parse_options(int count, const char* const* arguments) {
@@ -60,6 +72,7 @@ Options parse_options(int count, const char* const* arguments) {
                  "Folder for report.html, trace.json, steps.jsonl and summary.json")
       ->group("Output");
 
+  add_checkpoint_options(app, o);
   app.add_option("--optimizer", o.optimizer, "Optimizer")
       ->check(CLI::IsMember({"adamw"}))
       ->group("Training");
@@ -116,6 +129,14 @@ void validate(const Options& o) {
   if (o.world_of_one_reference && !o.monitor.empty()) {
     throw std::invalid_argument(
         "--monitor watches the library, which --world-of-one-reference does without");
+  }
+  if (o.checkpoint.empty() && (o.resume || o.save_every > 0)) {
+    throw std::invalid_argument(fmt::format("{} needs the folder of saves: add --checkpoint DIR",
+                                            o.resume ? "--resume" : "--save-every"));
+  }
+  if (!o.checkpoint.empty() && o.world_of_one_reference) {
+    throw std::invalid_argument(
+        "--checkpoint saves what the library holds, which --world-of-one-reference does without");
   }
   const std::size_t parts = o.ranks * o.micro_batches;
   if (o.batch % parts != 0) {

@@ -59,6 +59,11 @@ struct Options {
   Accumulate accumulate = Accumulate::reduce;
   std::uint64_t seed = 1;
 
+  std::string checkpoint;      ///< folder of saves; empty: nothing is saved
+  std::size_t save_every = 0;  ///< steps; 0: the last one alone
+  std::size_t keep = 2;        ///< saves that stay; 0: all
+  bool resume = false;         ///< go on from the newest save
+
   std::string text;        ///< a file; empty: see Text::load
   std::size_t sample = 0;  ///< bytes to write after training
   std::string json;        ///< file for the report; empty: none

@@ -3,6 +3,7 @@
 #include <span>
 #include <vector>
 
+#include "checkpointing.hpp"
 #include "model.hpp"
 #include "options.hpp"
 #include "report.hpp"
@@ -59,7 +60,9 @@ Report run(const Options& options, const Text& text, shardwise::Context<>& conte
 
   Batch batch(share.at_once, options.sequence);
   Recorder recorder(options, share.rank == 0);
-  for (std::size_t step = 0; step < options.steps; ++step) {
+  Checkpointing checkpointing(options, context);
+  checkpointing.add(parameters, states);
+  for (std::size_t step = checkpointing.resume(); step < options.steps; ++step) {
     recorder.begin_step();
     context.begin_step();
     double loss = 0;
@@ -92,7 +95,9 @@ Report run(const Options& options, const Text& text, shardwise::Context<>& conte
     }
     recorder.end_step(context.mean(loss), norm, context.statistics().waited);
     context.end_step({recorder.loss(), options.batch * options.sequence});
+    checkpointing.after_step(step + 1);
   }
+  checkpointing.finish();
 
   Report report = recorder.finish();
   account(context, report);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <csignal>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -28,6 +29,7 @@ struct Instead {
   int error = 0;         ///< it fails with this errno
   bool partly = false;   ///< reads and writes: half of the bytes, and at least one
   bool nothing = false;  ///< it succeeds and does nothing
+  bool kills = false;    ///< the process is killed right after it
 };
 
 /// Another file system behind a hook.
@@ -99,7 +101,9 @@ class HookedFiles final : public FileSystem {
     if (instead.error != 0) return -instead.error;
     if (instead.nothing) return 0;
     if (partly != nullptr) *partly = instead.partly;
-    return run();
+    const Status status = run();
+    if (instead.kills) std::raise(SIGKILL);
+    return status;
   }
 
   Status opened(const std::string& path, Status status) {

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <shardwise/checkpoint.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "hooked_files.hpp"
@@ -107,6 +108,24 @@ TEST_CASE("any number of ranks loads what any other has saved: bf16 storage") {
       SimulatedDisk disk;
       save_by<bf16>(from, Strategy::zero3(), shape, false, disk);
       CHECK(differences_at<bf16>(to, Strategy::zero1(), shape, false, disk) == 0);
+    }
+  }
+}
+
+TEST_CASE("groups that hold copies write each element once, and load from anybody") {
+  const Shape shape = shapes(997)[1];
+  const std::pair<int, int> hybrids[] = {{2, 1}, {4, 2}, {8, 2}, {8, 4}, {4, 1}, {4, 4}};
+  for (const auto& [from, group] : hybrids) {
+    for (const bool bf16_leases : {false, true}) {
+      Strategy strategy = Strategy::hybrid(group);
+      if (bf16_leases) strategy.lease = DType::bf16;
+      SimulatedDisk disk;
+      save_by<float>(from, strategy, shape, true, disk);
+      for (const auto& [to, other] : hybrids) {
+        INFO(from << " in groups of " << group << " to " << to << " in groups of " << other);
+        CHECK(differences_at<float>(to, Strategy::hybrid(other), shape, true, disk) == 0);
+      }
+      CHECK(differences_at<float>(3, Strategy::zero3(), shape, true, disk) == 0);
     }
   }
 }

@@ -16,7 +16,7 @@ namespace shardwise::test {
 
 /// A model whose every value is a function of its name, its element and a version: what a load
 /// brings back can be told apart, element by element, from any other version.
-template <FloatingElement T, ElementwiseOptimizer Optimizer = AdamW>
+template <FloatingElement T, ElementwiseOptimizer Optimizer = AdamW, class D = Device>
 class SavedModel {
  public:
   SavedModel(Communicator& communicator, const Strategy& strategy,
@@ -54,7 +54,7 @@ class SavedModel {
             part[j] = value(tensor.name + '.' + slot, first + j, version);
           }
         });
-        Device::upload(context.stream(), values.data(), host.data(), host.size() * sizeof(float));
+        D::upload(context.stream(), values.data(), host.data(), host.size() * sizeof(float));
       }
     }
   }
@@ -75,7 +75,7 @@ class SavedModel {
       for (const char* const slot : Optimizer::state_names) {
         const auto values = states[i].template values<float>(slot);
         std::vector<float> host(values.size());
-        Device::download(context.stream(), host.data(), values.data(), host.size() * sizeof(float));
+        D::download(context.stream(), host.data(), values.data(), host.size() * sizeof(float));
         parameters[i].for_each_tensor(std::span<float>(host), [&](const Layout::Tensor& tensor,
                                                                   std::size_t first, auto part) {
           for (std::size_t j = 0; j < part.size(); ++j) {
@@ -89,10 +89,10 @@ class SavedModel {
     return wrong;
   }
 
-  Context<Device> context;
-  std::deque<Parameter<T>> parameters;
-  std::deque<State<Optimizer>> states;
-  TrainingState<Device> training;
+  Context<D> context;
+  std::deque<ShardedParameter<T, D>> parameters;
+  std::deque<ShardedOptimizerState<Optimizer, D>> states;
+  TrainingState<D> training;
 };
 
 /// Small, uneven, with an empty tensor and a scalar.

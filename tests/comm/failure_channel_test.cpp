@@ -177,7 +177,7 @@ TEST_CASE("a rank that returns early has left, which ends later calls and no ear
       std::this_thread::sleep_for(50ms);  // what the leaver took part in is completed in peace
       if (channel.has_failed()) throw UsageError("a call that the leaver took part in has failed");
       channel.leaving(77);
-      channel.entering(call(1), 78);  // nor does another communicator suffer
+      channel.entering(call(5), 78);  // nor does another communicator suffer
       std::this_thread::sleep_for(10ms);
       if (channel.has_failed()) throw UsageError("a group that nobody left has failed");
       channel.leaving(78);
@@ -292,7 +292,8 @@ TEST_CASE("ranks on several machines are connected by TCP, and no stranger gets 
           // One that says nothing, one that talks nonsense, one that guesses.
           const auto port = static_cast<std::uint16_t>(std::stoi(place));
           for (const std::string& said :
-               {std::string(), std::string(100, 'x'), "swfail1 " + std::string(40, '0')}) {
+               {std::string(), std::string(100, 'x'),
+                "swfail1 " + std::string(32, '0') + detail::format("{:08x}!", size - 1)}) {
             strangers.push_back(detail::FileHandle(::socket(AF_INET, SOCK_STREAM, 0)));
             const auto address = detail::failures::Address::internet("127.0.0.1", port);
             if (::connect(strangers.back().get(), address.get(), address.size) != 0) std::abort();

@@ -49,8 +49,15 @@ shardwise_add_cuda_test(NAME sharded SOURCES $<TARGET_OBJECTS:cuda_suite> KERNEL
 shardwise_add_cuda_test(NAME sharded_host_kernels SOURCES $<TARGET_OBJECTS:cuda_suite> KERNELS host
                         LINK cuda_suite_kernels_host LABELS full TIMEOUT 600)
 
-# What a plan says without a device against what ranks on devices hold.
+# What a plan says without a device against what ranks on devices hold; files straight into and out of a
+# device's shards; saves from its memory.
 shardwise_add_cuda_test(NAME plan SOURCES ${suite}/plan/memory_test.cpp KERNELS host LABELS full)
-if(TARGET test_cuda_plan)
-  target_compile_definitions(test_cuda_plan PRIVATE SHARDWISE_TEST_CUDA)
-endif()
+shardwise_add_cuda_test(NAME hugging_face SOURCES ${suite}/checkpoint/hugging_face_test.cpp KERNELS host
+                        LINK shardwise::checkpoint LABELS full)
+shardwise_add_cuda_test(NAME checkpoint SOURCES ${suite}/checkpoint/device_test.cpp KERNELS host
+                        LINK shardwise::checkpoint LABELS full)
+foreach(name plan hugging_face checkpoint)
+  if(TARGET test_cuda_${name})
+    target_compile_definitions(test_cuda_${name} PRIVATE SHARDWISE_TEST_CUDA)
+  endif()
+endforeach()

@@ -50,6 +50,13 @@ TEST_CASE("defaults") {
   CHECK_FALSE(o.world_of_one_reference);
 }
 
+TEST_CASE("groups divide the ranks") {
+  CHECK(parse({"--ranks", "4", "--strategy", "hybrid", "--shard-group", "2"}).shard_group == 2);
+  CHECK(code_of({"--ranks", "4", "--strategy", "hybrid"}) == 2);
+  CHECK(code_of({"--ranks", "4", "--strategy", "hybrid", "--shard-group", "3"}) == 2);
+  CHECK(code_of({"--ranks", "4", "--shard-group", "-1"}) != -1);
+}
+
 TEST_CASE("every option is read") {
   const Options o =
       parse({"--ranks",      "3",    "--backend",       "threads", "--strategy",      "zero1",

@@ -76,6 +76,34 @@ TEST_CASE("every strategy gives the same parameters_hash, at world 1 that of the
   SECTION("f16 leases") { check_lease("f16", "fp32"); }
 }
 
+TEST_CASE("groups of a power of two give the same parameters_hash, others say that they do not") {
+  for (const std::size_t world : {4u, 6u}) {
+    for (const char* lease : {"fp32", "bf16"}) {
+      Options options = small(world);
+      options.batch = 2 * world;
+      options.lease = lease;
+      options.clip = 0.5;
+      options.strategy = "ddp";
+      const std::string expected = train_gpt::sharded::train(options).parameters_hash;
+      options.strategy = "hybrid";
+      for (std::size_t group = 1; group <= world; ++group) {
+        if (world % group != 0) continue;
+        options.shard_group = group;
+        const Report report = train_gpt::sharded::train(options);
+        INFO("world " << world << " in groups of " << group << ", " << lease);
+        CHECK(report.same_bits == (group != 3));
+        // A few bf16 numbers have the same sum in every order, mostly.
+        if (report.same_bits || options.lease == "fp32") {
+          CHECK((report.parameters_hash == expected) == report.same_bits);
+        }
+        CHECK(same(report.bytes_per_rank, report.planned_bytes_per_rank));
+        const bool said = summary(report).find("not the bits") != std::string::npos;
+        CHECK(said != report.same_bits);
+      }
+    }
+  }
+}
+
 TEST_CASE("backend self is a world of one") {
   Options options = small(1);
   const std::string expected = train_gpt::plain::train(options).parameters_hash;

@@ -80,6 +80,9 @@ class Run:
         child = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                  start_new_session=True)
         self.hung = False
+        self.unheard = 0
+        # MPICH's launcher kills all processes at once when one was killed, often before they can say anything.
+        self.may_be_unheard = options.kind == "mpich" and how == "kill"
         try:
             output, _ = child.communicate(timeout=HANG)
         except subprocess.TimeoutExpired:
@@ -132,8 +135,10 @@ class Run:
                 continue
             # What the rank threw, or else the line that its channel wrote before the launcher ended it.
             said = [ends[rank][1]] if rank in ends else []
-            said += [text for text in reports if f"rank {rank} was in" in text]
-            if not any(all(word in text for word in expected(operation, how, victim)) for text in said):
+            said += [text for text in reports if f"; rank {rank} was " in text]
+            if not said and self.may_be_unheard and "Killed (signal 9)" in self.output:
+                self.unheard += 1
+            elif not any(all(word in text for word in expected(operation, how, victim)) for text in said):
                 yield f"rank {rank} does not say what happened: {said}"
             end = ends[rank][0] if rank in ends else self.ended
             self.latency = max(self.latency, end - failed_at)
@@ -154,11 +159,12 @@ def main():
     chosen = sample(options.runs) if options.runs else list(cases())
     if options.only:
         chosen = [case for case in chosen if re.search(options.only, " ".join(map(str, case)))]
-    begin, bad, hangs, latencies = time.monotonic(), 0, 0, {how: [] for how in HOW}
+    begin, bad, hangs, unheard, latencies = time.monotonic(), 0, 0, 0, {how: [] for how in HOW}
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         for run in pool.map(lambda case: Run(options, case), chosen):
             hangs += run.hung
             bad += bool(run.problems)
+            unheard += run.unheard
             latencies[run.case[1]].append(getattr(run, "latency", HANG))
             if run.problems or options.verbose:
                 print(" ".join(map(str, run.case)), f"({run.seconds:.1f} s):", "; ".join(run.problems) or "well")
@@ -167,6 +173,8 @@ def main():
     print(f"{len(chosen)} runs in {time.monotonic() - begin:.0f} s, {bad} of them bad, {hangs} hung; the last of the "
           "other ranks ended after at most " +
           ", ".join(f"{max(times):.2f} s ({how})" for how, times in latencies.items() if times))
+    if unheard:
+        print(f"{unheard} ranks were killed by the launcher before they could say why")
     return 1 if bad or not chosen else 0
 
 

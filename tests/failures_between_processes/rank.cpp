@@ -68,7 +68,7 @@ class Trainer {
 
   void train() {
     const bool victim = comm_.rank() == plan_.victim;
-    for (int step = 1; step < 2000; ++step) {
+    for (int step = 1;; ++step) {  // the failure ends it
       const bool now = step == 3;
       if (now && victim && plan_.when == "before") {
         if (fail()) return;
@@ -118,6 +118,7 @@ class Trainer {
   void end() const {
     if (plan_.how == "kill") ::kill(::getpid(), SIGKILL);
     if (plan_.how == "stop") ::kill(::getpid(), SIGSTOP);
+    if (plan_.how == "wait") std::this_thread::sleep_for(60s);
   }
 
   Communicator& comm_;

@@ -67,7 +67,9 @@ Held hold(Communicator& communicator, const Strategy& strategy) {
 }  // namespace
 
 TEST_CASE("each rank of a group holds a part, and each group everything") {
-  for (const auto& [world, size] : groupings) {
+  for (const Grouping& grouping : groupings) {
+    const int world = grouping.world;
+    const int size = grouping.size;
     const auto whole = on_ranks(world, [](Communicator& c) { return hold(c, Strategy::ddp()); })[0];
     const auto groups =
         on_ranks(world, [size](Communicator& c) { return hold(c, Strategy::hybrid(size)); });
@@ -95,7 +97,9 @@ TEST_CASE("each rank of a group holds a part, and each group everything") {
 }
 
 TEST_CASE("values are read, broadcast and loaded alike in groups") {
-  for (const auto& [world, size] : groupings) {
+  for (const Grouping& grouping : groupings) {
+    const int world = grouping.world;
+    const int size = grouping.size;
     const auto results = on_ranks(world, [size](Communicator& communicator) {
       Context<Device> context(communicator, Strategy::hybrid(size));
       Parameter<float> parameter(context, tensors());
@@ -144,7 +148,9 @@ TEST_CASE("weights of uneven batches count once in groups, too") {
     std::vector<float> shard = to_host(context, gradient.shard());
     return std::make_tuple(shard, parameter.flat().owned_begin(), norm);
   };
-  for (const auto& [world, size] : groupings) {
+  for (const Grouping& grouping : groupings) {
+    const int world = grouping.world;
+    const int size = grouping.size;
     if (size == 3) continue;
     const auto [whole, begin, norm] =
         on_ranks(world, [&](Communicator& c) { return reduce(c, Strategy::ddp()); })[0];
@@ -234,7 +240,9 @@ TEST_CASE("sums of groups take memory of their own only where nothing else can h
 }
 
 TEST_CASE("bytes are counted within groups and across them, by the formula") {
-  for (const auto& [world, size] : groupings) {
+  for (const Grouping& grouping : groupings) {
+    const int world = grouping.world;
+    const int size = grouping.size;
     for (const DType lease : {DType::f32, DType::bf16}) {
       Strategy strategy = Strategy::hybrid(size);
       strategy.lease = lease;

@@ -89,7 +89,8 @@ TEST_CASE("gathers from secondary shards bring the same bits in place, and in de
 }
 
 TEST_CASE("after the first gather of a version all others stay within the secondary ranks") {
-  for (const auto& [world, group, secondary] : groupings) {
+  for (const Grouping& grouping : groupings) {
+    const auto [world, group, secondary] = grouping;
     if (secondary == 1 || secondary == world) continue;
     // One slot, so that everything is gathered anew for each use.
     ToyRun run{.strategy = Strategy::hybrid(group), .micro_batches = 2};
@@ -155,16 +156,16 @@ TEST_CASE("what the host writes itself is gathered anew") {
     Parameter<float> other(context, {{"weight", {1000}}});  // takes the slot in between
     other.initialize([](const auto&, std::size_t) { return -1.0f; });
     bool good = true;
-    for (int version = 1; version < 4; ++version) {
+    for (int written = 1; written < 4; ++written) {
       parameter.initialize([&](const auto&, std::size_t i) {
-        return static_cast<float>(version) + static_cast<float>(i);
+        return static_cast<float>(written) + static_cast<float>(i);
       });
       for (int again = 0; again < 3; ++again) {
         {
           auto weights = parameter.gather();
           const auto values = to_host(context, std::span<const float>(weights["weight"]));
           for (std::size_t i = 0; i < values.size(); ++i) {
-            good = good && values[i] == static_cast<float>(version) + static_cast<float>(i);
+            good = good && values[i] == static_cast<float>(written) + static_cast<float>(i);
           }
         }
         static_cast<void>(other.gather());

@@ -73,6 +73,8 @@ void compare(Strategy strategy, const ContextOptions& options, bool tied, Reside
     return std::vector<DType>{dtype_of<S>...};
   }(typename Optimizer::States());
   for (const int world : {1, 2, 3, 4, 7}) {
+    if (strategy.shard_group > 0 && world % strategy.shard_group != 0) continue;
+    if (strategy.reshard_group > 0 && world != 4) continue;
     PlanOptions plan;
     plan.world = world;
     plan.context = options;
@@ -93,7 +95,8 @@ void compare(Strategy strategy, const ContextOptions& options, bool tied, Reside
 }  // namespace
 
 TEST_CASE("planned bytes are the held ones, for every strategy, type and setting") {
-  for (const char* name : {"ddp", "zero1", "zero2", "zero3", "zero3-no-reshard"}) {
+  for (const char* name : {"ddp", "zero1", "zero2", "zero3", "zero3-no-reshard", "hybrid-1",
+                           "hybrid-2", "hybrid-zero1-2"}) {
     for (const bool tied : {false, true}) {
       Strategy strategy = Strategy::parse(name);
       compare<float, float, AdamW>(strategy, {}, tied, Residency::slots);
@@ -109,6 +112,15 @@ TEST_CASE("planned bytes are the held ones, for every strategy, type and setting
     }
     compare<f16, float, AdamW>(Strategy::parse(name), {}, false, Residency::host_buffer);
   }
+}
+
+TEST_CASE("planned bytes of secondary shards are the held ones") {
+  Strategy strategy = Strategy::zero3();
+  strategy.reshard_group = 2;
+  compare<float, float, AdamW>(strategy, {}, true, Residency::slots);
+  strategy.persistence_threshold = 100;
+  compare<bf16, bf16, AdamW>(strategy, {.open_parameters = 2}, false, Residency::slots);
+  compare<f16, float, AdamW>(strategy, {}, false, Residency::host_buffer);
 }
 
 TEST_CASE("planned bytes of parameters in an arena are the held ones") {
@@ -169,6 +181,7 @@ TEST_CASE("a plan refuses what a registration would refuse") {
   Strategy wrong = Strategy::ddp();
   wrong.gradients = Placement::sharded;
   CHECK_THROWS_AS(plan_memory({&parameter, 1}, wrong, options), UsageError);
+  CHECK_THROWS_AS(plan_memory({&parameter, 1}, Strategy::hybrid(3), options), UsageError);
   Strategy capped = zero3;
   capped.max_live_bytes = 16;
   CHECK_THROWS_AS(plan_memory({&parameter, 1}, capped, options), UsageError);

@@ -129,6 +129,11 @@ TEST_CASE("what a simulation cannot do is refused") {
   CHECK_THROWS_AS(SimulatedCommunicator(clock, 2, Topology{}, {}, 2), UsageError);
   SimulatedCommunicator comm(clock, 2, Topology{});
   CHECK_THROWS_AS(comm.split(0, 0, {"split"}), UsageError);
+  CHECK_THROWS_AS(comm.part(2, 2), UsageError);
+  SimulatedCommunicator eight(clock, 8, Topology{}, {}, 6);
+  CHECK(eight.part(4, 1)->rank() == 2);
+  CHECK(eight.part(2, 4)->rank() == 1);
+  CHECK(eight.part(2, 4)->size() == 2);
   CHECK_THROWS_AS(Context<SimulatedDevice>(comm), UsageError);  // no clock
   CHECK_THROWS_AS(Context<>(comm), UsageError);                 // the host's memory
 }

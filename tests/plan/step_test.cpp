@@ -113,6 +113,58 @@ TEST_CASE("a simulated step sends what the formulas say and holds what is planne
   }
 }
 
+TEST_CASE("a simulated hybrid step sends within its group and across, by the formula") {
+  const PlannedModel model = model_of(small());
+  std::size_t padded = 0;
+  for (const auto& parameter : model.parameters) {
+    padded += 4 * Layout(parameter.tensors, 8).padded_size();
+  }
+  StepOptions eight;
+  eight.world = 8;
+  for (const std::size_t size : {2u, 4u}) {
+    const Strategy strategy = Strategy::hybrid(static_cast<int>(size));
+    const StepPrediction step = predict_step(model, strategy, ideal(), eight);
+    CHECK(step.traffic.reduce_scatter == padded / size * (size - 1));
+    CHECK(step.traffic.all_reduce == 2 * (padded / size / 8 * (8 - size)));
+    CHECK(step.traffic.across_groups == step.traffic.all_reduce);
+    PlanOptions options;
+    options.world = 8;
+    options.context.open_parameters = 2;
+    CHECK(step.bytes == plan_memory(model.parameters, strategy, options).bytes);
+  }
+}
+
+TEST_CASE("groups of a node, and secondary shards, spare a slow network") {
+  const PlannedModel model = model_of(small());
+  Hardware hardware = ideal();
+  hardware.topology.devices_per_node = 4;
+  hardware.topology.node = {1e-6, 100e9};
+  hardware.topology.network = {10e-6, 50e6};  // nothing else counts
+  StepOptions eight;
+  eight.world = 8;
+  const auto seconds = [&](const Strategy& strategy) {
+    return predict_step(model, strategy, hardware, eight).seconds;
+  };
+  const double zero3 = seconds(Strategy::zero3());
+  Strategy secondary = Strategy::zero3();
+  secondary.reshard_group = 4;
+  // Two of three passes over the network are left, by the formulas, in either case.
+  CHECK(seconds(Strategy::hybrid(4)) < 0.8 * zero3);
+  CHECK(seconds(secondary) < 0.8 * zero3);
+  // A plan over two nodes has the hybrid row, and takes it where all fit.
+  PlanRequest request;
+  request.step.world = 8;
+  const Plan plan = make_plan(model, hardware, request);
+  REQUIRE(plan.strategies.size() == planned_strategies.size() + 1);
+  CHECK(plan.strategies.back().strategy == Strategy::hybrid(4));
+  CHECK(planned_group(hardware, request) == 4);
+  request.shard_group = 2;
+  CHECK(planned_group(hardware, request) == 2);
+  request.step.world = 4;
+  request.shard_group = 0;
+  CHECK(planned_group(hardware, request) == 0);
+}
+
 TEST_CASE("slow links are exposed, prefetch hides them, and overlap off does not") {
   const PlannedModel model = model_of(small());
   Hardware hardware = ideal();

@@ -33,6 +33,21 @@ TEST_CASE("a ring within a node moves (N-1)/N of the buffer over each link") {
   CHECK_THAT(topology.scalar(4), WithinRel(3 * 2e-6));
 }
 
+TEST_CASE("parts of consecutive ranks lie in a node, those across groups do not") {
+  const Topology topology = two_levels();  // 4 devices a node
+  CHECK(topology.part(4, 1).devices_per_node == 4);
+  CHECK(topology.part(2, 1).devices_per_node == 2);
+  CHECK(topology.part(8, 1).devices_per_node == 4);
+  CHECK(topology.part(3, 1).devices_per_node == 1);  // one of them lies in two nodes
+  CHECK(topology.part(6, 1).devices_per_node == 2);
+  CHECK(topology.part(3, 4).devices_per_node == 1);
+  CHECK(topology.part(4, 2).devices_per_node == 2);
+  CHECK(topology.part(2, 8).devices_per_node == 1);
+  // Within a node no byte takes the network; across groups of a node's ranks all do.
+  CHECK_THAT(topology.part(4, 1).all_gather(8e9, 4), WithinRel(3 * 2e-6 + 8e9 * 3 / 4 / 100e9));
+  CHECK_THAT(topology.part(2, 4).all_gather(8e9, 2), WithinRel(11e-6 + 8e9 / 2 / 10e9));
+}
+
 TEST_CASE("between nodes the buffer enters each node once, over all its devices' links") {
   const Topology topology = two_levels();
   // 3 nodes: two doublings of messages; 2/3 of the buffer over four links of 10 GB/s.

@@ -27,6 +27,9 @@ struct CheckpointOptions {
   std::uint64_t chunk_bytes = std::uint64_t{4} << 20;
   /// How long ranks wait for the slowest one's files.
   std::chrono::nanoseconds timeout = std::chrono::hours(1);
+  /// The memory of an asynchronous save's copy, as much as this rank writes, stays for the next
+  /// one: a copy to fresh memory takes several times as long. False: it goes with each save.
+  bool keep_snapshot = true;
   /// Another file system than the machine's; must outlive the folder.
   FileSystem* files = nullptr;
   /// The id of the next save: 32 hexadecimal digits; empty: drawn at random.
@@ -53,6 +56,9 @@ class CheckpointFolder {
     }
   }
 
+  CheckpointFolder(const CheckpointFolder&) = delete;
+  CheckpointFolder& operator=(const CheckpointFolder&) = delete;
+
   [[nodiscard]] const std::string& path() const noexcept { return path_; }
 
   /// Saves everything in `state` as step `step`, and `values` of rank 0 beside it. When it returns
@@ -67,12 +73,14 @@ class CheckpointFolder {
   }
 
   /// The same bytes, written while the training goes on: it waits for a copy of what this rank
-  /// writes, and again in the handle's finish(). One at a time.
+  /// writes, and again in the handle's finish(). One at a time. The folder outlives the handle.
   template <class Device>
   SaveHandle save_async(TrainingState<Device>& state, std::uint64_t step,
                         CheckpointValues values = {}) {
     auto job = begin(state, step, std::move(values));
-    job->save.snapshot(download_of(state));
+    if (snapshot_ == nullptr) snapshot_ = std::make_shared<detail::SnapshotMemory>();
+    job->snapshot = options_.keep_snapshot ? snapshot_ : std::exchange(snapshot_, nullptr);
+    job->save.snapshot(*job->snapshot, download_of(state));
     job->start();
     in_flight_ = job;
     return SaveHandle(std::move(job));
@@ -162,6 +170,7 @@ class CheckpointFolder {
   CheckpointOptions options_;
   PosixFileSystem own_files_;
   std::weak_ptr<SaveHandle::Job> in_flight_;
+  std::shared_ptr<detail::SnapshotMemory> snapshot_;
 };
 
 }  // namespace shardwise::inline v0_1

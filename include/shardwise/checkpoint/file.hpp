@@ -50,7 +50,8 @@ class File {
   File(File&& other) noexcept
       : files_(other.files_),
         path_(std::move(other.path_)),
-        descriptor_(std::exchange(other.descriptor_, -1)) {}
+        descriptor_(std::exchange(other.descriptor_, -1)),
+        written_(other.written_) {}
   File& operator=(File&&) = delete;
   ~File() {
     if (descriptor_ >= 0) static_cast<void>(files_->close(descriptor_));
@@ -63,8 +64,10 @@ class File {
         expect_file(files_->size(descriptor_), "cannot tell its size", path_));
   }
 
-  /// Writes all of them.
+  /// Writes all of them; they may be on their way to the disk when it returns.
   void write(std::span<const std::byte> bytes) {
+    const std::uint64_t begin = written_;
+    written_ += bytes.size();
     while (!bytes.empty()) {
       const auto status = uninterrupted([&] { return files_->write(descriptor_, bytes); });
       expect_file(status, "cannot write", path_);
@@ -72,6 +75,7 @@ class File {
       if (status == 0) expect_file(-EIO, "a write took no byte", path_);
       bytes = bytes.subspan(static_cast<std::size_t>(status));
     }
+    files_->begin_sync(descriptor_, begin, written_ - begin);
   }
 
   /// Fills `into`; FileError where the file ends before.
@@ -105,6 +109,7 @@ class File {
   FileSystem* files_;
   std::string path_;
   int descriptor_;
+  std::uint64_t written_ = 0;
 };
 
 /// What a file is called until it is whole.

@@ -30,6 +30,9 @@ class FileSystem {
                                     std::uint64_t offset) = 0;
   /// Bytes written after the last ones, which may be fewer than given.
   [[nodiscard]] virtual Status write(int descriptor, std::span<const std::byte> bytes) = 0;
+  /// A hint: these bytes, which are written, may go to the disk now, so that sync() has less to
+  /// wait for. Promises nothing; what fails comes out of sync().
+  virtual void begin_sync(int /*descriptor*/, std::uint64_t /*offset*/, std::uint64_t /*bytes*/) {}
   /// The file's bytes are on the disk when it returns.
   [[nodiscard]] virtual Status sync(int descriptor) = 0;
   [[nodiscard]] virtual Status close(int descriptor) = 0;

@@ -28,7 +28,7 @@ namespace shardwise::inline v0_1 {
 /// What a load may do beyond the plain case. Equal on all ranks.
 struct LoadOptions {
   /// The directory of one save ("step-000120"); empty: the newest that is whole.
-  std::string name;
+  std::string name = {};
   /// Tensors, optimizers or a loss scaler that the save does not have keep what they hold.
   bool allow_missing = false;
   /// What the save has and the training state does not is left out.

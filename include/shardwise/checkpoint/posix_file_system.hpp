@@ -48,6 +48,12 @@ class PosixFileSystem final : public FileSystem {
   Status write(int descriptor, std::span<const std::byte> bytes) override {
     return checked(::write(descriptor, bytes.data(), bytes.size()));
   }
+#ifdef SYNC_FILE_RANGE_WRITE  // Linux
+  void begin_sync(int descriptor, std::uint64_t offset, std::uint64_t bytes) override {
+    static_cast<void>(::sync_file_range(descriptor, static_cast<off_t>(offset),
+                                        static_cast<off_t>(bytes), SYNC_FILE_RANGE_WRITE));
+  }
+#endif
   Status sync(int descriptor) override { return checked(::fsync(descriptor)); }
   Status close(int descriptor) override { return checked(::close(descriptor)); }
 

@@ -40,6 +40,25 @@ struct SaveRequest {
   std::optional<LossScalerState> loss_scaler;
 };
 
+/// Where snapshots lie, one at a time. Memory that was used before takes a fraction of the time:
+/// the system fills new pages with zeros at the first touch.
+class SnapshotMemory {
+ public:
+  [[nodiscard]] std::byte* room(std::uint64_t bytes) {
+    if (bytes > size_) {
+      memory_.reset();
+      size_ = 0;
+      memory_.reset(new std::byte[static_cast<std::size_t>(bytes)]);
+      size_ = bytes;
+    }
+    return memory_.get();
+  }
+
+ private:
+  std::unique_ptr<std::byte[]> memory_;
+  std::uint64_t size_ = 0;
+};
+
 /// One save, from its directory to its pointer. begin() and commit() are collective; between them
 /// write() is for any thread.
 class Save {
@@ -68,12 +87,11 @@ class Save {
   [[nodiscard]] std::uint64_t bytes() const noexcept { return plan_.bytes; }
   [[nodiscard]] const std::string& directory() const noexcept { return directory_; }
 
-  /// Copies what is to be written, so that the training may go on. What fails here comes out of
-  /// commit(), too.
-  void snapshot(const Download& download) {
+  /// Copies what is to be written to `memory`, which must outlive write(), so that the training may
+  /// go on. What fails here comes out of commit(), too.
+  void snapshot(SnapshotMemory& memory, const Download& download) {
     outcome_.run([&] {
-      snapshot_.reset(new std::byte[plan_.bytes]);
-      std::byte* to = snapshot_.get();
+      std::byte* to = memory.room(plan_.bytes);
       for (DataPiece& piece : plan_.pieces) {
         const auto bytes = static_cast<std::size_t>(piece.bytes);
         if (piece.on_device) {
@@ -95,7 +113,6 @@ class Save {
       file_ = write_data_file(*request_.files, directory_, group_.rank(), plan_,
                               request_.chunk_bytes, download);
     });
-    snapshot_.reset();
   }
 
   /// All ranks' files are written, or all ranks throw. The manifest makes them a save, the pointer
@@ -243,7 +260,6 @@ class Save {
   SaveName name_;
   std::string directory_;
   DataFilePlan plan_;
-  std::unique_ptr<std::byte[]> snapshot_;
   Manifest::DataFile file_;
   Outcome outcome_;
 };

@@ -65,6 +65,7 @@ class [[nodiscard]] SaveHandle {
 
     detail::CheckpointGroup group;
     detail::Save save;
+    std::shared_ptr<detail::SnapshotMemory> snapshot;
     std::atomic<bool> written{false};
     std::thread thread;
   };

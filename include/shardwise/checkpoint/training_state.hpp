@@ -30,19 +30,20 @@ struct FlatRange {
   std::size_t count = 0;
 };
 
-/// What `rank` writes of a flat parameter and of its optimizer's values: over all ranks every
-/// element once. Shards of further groups are copies of the first group's. Where everything is
-/// replicated the shard counts, too: of a replicated copy only that is sure to be up to date.
+/// What `rank` writes of a flat parameter and of its optimizer's values: one of the layout's
+/// shards, so that over all ranks every element is written once, also where groups of ranks hold
+/// copies. Where everything is replicated the shard counts, too: of a copy only that is sure to be
+/// up to date.
 template <class Device>
-[[nodiscard]] FlatRange written_range(const FlatParameter<Device>& parameter, int rank) noexcept {
-  if (rank >= parameter.layout.world()) return {};
-  return {parameter.shard_begin, parameter.layout.shard_size()};
+[[nodiscard]] FlatRange written_range(const FlatParameter<Device>& parameter, int rank) {
+  const Layout& layout = parameter.layout;
+  return {layout.shard_begin(parameter.layout_shard_of(rank)), layout.shard_size()};
 }
 /// What it stores of the parameter, and must get back.
 template <class Device>
 [[nodiscard]] FlatRange stored_range(const FlatParameter<Device>& parameter) noexcept {
   if (parameter.storage_is_whole()) return {0, parameter.layout.padded_size()};
-  return {parameter.shard_begin, parameter.layout.shard_size()};
+  return {parameter.shard_begin, parameter.shard_size()};
 }
 
 }  // namespace detail

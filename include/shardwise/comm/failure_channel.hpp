@@ -117,22 +117,29 @@ class FailureChannel {
   }
 
   /// Who made call `sequence` of `group` and who did not, each with its last call, for the message
-  /// of a wait in vain. `members`: the group's ranks.
+  /// of a wait in vain. Ranks that wait in an earlier call are behind, and not missing, where
+  /// others are missing. `members`: the group's ranks.
   [[nodiscard]] std::string who_came(
       std::uint64_t sequence, std::span<const int> members, std::uint64_t group = 0,
       std::chrono::milliseconds patience = std::chrono::milliseconds(500)) {
     const auto answers = state_->ask(group, patience);
     std::string missing;
+    std::string behind;
     std::string calls;
     for (const int r : members) {
       const std::optional<detail::failures::LastCall>& last = answers[static_cast<std::size_t>(r)];
-      const bool came = last && last->sequence >= sequence;
-      if (!came) missing += detail::format("{}{}", missing.empty() ? "" : ", ", r);
+      const char* where = "arrived";
+      if (!last || last->sequence < sequence) {
+        where = last && last->inside ? "behind" : "missing";
+        std::string& ranks = last && last->inside ? behind : missing;
+        ranks += detail::format("{}{}", ranks.empty() ? "" : ", ", r);
+      }
       std::string text = "does not answer: its process is stopped, or its machine cut off";
       if (!last && state_->gone(r)) text = "has ended";
       if (last) text = describe_last(*last);
-      calls += detail::format("\n  rank {} ({}): {}", r, came ? "arrived" : "missing", text);
+      calls += detail::format("\n  rank {} ({}): {}", r, where, text);
     }
+    if (missing.empty()) missing = std::move(behind);
     if (missing.empty()) missing = "none (all made the call: is the network slow, or stuck?)";
     return detail::format("missing ranks: {}; last calls:{}", missing, calls);
   }

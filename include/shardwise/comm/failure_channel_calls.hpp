@@ -67,13 +67,18 @@ class Calls {
     return {};
   }
 
-  /// `all_gather #12 "block.3" (f32 x 1024)`, or `no collective`.
+  /// `in all_gather #12 "block.3" (f32 x 1024)`, or `after` the last one.
   [[nodiscard]] std::string describe_current() const {
     const Call* current = nullptr;
     for (const Call& call : calls_) {
-      if (call.inside && (current == nullptr || call.order > current->order)) current = &call;
+      if (call.print.sequence == 0) continue;
+      if (current == nullptr || (call.inside && !current->inside) ||
+          (call.inside == current->inside && call.order > current->order)) {
+        current = &call;
+      }
     }
-    return current == nullptr ? "no collective" : describe(current->print);
+    if (current == nullptr) return "before its first collective";
+    return detail::format("{} {}", current->inside ? "in" : "after", describe(current->print));
   }
 
  private:

@@ -361,8 +361,8 @@ class State {
       if (!options_.on_failure) return;
       const ProcessFailure failure = failure_;
       const std::string text =
-          detail::format("rank {} {}; rank {} was in {}", failure.rank, what_happened(failure),
-                         rank_, calls_.describe_current());
+          detail::format("rank {} {}; rank {} was {}", failure.rank, what_happened(failure), rank_,
+                         calls_.describe_current());
       lock.unlock();
       options_.on_failure(rank_, failure, text);
     } catch (...) {
