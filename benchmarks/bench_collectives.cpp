@@ -16,6 +16,7 @@
 #include <shardwise/comm/collectives.hpp>
 #include <shardwise/comm/self.hpp>
 #include <shardwise/comm/thread.hpp>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -40,15 +41,22 @@ struct Options {
   std::string dtype = "f32";
   int samples = 7;
   double seconds = 0.02;  // of one sample
+  bool arena = false;     // over MPI: buffers in memory that ranks share
   bool check = false;     // over MPI: the price of what maps one to one on an MPI call is bounded
 };
 
 /// One rank's buffers of one size. Part r of the send buffer is what goes to, or belongs to, rank
 /// r.
 struct Buffers {
-  Buffers(std::size_t bytes, std::size_t part) : send(bytes), recv(bytes), part_bytes(part) {}
-  std::vector<std::byte> send;
-  std::vector<std::byte> recv;
+  /// `shared`: memory of twice the size to use, or null.
+  Buffers(std::size_t bytes, std::size_t part, std::byte* shared)
+      : own(shared == nullptr ? 2 * bytes : 0),
+        send(shared == nullptr ? own.data() : shared, bytes),
+        recv(send.data() + bytes, bytes),
+        part_bytes(part) {}
+  std::vector<std::byte> own;
+  std::span<std::byte> send;
+  std::span<std::byte> recv;
   std::size_t part_bytes;
 };
 
@@ -74,8 +82,10 @@ std::size_t parse_size(const std::string& text) {
 
 class Bench {
  public:
-  Bench(Communicator& comm, const Options& options)
+  /// `shared`: memory for all buffers, or null.
+  Bench(Communicator& comm, const Options& options, std::byte* shared = nullptr)
       : comm_(comm),
+        shared_(shared),
         options_(options),
         ranks_(static_cast<std::size_t>(comm.size())),
         rank_(static_cast<std::size_t>(comm.rank())),
@@ -88,7 +98,7 @@ class Bench {
       for (const std::string& size : options_.sizes) {
         const std::size_t width = shardwise::size_of(dtype_);
         const std::size_t part = std::max<std::size_t>(1, parse_size(size) / width / ranks_);
-        Buffers buffers(part * ranks_ * width, part * width);
+        Buffers buffers(part * ranks_ * width, part * width, shared_);
         line(operation, buffers, part);
       }
     }
@@ -130,7 +140,7 @@ class Bench {
     return static_cast<int>((rank * 3 + index) % 5);
   }
 
-  void fill(std::vector<std::byte>& bytes, std::size_t first) const {
+  void fill(std::span<std::byte> bytes, std::size_t first) const {
     shardwise::dispatch(dtype_, [&]<class T>() {
       for (std::size_t i = 0; i < bytes.size() / sizeof(T); ++i) {
         const T number = static_cast<T>(static_cast<float>(value(rank_, first + i)));
@@ -222,12 +232,21 @@ class Bench {
   void line_against_mpi(const std::string& operation, Buffers& b, std::size_t part) {
     const std::size_t errors = wrong(operation, b, part, false);
     std::fill(b.send.begin(), b.send.end(), std::byte{0});
-    const auto [ours, raw] =
-        times_of([&] { call(operation, b, part, false); },
-                 [&] { raw_mpi::call(operation, b.send.data(), b.recv.data(), part, dtype_); });
+    double ours = 1e30;
+    double raw = 1e30;
     const bool small = b.send.size() <= 65536;
     // What MPI does not do in one call, the canonical order, has no such bound.
-    const bool fine = is_reduction(operation) || (small ? ours < raw + 1 : ours < raw * 1.03);
+    const auto is_fine = [&] {
+      return is_reduction(operation) || (small ? ours < raw + 1 : ours < raw * 1.03);
+    };
+    for (int round = 0; round == 0 || (options_.check && round < 5 && !is_fine()); ++round) {
+      const auto [one, other] =
+          times_of([&] { call(operation, b, part, false); },
+                   [&] { raw_mpi::call(operation, b.send.data(), b.recv.data(), part, dtype_); });
+      ours = std::min(ours, one);  // others on the machine only add
+      raw = std::min(raw, other);
+    }
+    const bool fine = is_fine();
     good_ = good_ && fine && errors == 0;
     if (rank_ != 0) return;
     const double size = static_cast<double>(b.send.size());
@@ -295,6 +314,7 @@ class Bench {
   }
 
   Communicator& comm_;
+  std::byte* shared_;
   const Options& options_;
   std::size_t ranks_;
   std::size_t rank_;
@@ -318,12 +338,18 @@ int main(int argc, char** argv) {
   app.add_option("--dtype", options.dtype, "f64 f32 bf16 f16 i64 i32 i8 u8");
   app.add_option("--samples", options.samples)->check(CLI::PositiveNumber);
   app.add_option("--seconds", options.seconds, "of one sample");
+  app.add_flag("--arena", options.arena, "over MPI: buffers in memory that the ranks share");
   app.add_flag("--check", options.check, "over MPI: fail where ours takes more than it may");
   CLI11_PARSE(app, argc, argv);
   try {
     if (options.backend == "mpi") {
       bool good = true;
-      raw_mpi::run([&](Communicator& comm) { good = Bench(comm, options).run(); });
+      std::size_t largest = 0;
+      for (const std::string& size : options.sizes) largest = std::max(largest, parse_size(size));
+      raw_mpi::run(options.arena ? 2 * largest + 4096 : 0,
+                   [&](Communicator& comm, std::byte* shared) {
+                     good = Bench(comm, options, shared).run();
+                   });
       return options.check && !good ? 1 : 0;
     }
     if (options.backend == "self") {

@@ -11,7 +11,7 @@ namespace raw_mpi {
 inline void call(const std::string&, void*, void*, std::size_t, shardwise::DType) {}
 
 template <class F>
-void run(F&&) {
+void run(std::size_t, const F&) {
   throw std::runtime_error("--backend mpi: this program was built without MPI");
 }
 

@@ -5,7 +5,6 @@
 #include <cstddef>
 #include <shardwise/comm/mpi.hpp>
 #include <string>
-#include <utility>
 
 /// The MPI calls that a program makes without shardwise.
 namespace raw_mpi {
@@ -49,9 +48,14 @@ inline void call(const std::string& operation, void* send, void* recv, std::size
   }
 }
 
+/// f(communicator, memory), with `bytes` bytes of memory that ranks share, or null for 0.
 template <class F>
-void run(F&& f) {
-  shardwise::run_mpi(std::forward<F>(f));
+void run(std::size_t bytes, const F& f) {
+  shardwise::run_mpi([&](shardwise::MpiCommunicator& comm) {
+    if (bytes == 0) return f(comm, nullptr);
+    shardwise::MpiArena arena(comm, bytes);
+    f(comm, arena.data());
+  });
 }
 
 }  // namespace raw_mpi

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <exception>
+#include <iterator>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -185,8 +186,10 @@ class MpiCommunicator final : public Communicator {
         world_ranks_(std::move(world_ranks)),
         group_(group),
         spins_(whole.spins_),
+        one_machine_(whole.one_machine_),
         exceptions_(std::uncaught_exceptions()) {
     transfer_ = make_transfer();
+    if (one_machine_) transfer_->stay_on_one_machine();
   }
 
   static void check(const MpiOptions& options) {
@@ -222,6 +225,8 @@ class MpiCommunicator final : public Communicator {
       spins_ = options_.spins >= 0                            ? options_.spins
                : local <= std::thread::hardware_concurrency() ? 2000
                                                               : 0;
+      one_machine_ = local == std::ssize(machines);
+      if (one_machine_) transfer_->stay_on_one_machine();
       family_->connect(rank(), size(), exchange, options_.failures);
     });
   }
@@ -419,6 +424,7 @@ class MpiCommunicator final : public Communicator {
   detail::mpi::Turns turns_;
   std::uint64_t tickets_ = 0;  // of calls made; the host thread's
   int spins_ = 0;
+  bool one_machine_ = false;  // all ranks are on this one
   std::mutex streamed_mutex_;
   std::condition_variable streamed_done_;
   int streamed_ = 0;  // calls in streams with a worker that have not ended

@@ -48,6 +48,9 @@ class Transfer {
     tag_ = static_cast<int>(static_cast<std::uint64_t>(operation) * numbers + sequence % numbers);
   }
 
+  /// All ranks are on one machine; known to all.
+  void stay_on_one_machine() noexcept { one_machine_ = true; }
+
   /// Memory that all ranks have mapped, or null: what is in it moves without messages.
   void use(std::shared_ptr<SharedMemory> memory) {
     shared_.reset();
@@ -135,6 +138,9 @@ class Transfer {
   static constexpr std::size_t collectives = window + 1;  // and that of MPI's own sums
   /// An all_reduce of so few bytes goes whole to every rank.
   static constexpr std::size_t small_bytes = 1024;
+  // A broadcast's root sends to everybody itself: to so many, or so little.
+  static constexpr std::size_t few_ranks = 8;
+  static constexpr std::size_t short_bytes = 8192;
 
   // Receives before sends, and every pair at another time, so that no rank is everybody's next.
   template <class Post>
@@ -182,6 +188,13 @@ class Transfer {
 
   void post_broadcast(Batch& batch, const BroadcastItem& item, int root) {
     const std::size_t bytes = item.count * size_of(item.dtype);
+    // Few ranks read from the root side by side; many are better served by MPI's trees.
+    if (size_ <= few_ranks && (one_machine_ || bytes <= short_bytes)) {
+      const auto from = static_cast<std::size_t>(root);
+      if (rank_ != from) return batch.receive(item.buffer, bytes, from, tag_);
+      for_pairs([&](std::size_t to, std::size_t) { batch.send(item.buffer, bytes, to, tag_); });
+      return;
+    }
     for (std::size_t done = 0; done < bytes;) {
       const std::size_t size = std::min(bytes - done, options_.largest_message);
       batch.collective(
@@ -472,6 +485,7 @@ class Transfer {
   std::size_t size_;
   std::size_t rank_;
   int tag_ = 0;
+  bool one_machine_ = false;
   std::vector<Batch> batches_;
   std::vector<const void*> inputs_;
   std::vector<double> weights_;  // of one item, by rank
