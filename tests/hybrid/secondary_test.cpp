@@ -2,9 +2,11 @@
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "support/device.hpp"
+#include "support/sanitized.hpp"
 #include "support/toy.hpp"
 
 using namespace shardwise;
@@ -19,9 +21,10 @@ struct Grouping {
   int secondary;  // that gathers again
 };
 const std::vector<Grouping> groupings =
-    on_host ? std::vector<Grouping>{{2, 0, 1}, {2, 0, 2}, {4, 0, 2}, {4, 4, 2}, {6, 0, 2},
-                                    {6, 0, 3}, {8, 4, 2}, {8, 0, 4}, {7, 0, 7}}
-            : std::vector<Grouping>{{4, 0, 2}, {8, 4, 2}};
+    on_host && !sanitized
+        ? std::vector<Grouping>{{2, 0, 1}, {2, 0, 2}, {4, 0, 2}, {4, 4, 2}, {6, 0, 2},
+                                {6, 0, 3}, {8, 4, 2}, {8, 0, 4}, {7, 0, 7}}
+        : std::vector<Grouping>{{4, 0, 2}, {8, 4, 2}};
 
 Strategy with_secondary(const Grouping& grouping) {
   Strategy strategy = Strategy::hybrid(grouping.group);
@@ -155,7 +158,7 @@ TEST_CASE("what the host writes itself is gathered anew") {
     Parameter<float> parameter(context, {{"weight", {1000}}});
     Parameter<float> other(context, {{"weight", {1000}}});  // takes the slot in between
     other.initialize([](const auto&, std::size_t) { return -1.0f; });
-    bool good = true;
+    std::size_t wrong = 0;
     for (int written = 1; written < 4; ++written) {
       parameter.initialize([&](const auto&, std::size_t i) {
         return static_cast<float>(written) + static_cast<float>(i);
@@ -165,15 +168,18 @@ TEST_CASE("what the host writes itself is gathered anew") {
           auto weights = parameter.gather();
           const auto values = to_host(context, std::span<const float>(weights["weight"]));
           for (std::size_t i = 0; i < values.size(); ++i) {
-            good = good && values[i] == static_cast<float>(written) + static_cast<float>(i);
+            wrong += values[i] != static_cast<float>(written) + static_cast<float>(i);
           }
         }
         static_cast<void>(other.gather());
       }
     }
-    return good && context.statistics().traffic.within_secondary > 0;
+    return std::make_pair(wrong, context.statistics().traffic.within_secondary);
   });
-  for (const bool good : results) CHECK(good);
+  for (const auto& [wrong, sent] : results) {
+    CHECK(wrong == 0);
+    CHECK(sent > 0);
+  }
 }
 
 TEST_CASE("secondary ranks that cannot be are refused on all ranks") {
