@@ -106,6 +106,13 @@ TEST_CASE("a call that fails fails the save on all ranks, and leaves what was th
       REQUIRE(loaded.checkpoint);
       CHECK(loaded.differences == 0);
       if (ends.good()) CHECK(loaded.checkpoint->step == 2);
+      // What the message says of the save is so.
+      if (ends.errors[0].find("was not saved") != std::string::npos) {
+        CHECK(loaded.checkpoint->step == 1);
+      }
+      if (ends.errors[0].find("the new save is there") != std::string::npos) {
+        CHECK(loaded.checkpoint->step == 2);
+      }
       // The next one cleans up and is not in the way of anybody.
       CHECK(save_with(disk, 3, SIZE_MAX, {}).good());
       CHECK(load_alone(model, disk).checkpoint->step == 3);

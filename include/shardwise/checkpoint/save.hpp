@@ -59,8 +59,8 @@ class SnapshotMemory {
   std::uint64_t size_ = 0;
 };
 
-/// One save, from its directory to its pointer. begin() and commit() are collective; between them
-/// write() is for any thread.
+/// One save, from its directory to its pointer. Its constructor and commit() are collective;
+/// between them write() is for any thread.
 class Save {
  public:
   /// Agrees on the name and makes the directory; removes what dead saves have left.

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <memory>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -36,7 +37,7 @@ class [[nodiscard]] SaveHandle {
   void finish() {
     const std::shared_ptr<Job> job = std::exchange(job_, nullptr);
     if (job == nullptr) return;
-    job->thread.join();
+    if (job->thread.joinable()) job->thread.join();
     job->save.commit();
   }
 
@@ -57,10 +58,15 @@ class [[nodiscard]] SaveHandle {
       if (thread.joinable()) thread.join();
     }
     void start() {
-      thread = std::thread([this] {
+      const auto write = [this] {
         save.write({});
         written = true;
-      });
+      };
+      try {
+        thread = std::thread(write);
+      } catch (const std::system_error&) {  // no thread to be had: the peers are not to learn of it
+        write();
+      }
     }
 
     detail::CheckpointGroup group;
