@@ -81,8 +81,8 @@ std::string summary(const Report& report) {
                        : "groups that are no power of two add in an order of their own: these are "
                          "not the bits of other strategies\n";
   if (report.loss.empty()) {
-    return fmt::format("{}, world {}: all steps are done already, parameters {}\n",
-                       report.strategy, report.world, report.parameters_hash);
+    return fmt::format("{}, world {}: all steps are done already, parameters {}\n", report.strategy,
+                       report.world, report.parameters_hash);
   }
   return fmt::format(
       "{}, world {}: {} parameters, {} steps of {:.1f} ms, peak {:.2f} MiB per rank\n"
