@@ -65,6 +65,7 @@ FOREIGN = {
     "adapters/torch/model.hpp": {"torch/nn/module.h", "torch/types.h"},
     "adapters/torch/pass.hpp": {"torch/csrc/autograd/engine.h", "torch/types.h"},
     "checkpoint/checksum.hpp": {"xxhash.h"},
+    "checkpoint/hugging_face_files.hpp": {"sys/stat.h"},
     "checkpoint/hugging_face_output.hpp": {"fcntl.h", "sys/stat.h", "unistd.h"},
     **{f"checkpoint/{header}.hpp": {"nlohmann/json.hpp"} for header in ("manifest_json", "manifest_reader", "save")},
     "checkpoint/posix_file_system.hpp": {"dirent.h", "fcntl.h", "sys/stat.h", "unistd.h"},

@@ -1,7 +1,9 @@
 #pragma once
 
+#include <sys/stat.h>
+
+#include <cerrno>
 #include <cstdint>
-#include <filesystem>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -96,15 +98,12 @@ class HuggingFaceFiles {
  private:
   // A link counts: that it is one is for RegularFile to say.
   [[nodiscard]] static bool is_there(const std::string& directory, const std::string& name) {
-    std::error_code error;
-    const auto status =
-        std::filesystem::symlink_status(std::filesystem::path(directory) / name, error);
-    if (status.type() == std::filesystem::file_type::not_found) return false;
-    if (error) {
-      raise<FileError>("{}: cannot look for {}: {}", detail::shown(directory), name,
-                       error.message());
-    }
-    return true;
+    struct stat info {};
+    if (::lstat((directory + '/' + name).c_str(), &info) == 0) return true;
+    const int error = errno;
+    if (error == ENOENT || error == ENOTDIR) return false;
+    raise<FileError>("{}: cannot look for {}: {}", detail::shown(directory), name,
+                     std::generic_category().message(error));
   }
 
   void open(const std::string& directory, const std::string& name) {

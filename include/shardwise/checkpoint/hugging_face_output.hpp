@@ -8,7 +8,6 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
-#include <filesystem>
 #include <new>
 #include <random>
 #include <span>
@@ -21,6 +20,7 @@
 #include "../comm/private_directory.hpp"
 #include "../core/error.hpp"
 #include "../core/format.hpp"
+#include "posix_file_system.hpp"
 #include "shown.hpp"
 
 namespace shardwise::inline v0_1::detail {
@@ -101,12 +101,17 @@ class OutputFolder {
   /// Rank 0: makes the directory if there is none, and refuses it where one of `names` is there.
   template <class IsTaken>
   void prepare(const IsTaken& is_taken) const {
-    std::error_code error;
-    std::filesystem::create_directories(path_, error);
-    if (error) raise<FileError>("{}: cannot make the directory: {}", path_, error.message());
-    for (std::filesystem::directory_iterator entry(path_, error), end; !error && entry != end;
-         entry.increment(error)) {
-      const std::string name = entry->path().filename().string();
+    PosixFileSystem files;
+    FileSystem::Status status = 0;
+    for (std::size_t end = 0; end != std::string::npos;) {  // those above it, too
+      end = path_.find('/', end + 1);
+      status = files.make_directory(path_.substr(0, end));
+    }
+    if (status < 0 && status != -EEXIST) fail(path_, "cannot make the directory", -status);
+    std::vector<std::string> there;
+    status = files.list(path_, there);
+    if (status < 0) fail(path_, "cannot list the directory", -status);
+    for (const std::string& name : there) {
       if (is_taken(name)) {
         raise<FileError>(
             "{}: there is {} already; nothing is overwritten. Export to another directory, or "
@@ -114,7 +119,6 @@ class OutputFolder {
             path_, shown(name));
       }
     }
-    if (error) raise<FileError>("{}: cannot list the directory: {}", path_, error.message());
   }
 
   /// Rank 0: a small file, whole.
@@ -162,8 +166,9 @@ class OutputFolder {
     if (!folder) fail(path_, "cannot open the directory");
     if (::fsync(folder.get()) != 0) fail(path_, "fsync of the directory failed");
   }
-  [[noreturn]] static void fail(const std::string& path, std::string_view what) {
-    const int reason = errno;
+  [[noreturn]] static void fail(const std::string& path, std::string_view what,
+                                FileSystem::Status status = errno) {
+    const auto reason = static_cast<int>(status);
     raise<FileError>("{}: {}: {} (errno {})", shown(path, 4096), what,
                      std::system_category().message(reason), reason);
   }
