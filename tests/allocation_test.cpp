@@ -1,13 +1,8 @@
-#include <malloc.h>
-
 #include <algorithm>
-#include <atomic>
 #include <catch2/catch_test_macros.hpp>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
-#include <new>
 #include <shardwise/monitor/monitor.hpp>
 #include <string>
 #include <utility>
@@ -17,61 +12,11 @@
 #include "emulation/control.hpp"
 #endif
 #include "support/device.hpp"
+#include "support/heap.hpp"
 #include "support/ranks.hpp"
 
 using namespace shardwise;
 using namespace shardwise::test;
-
-namespace {
-
-std::atomic<std::uint64_t> allocations{0};  // calls of any operator new, by any thread
-std::atomic<std::int64_t> live{0};          // bytes that the allocator holds for them
-
-void* take(std::size_t bytes, std::size_t alignment) {
-  void* const memory =
-      alignment > alignof(std::max_align_t)
-          ? std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment)
-          : std::malloc(bytes == 0 ? 1 : bytes);
-  if (memory == nullptr) throw std::bad_alloc();
-  ++allocations;
-  live += static_cast<std::int64_t>(malloc_usable_size(memory));
-  return memory;
-}
-void give(void* memory) noexcept {
-  if (memory == nullptr) return;
-  live -= static_cast<std::int64_t>(malloc_usable_size(memory));
-  std::free(memory);
-}
-
-}  // namespace
-
-void* operator new(std::size_t bytes) { return take(bytes, 0); }
-void* operator new[](std::size_t bytes) { return take(bytes, 0); }
-void* operator new(std::size_t bytes, std::align_val_t alignment) {
-  return take(bytes, static_cast<std::size_t>(alignment));
-}
-void* operator new[](std::size_t bytes, std::align_val_t alignment) {
-  return take(bytes, static_cast<std::size_t>(alignment));
-}
-// A sanitizer's own would not come to ours.
-void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
-  try {
-    return take(bytes, 0);
-  } catch (const std::bad_alloc&) {
-    return nullptr;
-  }
-}
-void* operator new[](std::size_t bytes, const std::nothrow_t& nothrow) noexcept {
-  return operator new(bytes, nothrow);
-}
-void operator delete(void* memory) noexcept { give(memory); }
-void operator delete[](void* memory) noexcept { give(memory); }
-void operator delete(void* memory, std::size_t) noexcept { give(memory); }
-void operator delete[](void* memory, std::size_t) noexcept { give(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { give(memory); }
-void operator delete[](void* memory, std::align_val_t) noexcept { give(memory); }
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { give(memory); }
-void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { give(memory); }
 
 namespace {
 
@@ -92,14 +37,14 @@ class SteadyState {
       forbid_on_device(
           "cudaMalloc:1:2,cudaHostAlloc:1:2,cudaMallocHost:1:2,cudaEventCreateWithFlags:1:2,"
           "cudaStreamCreateWithPriority:1:2");
-      allocations = 0;
+      heap.allocations = 0;
     }
     context.barrier();
   }
   /// Allocations of all ranks since then.
   std::uint64_t end(Context<Device>& context) {
     context.barrier();
-    const std::uint64_t count = allocations;
+    const std::uint64_t count = heap.allocations;
     context.barrier();
     if (context.rank() == 0) forbid_on_device(nullptr);
     context.barrier();
@@ -200,7 +145,7 @@ Held train(Communicator& communicator, Strategy strategy, std::int64_t before, s
       context.end_step({.loss = 1, .tokens = 2});
     }
     held.steady = steady.end(context);
-    held.allocator = live - before;
+    held.allocator = heap.live - before;
     context.barrier();
 #ifdef SHARDWISE_TEST_CUDA
     held.device = emulation_control::used_bytes(context.rank()) - communicator_bytes;
@@ -396,7 +341,7 @@ TEST_CASE("what the allocator holds is the ledger's sum, on memory of each rank'
       std::int64_t previous = 0;
       for (const int world : worlds) {
         INFO(strategy.name() << " world " << world << " overlap " << overlap);
-        const std::int64_t before = live;
+        const std::int64_t before = heap.live;
         SteadyState steady;
         const auto ranks = on_ranks(world, [&](Communicator& communicator) {
           return train<float, float>(communicator, strategy, before, size, steady);
@@ -446,7 +391,7 @@ TEST_CASE("everything is freed at the end") {
     for (const int world : {1, 3}) {
       std::int64_t after[3] = {};
       for (std::int64_t& bytes : after) {
-        const std::int64_t before = live;
+        const std::int64_t before = heap.live;
         const auto left = on_ranks(world, [&](Communicator& communicator) {
           Context<Device> context(communicator, strategy);
           {
@@ -462,7 +407,7 @@ TEST_CASE("everything is freed at the end") {
           return held.parameters + held.gradients + held.optimizer_state;
         });
         for (const std::size_t bytes_left : left) CHECK(bytes_left == 0);
-        bytes = live - before - static_cast<std::int64_t>(left.capacity() * sizeof(left[0]));
+        bytes = heap.live - before - static_cast<std::int64_t>(left.capacity() * sizeof(left[0]));
       }
       INFO(strategy.name() << " world " << world);
       // The first run may leave something in caches of the standard library; a leak would grow.

@@ -1,55 +1,13 @@
-#include <malloc.h>
-
-#include <atomic>
 #include <catch2/catch_test_macros.hpp>
 #include <cstddef>
-#include <cstdlib>
-#include <new>
+#include <cstdint>
 #include <shardwise/checkpoint/hugging_face.hpp>
 #include <shardwise/shardwise.hpp>
 #include <string>
 
+#include "support/heap.hpp"
 #include "support/ranks.hpp"
 #include "temporary_folder.hpp"
-
-namespace {
-std::atomic<std::size_t> held{0};
-std::atomic<std::size_t> peak{0};
-
-void* take(std::size_t bytes, std::size_t alignment) {
-  void* const memory =
-      alignment == 0
-          ? std::malloc(bytes == 0 ? 1 : bytes)
-          : std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
-  if (memory == nullptr) throw std::bad_alloc();
-  const std::size_t now = held += malloc_usable_size(memory);
-  std::size_t before = peak;
-  while (now > before && !peak.compare_exchange_weak(before, now)) {
-  }
-  return memory;
-}
-void give(void* memory) noexcept {
-  if (memory != nullptr) held -= malloc_usable_size(memory);
-  std::free(memory);
-}
-}  // namespace
-
-void* operator new(std::size_t bytes) { return take(bytes, 0); }
-void* operator new[](std::size_t bytes) { return take(bytes, 0); }
-void* operator new(std::size_t bytes, std::align_val_t alignment) {
-  return take(bytes, static_cast<std::size_t>(alignment));
-}
-void* operator new[](std::size_t bytes, std::align_val_t alignment) {
-  return take(bytes, static_cast<std::size_t>(alignment));
-}
-void operator delete(void* memory) noexcept { give(memory); }
-void operator delete[](void* memory) noexcept { give(memory); }
-void operator delete(void* memory, std::size_t) noexcept { give(memory); }
-void operator delete[](void* memory, std::size_t) noexcept { give(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { give(memory); }
-void operator delete[](void* memory, std::align_val_t) noexcept { give(memory); }
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { give(memory); }
-void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { give(memory); }
 
 namespace {
 
@@ -65,7 +23,7 @@ TEST_CASE("import and export take a few MiB a rank, however large the model is")
   };
   for (const Strategy& strategy : {Strategy::zero3(), Strategy::ddp()}) {
     const std::string directory = folder.name() + '/' + strategy.name();
-    std::size_t at_rest = 0;
+    std::int64_t at_rest = 0;
     const auto wrong = test::on_threads(world, [&](Communicator& comm) {
       Context context(comm, strategy);
       ShardedParameter<float> large(context, {{"large", {count}}, {"small", {3}}});
@@ -74,8 +32,8 @@ TEST_CASE("import and export take a few MiB a rank, however large the model is")
       large.initialize(value);
       context.barrier();
       if (context.rank() == 0) {
-        at_rest = held;
-        peak = at_rest;
+        at_rest = test::heap.live;
+        test::heap.peak = at_rest;
       }
       context.barrier();
       (void)export_hugging_face(model, directory, {.dtype = DType::bf16});
@@ -95,8 +53,9 @@ TEST_CASE("import and export take a few MiB a rank, however large the model is")
       return differ;
     });
     for (const std::size_t differ : wrong) CHECK(differ == 0);
-    CHECK(peak - at_rest > mebibyte);  // the buffers are seen
-    CHECK(peak - at_rest < world * 6 * mebibyte);
+    const auto more = static_cast<std::size_t>(test::heap.peak - at_rest);
+    CHECK(more > mebibyte);  // the buffers are seen
+    CHECK(more < world * 6 * mebibyte);
   }
 }
 

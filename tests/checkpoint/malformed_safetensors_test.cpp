@@ -1,10 +1,7 @@
 #include <algorithm>
-#include <atomic>
 #include <catch2/catch_test_macros.hpp>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <new>
 #include <span>
 #include <string>
 #include <string_view>
@@ -13,39 +10,8 @@
 #include "malformed.hpp"
 #include "memory_source.hpp"
 #include "shardwise/checkpoint/safetensors_reader.hpp"
+#include "support/heap.hpp"
 #include "support/sanitized.hpp"
-
-namespace {
-std::atomic<std::size_t> largest_allocation{0};
-
-void* take(std::size_t bytes) {
-  std::size_t largest = largest_allocation;
-  while (bytes > largest && !largest_allocation.compare_exchange_weak(largest, bytes)) {
-  }
-  if (void* const memory = std::malloc(bytes == 0 ? 1 : bytes)) return memory;
-  throw std::bad_alloc();
-}
-// Not inlined: g++ takes memory of operator new that it sees going to free for a mistake.
-[[gnu::noinline]] void give(void* memory) noexcept { std::free(memory); }
-}  // namespace
-
-void* operator new(std::size_t bytes) { return take(bytes); }
-void* operator new[](std::size_t bytes) { return take(bytes); }
-// A sanitizer's own would not come to ours.
-void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
-  try {
-    return take(bytes);
-  } catch (const std::bad_alloc&) {
-    return nullptr;
-  }
-}
-void* operator new[](std::size_t bytes, const std::nothrow_t& nothrow) noexcept {
-  return operator new(bytes, nothrow);
-}
-void operator delete(void* memory) noexcept { give(memory); }
-void operator delete[](void* memory) noexcept { give(memory); }
-void operator delete(void* memory, std::size_t) noexcept { give(memory); }
-void operator delete[](void* memory, std::size_t) noexcept { give(memory); }
 
 namespace {
 
@@ -410,7 +376,7 @@ TEST_CASE("no hostile header makes the reader allocate much at once") {
     const bool longest = hostile.cause.ends_with("missing") && !test::sanitized;
     const std::uint64_t bytes = longest ? 99'900'000 : 24'000'000;
     Repeating source(hostile.begin, hostile.unit, bytes / hostile.unit.size(), hostile.end);
-    largest_allocation = 0;
+    test::heap.largest = 0;
     std::string message;
     try {
       (void)read_safetensors_header(source);
@@ -420,14 +386,14 @@ TEST_CASE("no hostile header makes the reader allocate much at once") {
     INFO(message);
     CHECK(message.starts_with("file: "));
     CHECK(message.find(hostile.cause) != std::string::npos);
-    CHECK(largest_allocation <= limit);
+    CHECK(test::heap.largest <= limit);
   }
 }
 
 TEST_CASE("a reader that keeps to the limit can be seen to break it") {
-  largest_allocation = 0;
+  test::heap.largest = 0;
   const std::vector<char> large((std::size_t{1} << 24) + 1);
-  CHECK(largest_allocation > (std::size_t{1} << 24));
+  CHECK(test::heap.largest > (std::size_t{1} << 24));
 }
 
 }  // namespace

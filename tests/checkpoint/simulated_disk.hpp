@@ -71,13 +71,8 @@ class SimulatedDisk final : public FileSystem {
 
   Status create(const std::string& path) override {
     const std::lock_guard lock(mutex_);
-    const Place place = find(path);
-    if (place.parent < 0) return -ENOENT;
-    if (place.node >= 0) return -EEXIST;
-    const int node = next_++;
-    nodes_[node] = {};
-    change(place.parent, {"", place.name, node});
-    return open_node(node);
+    const Status node = add(path, false);
+    return node < 0 ? node : open_node(static_cast<int>(node));
   }
   Status open(const std::string& path) override {
     const std::lock_guard lock(mutex_);
@@ -125,14 +120,7 @@ class SimulatedDisk final : public FileSystem {
   }
   Status make_directory(const std::string& path) override {
     const std::lock_guard lock(mutex_);
-    const Place place = find(path);
-    if (place.parent < 0) return -ENOENT;
-    if (place.node >= 0) return -EEXIST;
-    const int node = next_++;
-    nodes_[node] = {};
-    nodes_[node].directory = true;
-    change(place.parent, {"", place.name, node});
-    return 0;
+    return std::min<Status>(0, add(path, true));
   }
   Status sync_directory(const std::string& path) override {
     const std::lock_guard lock(mutex_);
@@ -205,6 +193,17 @@ class SimulatedDisk final : public FileSystem {
     auto& node = nodes_[directory];
     change.apply(node.names);
     node.changes.push_back(std::move(change));
+  }
+  // The new node.
+  Status add(const std::string& path, bool directory) {
+    const Place place = find(path);
+    if (place.parent < 0) return -ENOENT;
+    if (place.node >= 0) return -EEXIST;
+    const int node = next_++;
+    nodes_[node] = {};
+    nodes_[node].directory = directory;
+    change(place.parent, {"", place.name, node});
+    return node;
   }
   Status open_node(int node) {
     const int file = next_++;

@@ -1,8 +1,13 @@
 #pragma once
 
+#include <array>
+#include <chrono>
 #include <cstddef>
+#include <shardwise/comm/collectives.hpp>
 #include <shardwise/comm/communicator.hpp>
 #include <shardwise/comm/fingerprint.hpp>
+#include <shardwise/device/host_stream.hpp>
+#include <thread>
 #include <vector>
 
 #include "../support/contributions.hpp"
@@ -232,6 +237,40 @@ inline std::vector<CollectiveCase> all_collective_cases(int world) {
   }
   cases.push_back({Operation::barrier, {}, 0});
   return cases;
+}
+
+/// What a rank saw of calls on two streams with workers and on its own thread, and what it must see
+/// where they run in the order in which they were made.
+struct OrderedCalls {
+  std::vector<float> seen;
+  std::vector<float> expected;
+};
+
+inline OrderedCalls call_on_several_streams(Communicator& comm) {
+  HostStream slow(HostStream::Mode::worker);
+  HostStream other(HostStream::Mode::worker);
+  const int world = comm.size();
+  std::vector<float> gathered(static_cast<std::size_t>(world));
+  OrderedCalls result;
+  for (int round = 0; round < 20; ++round) {
+    const float mine = static_cast<float>(comm.rank() + round);
+    const GatherItem item{&mine, gathered.data(), 1, DType::f32};
+    // Which stream carries which call differs between ranks; the order does not.
+    HostStream& first = (comm.rank() + round) % 2 == 0 ? slow : other;
+    HostStream& second = (comm.rank() + round) % 3 == 0 ? slow : other;
+    first.enqueue([] { std::this_thread::sleep_for(std::chrono::microseconds(300)); });
+    comm.all_gather({&item, 1}, {.name = "first"}, first.ref());
+    comm.barrier({.name = "second"}, second.ref());
+    std::array<float, 1> total{mine};
+    all_reduce(comm, total, Reduce::sum, {.name = "third"});  // inline, on this thread
+    slow.synchronize();
+    other.synchronize();
+    result.seen.push_back(total[0]);
+    result.seen.insert(result.seen.end(), gathered.begin(), gathered.end());
+    result.expected.push_back(static_cast<float>(world * (world - 1) / 2 + world * round));
+    for (int r = 0; r < world; ++r) result.expected.push_back(static_cast<float>(r + round));
+  }
+  return result;
 }
 
 }  // namespace shardwise::test

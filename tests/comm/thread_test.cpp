@@ -64,35 +64,8 @@ TEST_CASE("the communicator of one rank gives the same") {
 
 TEST_CASE("calls run in the order in which they were made, whatever their streams") {
   for (const int world : worlds) {
-    const std::vector<std::vector<float>> all = on_ranks(world, [&](Communicator& comm) {
-      HostStream slow(HostStream::Mode::worker);
-      HostStream other(HostStream::Mode::worker);
-      std::vector<float> gathered(static_cast<std::size_t>(world));
-      std::vector<float> seen;
-      for (int round = 0; round < 20; ++round) {
-        const float mine = static_cast<float>(comm.rank() + round);
-        const GatherItem item{&mine, gathered.data(), 1, DType::f32};
-        // Which stream carries which call differs between ranks; the order does not.
-        HostStream& first = (comm.rank() + round) % 2 == 0 ? slow : other;
-        HostStream& second = (comm.rank() + round) % 3 == 0 ? slow : other;
-        first.enqueue([] { std::this_thread::sleep_for(std::chrono::microseconds(300)); });
-        comm.all_gather({&item, 1}, {.name = "first"}, first.ref());
-        comm.barrier({.name = "second"}, second.ref());
-        std::array<float, 1> total{mine};
-        all_reduce(comm, total, Reduce::sum, {.name = "third"});  // inline, on this thread
-        slow.synchronize();
-        other.synchronize();
-        seen.push_back(total[0]);
-        seen.insert(seen.end(), gathered.begin(), gathered.end());
-      }
-      return seen;
-    });
-    std::vector<float> expected;
-    for (int round = 0; round < 20; ++round) {
-      expected.push_back(static_cast<float>(world * (world - 1) / 2 + world * round));
-      for (int r = 0; r < world; ++r) expected.push_back(static_cast<float>(r + round));
-    }
-    for (const auto& seen : all) CHECK(seen == expected);
+    const auto all = on_ranks(world, call_on_several_streams);
+    for (const OrderedCalls& calls : all) CHECK(calls.seen == calls.expected);
   }
 }
 

@@ -14,7 +14,7 @@ add_library(
 # do not show.
 if(NOT SHARDWISE_SANITIZE_ONLY)
   target_sources(cuda_suite PRIVATE ${suite}/allocation_test.cpp ${suite}/memory_test.cpp
-                                    host_streams_test.cpp)
+                                    ${suite}/support/heap.cpp host_streams_test.cpp)
 endif()
 target_compile_definitions(cuda_suite PUBLIC SHARDWISE_TEST_CUDA)
 target_include_directories(cuda_suite PRIVATE ${suite})

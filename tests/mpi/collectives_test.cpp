@@ -134,26 +134,8 @@ TEST_CASE("large sums, and MPI's own order") {
 
 TEST_CASE("calls run in the order in which they were made, whatever their streams") {
   MpiCommunicator comm = world();
-  HostStream slow(HostStream::Mode::worker);
-  HostStream other(HostStream::Mode::worker);
-  std::vector<float> gathered(static_cast<std::size_t>(comm.size()));
-  const int last = comm.size() - 1;
-  for (int round = 0; round < 20; ++round) {
-    const float mine = static_cast<float>(comm.rank() + round);
-    const GatherItem item{&mine, gathered.data(), 1, DType::f32};
-    // Which stream carries which call differs between ranks; the order does not.
-    HostStream& first = (comm.rank() + round) % 2 == 0 ? slow : other;
-    HostStream& second = (comm.rank() + round) % 3 == 0 ? slow : other;
-    first.enqueue([] { std::this_thread::sleep_for(std::chrono::microseconds(300)); });
-    comm.all_gather({&item, 1}, {.name = "first"}, first.ref());
-    comm.barrier({.name = "second"}, second.ref());
-    std::array<float, 1> total{mine};
-    all_reduce(comm, total, Reduce::sum, {.name = "third"});  // inline, on this thread
-    slow.synchronize();
-    other.synchronize();
-    CHECK(total[0] == static_cast<float>(comm.size() * last / 2 + comm.size() * round));
-    CHECK(gathered.back() == static_cast<float>(last + round));
-  }
+  const OrderedCalls calls = call_on_several_streams(comm);
+  CHECK(calls.seen == calls.expected);
 }
 
 TEST_CASE("split makes groups by color, ordered by key") {

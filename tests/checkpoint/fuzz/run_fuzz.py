@@ -1,7 +1,6 @@
 """Compiles a libFuzzer target of the checkpoint's readers with clang, and runs it for a while from files that are
 made here. Skipped where clang cannot build one."""
 
-import argparse
 import json
 import os
 import pathlib
@@ -9,10 +8,10 @@ import struct
 import subprocess
 import sys
 
-SKIPPED = 77
-HERE = pathlib.Path(__file__).parent
-FLAGS = ["-std=c++20", "-O1", "-g1", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all",
-         "-fno-omit-frame-pointer"]
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1] / "support"))
+import fuzzing  # noqa: E402
+
 TYPES = {"BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
          "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32,
          "F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64}
@@ -82,44 +81,18 @@ WORDS = {"header": [*TYPES, "dtype", "shape", "data_offsets", "__metadata__"],
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = fuzzing.parser(__doc__)
     parser.add_argument("target", choices=SEEDS)
-    parser.add_argument("--compiler", required=True, help="clang++; empty: none")
-    parser.add_argument("--include", action="append", default=[])
-    parser.add_argument("--library", action="append", default=[], help="linked with")
-    parser.add_argument("--work", type=pathlib.Path, required=True)
-    parser.add_argument("--seconds", type=int, default=60)
     options = parser.parse_args()
-    if not options.compiler:
-        print("skipped: clang++-14 is not installed")
-        return SKIPPED
-    work = options.work
-    seeds, corpus = work / "seeds", work / "corpus"
-    for folder in (work, seeds, corpus):
-        folder.mkdir(parents=True, exist_ok=True)
-    program = work / f"fuzz_{options.target}"
-    line = [options.compiler, *FLAGS, *(f"-I{path}" for path in options.include),
-            HERE / f"fuzz_{options.target}.cpp", "-o", program, *options.library]
-    built = subprocess.run(line, capture_output=True, text=True)
-    if "libclang_rt.fuzzer" in built.stderr:
-        print("skipped: this clang has no libFuzzer")
-        return SKIPPED
-    if built.returncode != 0:
-        sys.exit(built.stderr)
+    target = fuzzing.Target(options, HERE / f"fuzz_{options.target}.cpp")
     for number, content in enumerate(SEEDS[options.target]()):
-        (seeds / str(number)).write_bytes(content)
+        (target.seeds / str(number)).write_bytes(content)
     # What is good must be seen to be: a target that refuses all of it would find nothing.
-    good = subprocess.run([program, *sorted(seeds.iterdir())], capture_output=True, text=True,
+    good = subprocess.run([target.program, *sorted(target.seeds.iterdir())], capture_output=True, text=True,
                           env={**os.environ, "SHARDWISE_FUZZ_GOOD": "1"})
     if good.returncode != 0:
         sys.exit(good.stderr)
-    (work / "words.dict").write_text("".join(f'"{word}"\n' for word in WORDS[options.target]))
-    run = subprocess.run([program, f"-max_total_time={options.seconds}", "-timeout=10", "-rss_limit_mb=2048",
-                          "-malloc_limit_mb=16", "-max_len=4096", f"-dict={work / 'words.dict'}",
-                          f"-artifact_prefix={work}/", "-print_final_stats=1", corpus, seeds],
-                         capture_output=True, text=True)
-    print("\n".join(run.stderr.splitlines()[-40:]))
-    return 1 if run.returncode else 0  # libFuzzer ends with 77, too
+    return target.run(WORDS[options.target], "-malloc_limit_mb=16")
 
 
 if __name__ == "__main__":
