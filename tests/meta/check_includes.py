@@ -19,7 +19,7 @@ ROOMS = [
     ("cuda", r"device/cuda(_\w+)?\.(hpp|cuh|cu|inc)"),  # only the host's own sources, and comm/nccl
     ("device", r"device/.*"),
     # Backends: only the host's own sources include these.
-    ("backend", r"comm/(self|run_ranks|simulated|thread|thread_\w+|nccl|nccl_\w+|run_cuda_ranks|mpi|mpi_\w+)\.hpp"),
+    ("backend", r"comm/(self|run_ranks|simulated|thread|thread_\w+|host_communicator|nccl|nccl_\w+|run_cuda_ranks|mpi|mpi_\w+)\.hpp"),
     ("comm", r"comm/.*"),
     ("context", r"(context|memory_plan)\.hpp|detail/.*"),
     ("lease", r"(lease|arena)\.hpp"),

@@ -150,11 +150,8 @@ class FailureChannel {
   [[nodiscard]] PeerFailed peer_failed(const Fingerprint& call) const {
     const ProcessFailure first = failure();
     std::this_thread::sleep_for(for_others);
-    const std::string who = first.rank == rank_ ? detail::format("this rank ({})", first.rank)
-                                                : detail::format("rank {}", first.rank);
-    return PeerFailed(detail::format("{} {}\nwhile rank {} was in {}", who, what_happened(first),
-                                     rank_, describe(call)),
-                      first.rank, first.message);
+    return detail::peer_failed(first.rank, what_happened(first), rank_, describe(call),
+                               first.message);
   }
 
   /// Ends a wait whose time is up: tells all ranks and throws TimedOut, which says who did not come

@@ -14,7 +14,7 @@
 namespace shardwise::inline v0_1::detail::mpi {
 
 /// Messages that are on their way together. Whatever the element type, bytes travel. The caller
-/// holds the library's lock. Does not allocate once it has held as many messages.
+/// holds the runtime's lock. Does not allocate once it has held as many messages.
 class Batch {
  public:
   Batch(MPI_Comm comm, std::size_t largest_message) noexcept

@@ -5,14 +5,12 @@
 #include <algorithm>
 #include <chrono>
 #include <concepts>
-#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <exception>
 #include <iterator>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <string>
 #include <string_view>
@@ -22,10 +20,9 @@
 #include <vector>
 
 #include "../core/error.hpp"
-#include "../device/host_stream.hpp"
-#include "arguments.hpp"
 #include "communicator.hpp"
 #include "fingerprint.hpp"
+#include "host_communicator.hpp"
 #include "launch.hpp"
 #include "mpi_family.hpp"
 #include "mpi_handle.hpp"
@@ -36,6 +33,7 @@
 #include "mpi_shared_memory.hpp"
 #include "mpi_transfer.hpp"
 #include "mpi_turns.hpp"
+#include "split.hpp"
 
 namespace shardwise::inline v0_1 {
 
@@ -48,7 +46,7 @@ namespace shardwise::inline v0_1 {
 ///
 /// abort() may be called from any thread. The destructor waits for this rank's own calls. After a
 /// failure MPI is not called any more: messages that could not be taken back stay with it.
-class MpiCommunicator final : public Communicator {
+class MpiCommunicator final : public HostCommunicator<MpiCommunicator> {
  public:
   /// Of all ranks of MPI_COMM_WORLD.
   explicit MpiCommunicator(const MpiSession& session, const MpiOptions& options = {})
@@ -57,9 +55,8 @@ class MpiCommunicator final : public Communicator {
   /// Of the ranks of the host's `comm`, which all call this. BackendError, TimedOut.
   MpiCommunicator(const MpiSession& session, MPI_Comm comm, const MpiOptions& options = {})
       : options_(options),
-        family_(std::make_shared<detail::mpi::Family>(session.library())),
-        handle_(duplicate(session, comm, options)),
-        exceptions_(std::uncaught_exceptions()) {
+        family_(std::make_shared<detail::mpi::Family>(session.runtime())),
+        handle_(duplicate(session, comm, options)) {
     check(options);
     for (int r = 0; r < size(); ++r) world_ranks_.push_back(r);
     transfer_ = make_transfer();
@@ -70,57 +67,21 @@ class MpiCommunicator final : public Communicator {
   MpiCommunicator& operator=(const MpiCommunicator&) = delete;
 
   ~MpiCommunicator() override {
-    const bool unwinding = std::uncaught_exceptions() > exceptions_;
-    if (unwinding) abort("an exception is unwinding its stack", true);
-    std::unique_lock lock(streamed_mutex_);
-    streamed_done_.wait(lock, [&] { return streamed_ == 0; });
-    if (!unwinding) family_->leave(group_);
+    if (end_calls()) family_->leave(group_);
   }
 
   [[nodiscard]] int rank() const noexcept override { return handle_->rank(); }
   [[nodiscard]] int size() const noexcept override { return handle_->size(); }
   [[nodiscard]] std::string_view backend() const noexcept override { return "mpi"; }
-  [[nodiscard]] bool accepts(MemoryKind memory) const noexcept override {
-    return memory == MemoryKind::host;
-  }
   [[nodiscard]] std::size_t landing_bytes(const ReduceItem& item,
                                           bool scatter) const noexcept override {
     return detail::mpi::landing_bytes(item, scatter, static_cast<std::size_t>(size()),
                                       chunk_bytes(), options_);
   }
 
-  void all_gather(std::span<const GatherItem> items, const CallInfo& info,
-                  StreamRef stream) override {
-    arguments(Operation::all_gather, info).check(items);
-    issue(Operation::all_gather, items, info, stream);
-  }
-  void reduce_scatter(std::span<const ReduceItem> items, const CallInfo& info,
-                      StreamRef stream) override {
-    arguments(Operation::reduce_scatter, info).check(items);
-    issue(Operation::reduce_scatter, items, info, stream);
-  }
-  void all_reduce(std::span<const ReduceItem> items, const CallInfo& info,
-                  StreamRef stream) override {
-    arguments(Operation::all_reduce, info).check(items);
-    issue(Operation::all_reduce, items, info, stream);
-  }
-  void broadcast(std::span<const BroadcastItem> items, int root, const CallInfo& info,
-                 StreamRef stream) override {
-    arguments(Operation::broadcast, info).check(items, root);
-    issue(Operation::broadcast, items, info, stream, root);
-  }
-  void all_to_all(std::span<const ExchangeItem> items, const CallInfo& info,
-                  StreamRef stream) override {
-    arguments(Operation::all_to_all, info).check(items);
-    issue(Operation::all_to_all, items, info, stream);
-  }
-  void barrier(const CallInfo& info, StreamRef stream) override {
-    issue(Operation::barrier, std::span<const BroadcastItem>(), info, stream);
-  }
-
   [[nodiscard]] std::unique_ptr<Communicator> split(int color, int key,
                                                     const CallInfo& info) override {
-    const Call call{Operation::split, -1, tickets_++, info};
+    const Call call = next_call(Operation::split, info);
     std::unique_ptr<Communicator> result;
     carry_out(call, std::span<const BroadcastItem>(),
               [&](const auto& wait) { result = split_off(color, key, wait); });
@@ -130,52 +91,14 @@ class MpiCommunicator final : public Communicator {
   void abort(std::string_view message, bool provisional = false) noexcept override {
     family_->fail(message, provisional);
   }
-  void check() override {}  // host streams rethrow
 
  private:
+  friend class HostCommunicator<MpiCommunicator>;
   friend class MpiArena;
   friend class MpiRendezvous;
 
   using Outcome = detail::mpi::Patience::Outcome;
   using Batch = detail::mpi::Batch;
-
-  /// One call, as it travels through a stream.
-  struct Call {
-    Operation operation;
-    int root;
-    std::uint64_t ticket;
-    CallInfo info;
-  };
-
-  /// A call in a stream with a worker.
-  template <class Item>
-  struct Task {
-    MpiCommunicator* self;
-    Call call;
-
-    void operator()(std::span<const Item> items) const {
-      const Streamed streamed{self};
-      self->execute(call, items);
-    }
-    void skipped(const std::exception_ptr& failure) const noexcept {
-      const Streamed streamed{self};
-      self->skip(call, failure);
-    }
-    void interrupted() const noexcept { self->abort("an exception is unwinding its stack", true); }
-  };
-
-  /// Counts a call as finished, however it ends; the communicator may go right afterwards.
-  struct Streamed {
-    MpiCommunicator* self;
-    explicit Streamed(MpiCommunicator* communicator) noexcept : self(communicator) {}
-    Streamed(const Streamed&) = delete;
-    Streamed& operator=(const Streamed&) = delete;
-    ~Streamed() {
-      const std::lock_guard lock(self->streamed_mutex_);
-      --self->streamed_;
-      self->streamed_done_.notify_all();
-    }
-  };
 
   // A part of `whole`.
   MpiCommunicator(const MpiCommunicator& whole, std::shared_ptr<detail::mpi::Handle> handle,
@@ -186,8 +109,7 @@ class MpiCommunicator final : public Communicator {
         world_ranks_(std::move(world_ranks)),
         group_(group),
         spins_(whole.spins_),
-        one_machine_(whole.one_machine_),
-        exceptions_(std::uncaught_exceptions()) {
+        one_machine_(whole.one_machine_) {
     transfer_ = make_transfer();
     if (one_machine_) transfer_->stay_on_one_machine();
   }
@@ -202,8 +124,8 @@ class MpiCommunicator final : public Communicator {
                                                                       MPI_Comm comm,
                                                                       const MpiOptions& options) {
     using detail::mpi::Handle;
-    if (!options.duplicate) return std::make_shared<Handle>(session.library(), comm);
-    return std::make_shared<Handle>(session.library(), comm, options.startup_timeout);
+    if (!options.duplicate) return std::make_shared<Handle>(session.runtime(), comm);
+    return std::make_shared<Handle>(session.runtime(), comm, options.startup_timeout);
   }
 
   [[nodiscard]] std::unique_ptr<detail::mpi::Transfer> make_transfer() {
@@ -216,7 +138,7 @@ class MpiCommunicator final : public Communicator {
 
   // The ranks connect, and tell one another their machines' names: how many share this one?
   void start() {
-    const Call call{Operation::split, -1, tickets_++, {"start", options_.startup_timeout}};
+    const Call call = next_call(Operation::split, {"start", options_.startup_timeout});
     carry_out(call, std::span<const BroadcastItem>(), [&](const auto& wait) {
       const auto exchange = [&](const std::string& mine) { return exchange_texts(mine, wait); };
       const std::string machine = machine_name();
@@ -234,7 +156,7 @@ class MpiCommunicator final : public Communicator {
   // For an MpiArena; all ranks call it.
   [[nodiscard]] std::shared_ptr<detail::mpi::SharedMemory> share(std::size_t bytes,
                                                                  const CallInfo& info) {
-    const Call call{Operation::split, -1, tickets_++, info};
+    const Call call = next_call(Operation::split, info);
     std::shared_ptr<detail::mpi::SharedMemory> result;
     carry_out(call, std::span<const BroadcastItem>(), [&](const auto& wait) {
       const auto exchange = [&](const std::string& mine) { return exchange_texts(mine, wait); };
@@ -268,36 +190,6 @@ class MpiCommunicator final : public Communicator {
     return world_ranks_[static_cast<std::size_t>(handle_->rank())];
   }
 
-  [[nodiscard]] Arguments arguments(Operation operation, const CallInfo& info) const noexcept {
-    return Arguments(operation, info.name, rank(), size());
-  }
-
-  template <class Item>
-  void issue(Operation operation, std::span<const Item> items, const CallInfo& info,
-             StreamRef stream, int root = -1) {
-    arguments(operation, info).check(stream);
-    const Call call{operation, root, tickets_, info};
-    auto* queue = static_cast<HostStream*>(stream.native);
-    if (queue == nullptr || queue->is_inline()) {
-      ++tickets_;
-      execute(call, items);
-      return;
-    }
-    add_streamed(1);
-    try {
-      queue->enqueue(Task<Item>{this, call}, items);
-    } catch (...) {
-      add_streamed(-1);
-      throw;
-    }
-    ++tickets_;
-  }
-
-  void add_streamed(int change) {
-    const std::lock_guard lock(streamed_mutex_);
-    streamed_ += change;
-  }
-
   template <class Item>
   void execute(const Call& call, std::span<const Item> items) {
     carry_out(call, items,
@@ -323,7 +215,7 @@ class MpiCommunicator final : public Communicator {
     const auto wait = [&]<class What>(What&& what) {
       const auto done = [&] {
         if constexpr (std::same_as<std::remove_cvref_t<What>, Batch>) {
-          const auto lock = handle_->library().lock();
+          const auto lock = handle_->lock();
           return what.test();
         } else {
           return what();
@@ -357,60 +249,24 @@ class MpiCommunicator final : public Communicator {
 
   template <class Wait>
   [[nodiscard]] std::unique_ptr<Communicator> split_off(int color, int key, const Wait& wait) {
-    struct Wish {
-      int color;
-      int key;
-    };
-    const Wish mine{color, key};
-    std::vector<Wish> wishes(static_cast<std::size_t>(size()));
+    const SplitItem mine{color, key};
+    std::vector<SplitItem> wishes(static_cast<std::size_t>(size()));
     const std::vector<std::byte> all = transfer_->collect(&mine, sizeof mine, wait);
     std::memcpy(wishes.data(), all.data(), all.size());
-    std::vector<std::size_t> members;
-    std::vector<int> colors;
-    for (std::size_t r = 0; r < wishes.size(); ++r) {
-      if (wishes[r].color == color) members.push_back(r);
-      colors.push_back(wishes[r].color);
-    }
-    std::stable_sort(members.begin(), members.end(),
-                     [&](std::size_t a, std::size_t b) { return wishes[a].key < wishes[b].key; });
-    std::sort(colors.begin(), colors.end());
-    colors.erase(std::unique(colors.begin(), colors.end()), colors.end());
-    // MPI's colors are not negative.
-    const auto index =
-        static_cast<int>(std::lower_bound(colors.begin(), colors.end(), color) - colors.begin());
+    const int index = detail::index_of_color(color, wishes);
     std::vector<int> part;
-    for (const std::size_t member : members) part.push_back(world_ranks_[member]);
+    for (const std::size_t member : detail::members_of(color, wishes))
+      part.push_back(world_ranks_[member]);
     const auto group =
-        detail::mix(detail::mix(group_ + 1, tickets_), static_cast<std::uint64_t>(index));
+        detail::mix(detail::mix(group_ + 1, tickets()), static_cast<std::uint64_t>(index));
     return std::unique_ptr<Communicator>(
         new MpiCommunicator(*this, std::make_shared<detail::mpi::Handle>(*handle_, index, key),
                             std::move(part), group));
   }
 
-  void skip(const Call& call, const std::exception_ptr& failure) noexcept {
-    try {
-      std::rethrow_exception(failure);
-    } catch (const std::exception& error) {
-      abort_skipped(call, error.what());
-    } catch (...) {
-      abort_skipped(call, "an exception that is not a std::exception");
-    }
-  }
-
-  void abort_skipped(const Call& call, const char* why) noexcept {
-    try {
-      abort(detail::format("{} #{} \"{}\" was never run, because its stream had ended: {}",
-                           name_of(call.operation), call.ticket + 1, call.info.name, why));
-    } catch (...) {
-      abort(why);
-    }
-  }
-
   [[noreturn]] void give_up_waiting_for_turn(const Fingerprint& print) {
-    const std::string message = detail::format(
-        "rank {} waited in vain in {}; an earlier collective of this rank has not run: is its "
-        "stream stuck?",
-        world_rank(), describe(print));
+    const std::string message = detail::format("rank {} waited in vain in {}; {}", world_rank(),
+                                               describe(print), stuck_stream);
     abort(message);
     throw TimedOut(message);
   }
@@ -422,13 +278,8 @@ class MpiCommunicator final : public Communicator {
   std::vector<int> world_ranks_;  // what the members are called in messages
   std::uint64_t group_ = 0;       // tells it from others of the family
   detail::mpi::Turns turns_;
-  std::uint64_t tickets_ = 0;  // of calls made; the host thread's
   int spins_ = 0;
   bool one_machine_ = false;  // all ranks are on this one
-  std::mutex streamed_mutex_;
-  std::condition_variable streamed_done_;
-  int streamed_ = 0;  // calls in streams with a worker that have not ended
-  int exceptions_;
 };
 
 static_assert(CommunicatorBackend<MpiCommunicator>);

@@ -17,11 +17,11 @@ namespace shardwise::inline v0_1::detail::mpi {
 /// What a communicator and all that were split from it share: they fail together.
 class Family {
  public:
-  explicit Family(std::shared_ptr<Library> library) : library_(std::move(library)) {}
+  explicit Family(std::shared_ptr<Runtime> runtime) : runtime_(std::move(runtime)) {}
   Family(const Family&) = delete;
   Family& operator=(const Family&) = delete;
   ~Family() {
-    if (has_failed()) library_->fail();
+    if (has_failed()) runtime_->fail();
   }
 
   /// Before it, failures are this rank's alone.
@@ -36,7 +36,7 @@ class Family {
 
   /// This rank cannot go on.
   void fail(std::string_view message, bool provisional) noexcept {
-    library_->fail();
+    runtime_->fail();
     if (channel_ != nullptr) channel_->fail(message, provisional);
   }
 
@@ -56,20 +56,20 @@ class Family {
 
   /// Ends a call where has_failed().
   [[noreturn]] void fail_with_peer(const Fingerprint& call) {
-    library_->fail();
+    runtime_->fail();
     throw channel_->peer_failed(call);
   }
 
   /// Ends a call whose time is up; `members` are its ranks.
   [[noreturn]] void time_out(const Fingerprint& call, std::span<const int> members,
                              std::uint64_t group) {
-    library_->fail();
+    runtime_->fail();
     if (channel_ != nullptr) channel_->time_out(call, members, group);
     raise<TimedOut>("not all ranks came in time to make an MpiCommunicator, in {}", describe(call));
   }
 
  private:
-  std::shared_ptr<Library> library_;
+  std::shared_ptr<Runtime> runtime_;
   std::unique_ptr<FailureChannel> channel_;
 };
 

@@ -17,34 +17,34 @@ namespace shardwise::inline v0_1::detail::mpi {
 class Handle {
  public:
   /// The host's, as it is.
-  Handle(std::shared_ptr<Library> library, MPI_Comm comm)
-      : library_(std::move(library)), comm_(comm), owns_(false) {
+  Handle(std::shared_ptr<Runtime> runtime, MPI_Comm comm)
+      : runtime_(std::move(runtime)), comm_(comm), owns_(false) {
     look();
   }
   /// A duplicate of the host's; all its ranks call this.
-  Handle(std::shared_ptr<Library> library, MPI_Comm comm, std::chrono::nanoseconds timeout)
-      : library_(std::move(library)) {
+  Handle(std::shared_ptr<Runtime> runtime, MPI_Comm comm, std::chrono::nanoseconds timeout)
+      : runtime_(std::move(runtime)) {
     MPI_Request request = MPI_REQUEST_NULL;
     {
-      const auto lock = library_->lock();
+      const auto lock = runtime_->lock();
       check(MPI_Comm_idup(comm, &comm_, &request), "MPI_Comm_idup", "MpiCommunicator");
     }
     const auto done = [&] {
-      const auto lock = library_->lock();
+      const auto lock = runtime_->lock();
       int flag = 0;
       check(MPI_Test(&request, &flag, MPI_STATUS_IGNORE), "MPI_Test", "MpiCommunicator");
       return flag != 0;
     };
     if (Patience(0).wait(timeout, done, [] { return false; }) != Patience::Outcome::done) {
-      library_->fail();
+      runtime_->fail();
       raise<TimedOut>(
           "MpiCommunicator: not all ranks of the host's communicator duplicated it in time");
     }
     own();
   }
   /// This rank's part of `whole`; all its ranks call this at about the same time.
-  Handle(const Handle& whole, int color, int key) : library_(whole.library_) {
-    const auto lock = library_->lock();
+  Handle(const Handle& whole, int color, int key) : runtime_(whole.runtime_) {
+    const auto lock = runtime_->lock();
     check(MPI_Comm_split(whole.comm_, color, key, &comm_), "MPI_Comm_split", "split");
     own();
   }
@@ -52,8 +52,8 @@ class Handle {
   Handle& operator=(const Handle&) = delete;
   /// Waits for nobody; after a failure it leaves the communicator to the process's end.
   ~Handle() {
-    if (!owns_ || abandoned_ || library_->has_failed() || !Library::is_alive()) return;
-    const auto lock = library_->lock();
+    if (!owns_ || abandoned_ || !is_usable()) return;
+    const auto lock = runtime_->lock();
     MPI_Comm_free(&comm_);
   }
 
@@ -62,7 +62,12 @@ class Handle {
   [[nodiscard]] MPI_Comm get() const noexcept { return comm_; }
   [[nodiscard]] int rank() const noexcept { return rank_; }
   [[nodiscard]] int size() const noexcept { return size_; }
-  [[nodiscard]] Library& library() const noexcept { return *library_; }
+  /// MPI has not ended, and no rank has failed.
+  [[nodiscard]] bool is_usable() const noexcept {
+    return !runtime_->has_failed() && Runtime::is_alive();
+  }
+  /// Held during every MPI call; see Runtime.
+  [[nodiscard]] auto lock() const { return runtime_->lock(); }
 
  private:
   void own() {
@@ -76,7 +81,7 @@ class Handle {
     check(MPI_Comm_size(comm_, &size_), "MPI_Comm_size", "MpiCommunicator");
   }
 
-  std::shared_ptr<Library> library_;
+  std::shared_ptr<Runtime> runtime_;
   MPI_Comm comm_ = MPI_COMM_NULL;
   bool owns_ = true;
   bool abandoned_ = false;

@@ -40,11 +40,11 @@ class MpiRendezvous final : public Rendezvous {
         world_ranks_(communicator.world_ranks_) {}
   /// Waits for nobody: messages that nobody has asked for stay with MPI.
   ~MpiRendezvous() override {
-    if (handle_->library().has_failed() || !detail::mpi::Library::is_alive()) {
+    if (!handle_->is_usable()) {
       static_cast<void>(new std::list<Sent>(std::move(sent_)));  // MPI may read them still
       return;
     }
-    const auto lock = handle_->library().lock();
+    const auto lock = handle_->lock();
     for (Sent& sent : sent_) finish(sent);
     if (!sent_.empty()) static_cast<void>(new std::list<Sent>(std::move(sent_)));
   }
@@ -65,7 +65,7 @@ class MpiRendezvous final : public Rendezvous {
     Sent& sent = sent_.emplace_back();
     sent.text = std::string(key) + '\n' + std::string(value);
     sent.requests.assign(static_cast<std::size_t>(size()), MPI_REQUEST_NULL);
-    const auto lock = handle_->library().lock();
+    const auto lock = handle_->lock();
     for (int r = 0; r < size(); ++r) {
       if (r == rank()) continue;
       check(MPI_Isend(sent.text.data(), static_cast<int>(sent.text.size()), MPI_BYTE, r, tag,
@@ -126,7 +126,7 @@ class MpiRendezvous final : public Rendezvous {
 
   // All that has come.
   void receive() {
-    const auto lock = handle_->library().lock();
+    const auto lock = handle_->lock();
     for (;;) {
       int there = 0;
       MPI_Message message = MPI_MESSAGE_NULL;

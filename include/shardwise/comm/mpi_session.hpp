@@ -36,9 +36,9 @@ namespace detail::mpi {
 }
 
 /// This process's MPI, as its communicators share it.
-class Library {
+class Runtime {
  public:
-  explicit Library(int level) noexcept : serialized_(level < MPI_THREAD_MULTIPLE) {}
+  explicit Runtime(int level) noexcept : serialized_(level < MPI_THREAD_MULTIPLE) {}
 
   /// Held during every MPI call where MPI takes one call at a time.
   [[nodiscard]] std::unique_lock<std::mutex> lock() {
@@ -66,7 +66,7 @@ class Library {
 /// theirs.
 inline void abort_at_exit() noexcept {
   const auto end = +[] {
-    if (!Library::is_alive()) return;
+    if (!Runtime::is_alive()) return;
     std::this_thread::sleep_for(std::chrono::seconds(1));
     MPI_Abort(MPI_COMM_WORLD, 1);
   };
@@ -94,7 +94,7 @@ class MpiSession {
   MpiSession() : exceptions_(std::uncaught_exceptions()) {
     int began = 0;
     detail::mpi::check(MPI_Initialized(&began), "MPI_Initialized", "MpiSession");
-    if (!detail::mpi::Library::is_alive()) {
+    if (!detail::mpi::Runtime::is_alive()) {
       raise<ConfigError>("MPI was finalised already: a process can use it once");
     }
     int level = MPI_THREAD_SINGLE;
@@ -116,13 +116,13 @@ class MpiSession {
           "MpiSession",
           detail::mpi::thread_level_name(level));
     }
-    library_ = std::make_shared<detail::mpi::Library>(level);
+    runtime_ = std::make_shared<detail::mpi::Runtime>(level);
   }
   MpiSession(const MpiSession&) = delete;
   MpiSession& operator=(const MpiSession&) = delete;
   ~MpiSession() {
-    if (!owns_ || !detail::mpi::Library::is_alive()) return;
-    if (!library_->has_failed() && std::uncaught_exceptions() == exceptions_ && all_are_here()) {
+    if (!owns_ || !detail::mpi::Runtime::is_alive()) return;
+    if (!runtime_->has_failed() && std::uncaught_exceptions() == exceptions_ && all_are_here()) {
       MPI_Finalize();
     } else {
       detail::mpi::abort_at_exit();
@@ -132,13 +132,13 @@ class MpiSession {
   /// Held by the host around its own MPI calls while another thread may be in a collective of ours
   /// (nothing is held where MPI provides MPI_THREAD_MULTIPLE). Not around calls that wait for
   /// peers which wait for us: then poll, and give it back between.
-  [[nodiscard]] std::unique_lock<std::mutex> lock() { return library_->lock(); }
+  [[nodiscard]] std::unique_lock<std::mutex> lock() { return runtime_->lock(); }
 
   /// Whether a rank has failed: the host must not finalise MPI then, but MPI_Abort.
-  [[nodiscard]] bool has_failed() const noexcept { return library_->has_failed(); }
+  [[nodiscard]] bool has_failed() const noexcept { return runtime_->has_failed(); }
 
-  [[nodiscard]] const std::shared_ptr<detail::mpi::Library>& library() const noexcept {
-    return library_;
+  [[nodiscard]] const std::shared_ptr<detail::mpi::Runtime>& runtime() const noexcept {
+    return runtime_;
   }
 
  private:
@@ -158,7 +158,7 @@ class MpiSession {
 
   bool owns_ = false;
   int exceptions_;
-  std::shared_ptr<detail::mpi::Library> library_;
+  std::shared_ptr<detail::mpi::Runtime> runtime_;
 };
 
 }  // namespace shardwise::inline v0_1

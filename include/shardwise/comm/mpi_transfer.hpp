@@ -84,7 +84,7 @@ class Transfer {
   void move(Operation operation, int root, std::span<const BroadcastItem> items, const Wait& wait) {
     Batch& batch = batches_[0];
     {
-      const auto lock = handle_.library().lock();
+      const auto lock = handle_.lock();
       if (operation == Operation::barrier) {
         batch.collective(
             [](MPI_Comm comm, MPI_Request* request) { return MPI_Ibarrier(comm, request); },
@@ -100,7 +100,7 @@ class Transfer {
   void move(Operation, int, std::span<const ExchangeItem> items, const Wait& wait) {
     Batch& batch = batches_[0];
     {
-      const auto lock = handle_.library().lock();
+      const auto lock = handle_.lock();
       for_pairs([&](std::size_t to, std::size_t from) {
         for (const ExchangeItem& item : items) {
           const std::size_t part = item.count * size_of(item.dtype);
@@ -129,7 +129,7 @@ class Transfer {
 
   /// After a failure; see Batch.
   void cancel() noexcept {
-    const auto lock = handle_.library().lock();
+    const auto lock = handle_.lock();
     for (Batch& batch : batches_) batch.cancel();
   }
 
@@ -156,7 +156,7 @@ class Transfer {
   void gather(std::span<const GatherItem> items, const Wait& wait) {
     Batch& batch = batches_[0];
     {
-      const auto lock = handle_.library().lock();
+      const auto lock = handle_.lock();
       for_pairs([&](std::size_t to, std::size_t from) {
         for (const GatherItem& item : items) post(batch, item, to, from);
       });
@@ -259,7 +259,7 @@ class Transfer {
     all_weights_.resize(count * size_);
     std::copy(own_weights_.begin(), own_weights_.end(),
               all_weights_.begin() + static_cast<std::ptrdiff_t>(rank_ * count));
-    const auto lock = handle_.library().lock();
+    const auto lock = handle_.lock();
     for_pairs([&](std::size_t to, std::size_t from) {
       batches_[weights].receive(all_weights_.data() + from * count, count * sizeof(double), from,
                                 tag_);
@@ -301,7 +301,7 @@ class Transfer {
     bool have_weights = false;
     while (settle(summed, items, scatter)) {
       {
-        const auto lock = handle_.library().lock();
+        const auto lock = handle_.lock();
         while (on_their_way < window && settle(posted, items, scatter)) {
           post(batches_[(next + on_their_way) % window], items, posted, scatter);
           ++posted.chunk;
@@ -404,7 +404,7 @@ class Transfer {
   void spread(std::span<const ReduceItem> items, const Wait& wait) {
     Batch& batch = batches_[0];
     {
-      const auto lock = handle_.library().lock();
+      const auto lock = handle_.lock();
       for_pairs([&](std::size_t to, std::size_t from) {
         for (const ReduceItem& item : items) {
           if (by_mpi(item, size_, options_)) continue;
@@ -446,7 +446,7 @@ class Transfer {
       if (!by_mpi(item, size_, options_) || item.count == 0) continue;
       const auto count = static_cast<int>(item.count);
       const MPI_Datatype type = type_of(item.dtype);
-      const auto lock = handle_.library().lock();
+      const auto lock = handle_.lock();
       if (scatter) {
         batches_[collectives].collective(
             [&](MPI_Comm comm, MPI_Request* request) {

@@ -28,6 +28,7 @@
 #include "nccl_transfer.hpp"
 #include "nccl_watchdog.hpp"
 #include "rendezvous.hpp"
+#include "split.hpp"
 
 namespace shardwise::inline v0_1 {
 
@@ -255,28 +256,13 @@ class NcclCommunicator final : public Communicator {
                                                         const Fingerprint& print,
                                                         std::chrono::nanoseconds timeout,
                                                         const Patience& patience) {
-    struct Wish {
-      int color;
-      int key;
-    };
-    const Wish mine{color, key};
+    const SplitItem mine{color, key};
     const Member& whole = end_->member();
-    std::vector<Wish> wishes(whole.world_ranks.size());
+    std::vector<SplitItem> wishes(whole.world_ranks.size());
     std::memcpy(wishes.data(), end_->staging().gather(print, timeout, &mine, sizeof mine, patience),
-                wishes.size() * sizeof(Wish));
-    std::vector<std::size_t> members;
-    std::vector<int> colors;
-    for (std::size_t r = 0; r < wishes.size(); ++r) {
-      if (wishes[r].color == color) members.push_back(r);
-      colors.push_back(wishes[r].color);
-    }
-    std::stable_sort(members.begin(), members.end(),
-                     [&](std::size_t a, std::size_t b) { return wishes[a].key < wishes[b].key; });
-    std::sort(colors.begin(), colors.end());
-    colors.erase(std::unique(colors.begin(), colors.end()), colors.end());
-    // NCCL's colors are not negative.
-    const auto index =
-        static_cast<int>(std::lower_bound(colors.begin(), colors.end(), color) - colors.begin());
+                wishes.size() * sizeof(SplitItem));
+    const std::vector<std::size_t> members = detail::members_of(color, wishes);
+    const int index = detail::index_of_color(color, wishes);
     const auto part = std::make_shared<Member>();
     part->id = detail::format("{}.{}.{}", whole.id, end_->sequence(), index);
     for (std::size_t i = 0; i < members.size(); ++i) {

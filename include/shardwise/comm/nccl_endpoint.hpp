@@ -29,6 +29,7 @@
 #include "nccl_staging.hpp"
 #include "nccl_transfer.hpp"
 #include "nccl_watchdog.hpp"
+#include "peer_failure.hpp"
 #include "rendezvous.hpp"
 
 namespace shardwise::inline v0_1::detail::nccl {
@@ -252,13 +253,9 @@ class Endpoint {
     if (call.empty()) call = print ? describe(*print) : "no call";
     if (failure.mismatch) throw CollectiveMismatch(failure.message);
     if (member_->timed_out) throw TimedOut(failure.message);
-    const int own = member_->world_rank();
-    const std::string who =
-        failure.rank == own ? format("this rank ({})", own) : format("rank {}", failure.rank);
     const std::string what =
         member_->left ? failure.message : format("failed: {}", failure.message);
-    throw PeerFailed(format("{} {}\nwhile rank {} was in {}", who, what, own, call), failure.rank,
-                     failure.message);
+    throw peer_failed(failure.rank, what, member_->world_rank(), call, failure.message);
   }
 
   // False where they did not end, not even by the abort of a failure.

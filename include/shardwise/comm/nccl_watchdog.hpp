@@ -24,6 +24,7 @@
 #include "fingerprint.hpp"
 #include "nccl_handle.hpp"
 #include "nccl_tracker.hpp"
+#include "peer_failure.hpp"
 #include "rendezvous.hpp"
 
 namespace shardwise::inline v0_1::detail::nccl {
@@ -207,8 +208,7 @@ class Watchdog {
       begin_failing(member);
       end_calls({&member});
       member.failure.rank = member.world_ranks[static_cast<std::size_t>(r)];
-      member.failure.message =
-          "left the group (its communicator was destroyed; it returned early?)";
+      member.failure.message = left_the_group;
       member.left = true;
       member.state.store(Member::State::settled);
     }

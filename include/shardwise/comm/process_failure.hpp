@@ -3,6 +3,7 @@
 #include <string>
 
 #include "../core/format.hpp"
+#include "peer_failure.hpp"
 
 namespace shardwise::inline v0_1 {
 
@@ -19,7 +20,7 @@ struct ProcessFailure {
 
 /// `failed: out of memory`, `left the group (...)`, `died: ...`
 [[nodiscard]] inline std::string what_happened(const ProcessFailure& failure) {
-  if (failure.left) return "left the group (its communicator was destroyed; it returned early?)";
+  if (failure.left) return std::string(detail::left_the_group);
   return detail::format("{}: {}", failure.died ? "died" : "failed", failure.message);
 }
 

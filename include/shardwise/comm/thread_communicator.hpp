@@ -1,12 +1,9 @@
 #pragma once
 
-#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <exception>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <string>
 #include <string_view>
@@ -14,11 +11,10 @@
 #include <vector>
 
 #include "../core/error.hpp"
-#include "../device/host_stream.hpp"
-#include "../kernels/reduce.hpp"
-#include "arguments.hpp"
 #include "communicator.hpp"
 #include "fingerprint.hpp"
+#include "host_communicator.hpp"
+#include "peer_failure.hpp"
 #include "thread_family.hpp"
 #include "thread_group.hpp"
 #include "thread_transfer.hpp"
@@ -32,61 +28,20 @@ namespace shardwise::inline v0_1 {
 /// wait, or come later, get PeerFailed. The destructor waits for this rank's own collectives on
 /// streams with a worker, so buffers that they use must outlive it or their stream. Ranks in
 /// messages are those of the first group, before any split.
-class ThreadCommunicator final : public Communicator {
+class ThreadCommunicator final : public HostCommunicator<ThreadCommunicator> {
  public:
   ThreadCommunicator(std::shared_ptr<ThreadGroup> group, std::size_t rank)
-      : group_(std::move(group)),
-        rank_(rank),
-        transfer_(*group_, rank),
-        exceptions_(std::uncaught_exceptions()) {}
+      : group_(std::move(group)), rank_(rank), transfer_(*group_, rank) {}
 
   ~ThreadCommunicator() override {
-    const bool unwinding = std::uncaught_exceptions() > exceptions_;
-    if (unwinding) abort("an exception is unwinding its stack", true);
-    {
-      std::unique_lock lock(streamed_mutex_);
-      streamed_done_.wait(lock, [&] { return streamed_ == 0; });
-    }
-    if (!unwinding) group_->family()->leave(*group_, world_rank());
+    if (end_calls()) group_->family()->leave(*group_, world_rank());
   }
 
   [[nodiscard]] int rank() const noexcept override { return static_cast<int>(rank_); }
   [[nodiscard]] int size() const noexcept override { return static_cast<int>(group_->size()); }
   [[nodiscard]] std::string_view backend() const noexcept override { return "thread"; }
-  [[nodiscard]] bool accepts(MemoryKind memory) const noexcept override {
-    return memory == MemoryKind::host;
-  }
   [[nodiscard]] std::size_t landing_bytes(const ReduceItem&, bool) const noexcept override {
     return 0;
-  }
-
-  void all_gather(std::span<const GatherItem> items, const CallInfo& info,
-                  StreamRef stream) override {
-    arguments(Operation::all_gather, info).check(items);
-    issue(Operation::all_gather, items, info, stream);
-  }
-  void reduce_scatter(std::span<const ReduceItem> items, const CallInfo& info,
-                      StreamRef stream) override {
-    arguments(Operation::reduce_scatter, info).check(items);
-    issue(Operation::reduce_scatter, items, info, stream);
-  }
-  void all_reduce(std::span<const ReduceItem> items, const CallInfo& info,
-                  StreamRef stream) override {
-    arguments(Operation::all_reduce, info).check(items);
-    issue(Operation::all_reduce, items, info, stream);
-  }
-  void broadcast(std::span<const BroadcastItem> items, int root, const CallInfo& info,
-                 StreamRef stream) override {
-    arguments(Operation::broadcast, info).check(items, root);
-    issue(Operation::broadcast, items, info, stream, root);
-  }
-  void all_to_all(std::span<const ExchangeItem> items, const CallInfo& info,
-                  StreamRef stream) override {
-    arguments(Operation::all_to_all, info).check(items);
-    issue(Operation::all_to_all, items, info, stream);
-  }
-  void barrier(const CallInfo& info, StreamRef stream) override {
-    issue(Operation::barrier, std::span<const BroadcastItem>(), info, stream);
   }
 
   [[nodiscard]] std::unique_ptr<Communicator> split(int color, int key,
@@ -125,78 +80,11 @@ class ThreadCommunicator final : public Communicator {
   void abort(std::string_view message, bool provisional = false) noexcept override {
     group_->family()->fail(world_rank(), message, provisional);
   }
-  void check() override {}  // host streams rethrow
 
  private:
-  /// One call, as it travels through a stream.
-  struct Call {
-    Operation operation;
-    int root;
-    std::uint64_t ticket;
-    CallInfo info;
-  };
-
-  /// A call in a stream with a worker.
-  template <class Item>
-  struct Task {
-    ThreadCommunicator* self;
-    Call call;
-
-    void operator()(std::span<const Item> items) const {
-      const Streamed streamed{self};
-      self->execute(call, items);
-    }
-    void skipped(const std::exception_ptr& failure) const noexcept {
-      const Streamed streamed{self};
-      self->skip(call, failure);
-    }
-    void interrupted() const noexcept { self->abort("an exception is unwinding its stack", true); }
-  };
-
-  /// Counts a call as finished, however it ends; the communicator may go right afterwards.
-  struct Streamed {
-    ThreadCommunicator* self;
-    explicit Streamed(ThreadCommunicator* communicator) noexcept : self(communicator) {}
-    Streamed(const Streamed&) = delete;
-    Streamed& operator=(const Streamed&) = delete;
-    ~Streamed() {
-      const std::lock_guard lock(self->streamed_mutex_);
-      --self->streamed_;
-      self->streamed_done_.notify_all();
-    }
-  };
+  friend class HostCommunicator<ThreadCommunicator>;
 
   [[nodiscard]] int world_rank() const noexcept { return group_->world_rank(rank_); }
-
-  [[nodiscard]] Arguments arguments(Operation operation, const CallInfo& info) const noexcept {
-    return Arguments(operation, info.name, rank(), size());
-  }
-
-  template <class Item>
-  void issue(Operation operation, std::span<const Item> items, const CallInfo& info,
-             StreamRef stream, int root = -1) {
-    arguments(operation, info).check(stream);
-    const Call call{operation, root, tickets_, info};
-    auto* queue = static_cast<HostStream*>(stream.native);
-    if (queue == nullptr || queue->is_inline()) {
-      ++tickets_;
-      execute(call, items);
-      return;
-    }
-    add_streamed(1);
-    try {
-      queue->enqueue(Task<Item>{this, call}, items);
-    } catch (...) {
-      add_streamed(-1);
-      throw;
-    }
-    ++tickets_;
-  }
-
-  void add_streamed(int change) {
-    const std::lock_guard lock(streamed_mutex_);
-    streamed_ += change;
-  }
 
   template <class Item>
   void execute(const Call& call, std::span<const Item> items) {
@@ -208,10 +96,7 @@ class ThreadCommunicator final : public Communicator {
       case Arrival::poisoned:
         fail_with_peer(print());
       case Arrival::timed_out:
-        time_out(print(), [] {
-          return std::string(
-              "an earlier collective of this rank has not run: is its stream stuck?");
-        });
+        time_out(print(), [] { return stuck_stream; });
       case Arrival::committed:
         break;
     }
@@ -243,36 +128,12 @@ class ThreadCommunicator final : public Communicator {
     if (!agreed) refuse_mismatch();
   }
 
-  void skip(const Call& call, const std::exception_ptr& failure) noexcept {
-    try {
-      std::rethrow_exception(failure);
-    } catch (const std::exception& error) {
-      abort_skipped(call, error.what());
-    } catch (...) {
-      abort_skipped(call, "an exception that is not a std::exception");
-    }
-  }
-
-  void abort_skipped(const Call& call, const char* why) noexcept {
-    try {
-      abort(detail::format("{} #{} \"{}\" was never run, because its stream had ended: {}",
-                           name_of(call.operation), call.ticket + 1, call.info.name, why));
-    } catch (...) {
-      abort(why);
-    }
-  }
-
   [[noreturn]] void fail_with_peer(const Fingerprint& print) {
     const ThreadFailure failure = group_->family()->reason(*group_, world_rank());
-    const std::string who = failure.rank == world_rank()
-                                ? detail::format("this rank ({})", failure.rank)
-                                : detail::format("rank {}", failure.rank);
-    const std::string message =
-        failure.left ? "left the group (its communicator was destroyed; it returned early?)"
-                     : detail::format("failed: {}", failure.message);
-    throw PeerFailed(detail::format("{} {}\nwhile rank {} was in {}", who, message, world_rank(),
-                                    describe(print)),
-                     failure.rank, failure.left ? message : failure.message);
+    const std::string what = failure.left ? std::string(detail::left_the_group)
+                                          : detail::format("failed: {}", failure.message);
+    throw detail::peer_failed(failure.rank, what, world_rank(), describe(print),
+                              failure.left ? what : failure.message);
   }
 
   template <class Details>
@@ -297,11 +158,6 @@ class ThreadCommunicator final : public Communicator {
   std::shared_ptr<ThreadGroup> group_;
   std::size_t rank_;
   ThreadTransfer transfer_;
-  std::uint64_t tickets_ = 0;  // of calls made; the host thread's
-  std::mutex streamed_mutex_;
-  std::condition_variable streamed_done_;
-  int streamed_ = 0;  // calls in streams with a worker that have not ended
-  int exceptions_;
 };
 
 static_assert(CommunicatorBackend<ThreadCommunicator>);

@@ -12,15 +12,10 @@
 #include "communicator.hpp"
 #include "fingerprint.hpp"
 #include "pieces.hpp"
+#include "split.hpp"
 #include "thread_group.hpp"
 
 namespace shardwise::inline v0_1 {
-
-/// A split's first collective: what each rank asks for.
-struct SplitItem {
-  int color;
-  int key;
-};
 
 /// A split's second collective: the part that a leader has made.
 struct HandoverItem {
@@ -110,13 +105,7 @@ class ThreadTransfer {
 
   /// After the split's first collective: the ranks of `color`, ordered by (key, rank).
   [[nodiscard]] std::vector<std::size_t> members_of(int color) const {
-    std::vector<std::size_t> members;
-    for (std::size_t r = 0; r < colors_.size(); ++r) {
-      if (colors_[r].color == color) members.push_back(r);
-    }
-    std::stable_sort(members.begin(), members.end(),
-                     [&](std::size_t a, std::size_t b) { return colors_[a].key < colors_[b].key; });
-    return members;
+    return detail::members_of(color, colors_);
   }
 
   /// After the split's second collective: this rank's part.
