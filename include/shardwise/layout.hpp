@@ -13,6 +13,7 @@
 
 #include "core/checked.hpp"
 #include "core/error.hpp"
+#include "core/hash.hpp"
 #include "core/tensor_options.hpp"
 
 namespace shardwise::inline v0_1 {
@@ -226,28 +227,20 @@ class Layout {
     raise("there is no tensor '{}' here; there is {}", name, names.empty() ? "none at all" : names);
   }
 
-  // FNV-1a; lengths go in before what they count, so that no two layouts give one sequence.
+  // Lengths go in before what they count, so that no two layouts give one sequence.
   [[nodiscard]] std::uint64_t compute_hash() const noexcept {
-    std::uint64_t hash = 0xcbf29ce484222325ull;
-    const auto mix = [&](std::uint64_t value) {
-      for (int byte = 0; byte < 8; ++byte) {
-        hash = (hash ^ ((value >> (8 * byte)) & 0xffu)) * 0x100000001b3ull;
-      }
-    };
-    mix(static_cast<std::uint64_t>(world_));
-    mix(tensors_.size());
+    detail::Hash hash;
+    hash.add(static_cast<std::uint64_t>(world_));
+    hash.add(tensors_.size());
     for (const Tensor& tensor : tensors_) {
-      mix(tensor.name.size());
-      for (const char letter : tensor.name) {
-        hash = (hash ^ static_cast<unsigned char>(letter)) * 0x100000001b3ull;
-      }
-      mix(tensor.shape.size());
-      for (const std::size_t extent : tensor.shape) mix(extent);
+      hash.add(tensor.name);
+      hash.add(tensor.shape.size());
+      for (const std::size_t extent : tensor.shape) hash.add(extent);
       // + 0: -0 compares equal to 0 and must hash alike.
-      mix(std::bit_cast<std::uint32_t>(tensor.options.weight_decay + 0.0f));
-      mix(std::bit_cast<std::uint32_t>(tensor.options.learning_rate + 0.0f));
+      hash.add(std::bit_cast<std::uint32_t>(tensor.options.weight_decay + 0.0f));
+      hash.add(std::bit_cast<std::uint32_t>(tensor.options.learning_rate + 0.0f));
     }
-    return hash;
+    return hash.value();
   }
 
   int world_;

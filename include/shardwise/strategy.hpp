@@ -9,6 +9,7 @@
 
 #include "core/dtype.hpp"
 #include "core/error.hpp"
+#include "core/hash.hpp"
 
 namespace shardwise::inline v0_1 {
 
@@ -237,7 +238,7 @@ struct Strategy {
     const auto type = [](const std::optional<DType>& value) {
       return value ? std::uint64_t{1} + static_cast<std::uint64_t>(*value) : 0;
     };
-    std::uint64_t hash = 0xcbf29ce484222325ull;
+    detail::Hash hash;
     for (const std::uint64_t value :
          {static_cast<std::uint64_t>(parameters), static_cast<std::uint64_t>(gradients),
           static_cast<std::uint64_t>(optimizer_state), static_cast<std::uint64_t>(shard_group),
@@ -247,11 +248,9 @@ struct Strategy {
           std::uint64_t{max_live_bytes}, std::uint64_t{keep_resident_bytes}, type(lease),
           type(gradient_lease), type(wire), static_cast<std::uint64_t>(overlap),
           static_cast<std::uint64_t>(accumulation)}) {
-      for (int byte = 0; byte < 8; ++byte) {
-        hash = (hash ^ ((value >> (8 * byte)) & 0xffu)) * 0x100000001b3ull;
-      }
+      hash.add(value);
     }
-    return hash;
+    return hash.value();
   }
 
   [[nodiscard]] bool operator==(const Strategy&) const = default;

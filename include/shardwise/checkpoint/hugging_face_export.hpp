@@ -15,6 +15,7 @@
 
 #include "../core/dtype.hpp"
 #include "../core/error.hpp"
+#include "../core/hash.hpp"
 #include "../kernels/cast.hpp"
 #include "agreement.hpp"
 #include "hugging_face_export_plan.hpp"
@@ -81,20 +82,14 @@ class ExportWriter {
 
 /// What all ranks must have made alike.
 [[nodiscard]] inline std::uint64_t hash_of(const ExportPlan& plan) noexcept {
-  std::uint64_t hash = 0xcbf29ce484222325ull;  // FNV-1a
-  const auto mix = [&](std::string_view text) {
-    for (const char letter : text) {
-      hash = (hash ^ static_cast<unsigned char>(letter)) * 0x100000001b3ull;
-    }
-    hash = (hash ^ 0xffu) * 0x100000001b3ull;
-  };
+  Hash hash;
   for (const ExportPlan::File& file : plan.files) {
-    mix(file.name);
-    mix(file.begin);
+    hash.add(file.name);
+    hash.add(file.begin);
   }
-  mix(plan.last_name);
-  mix(plan.last_text);
-  return hash;
+  hash.add(plan.last_name);
+  hash.add(plan.last_text);
+  return hash.value();
 }
 
 /// Rank 0: everything but the elements.

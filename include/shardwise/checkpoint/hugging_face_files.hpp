@@ -13,6 +13,7 @@
 
 #include "../core/error.hpp"
 #include "../core/format.hpp"
+#include "../core/hash.hpp"
 #include "hugging_face_index.hpp"
 #include "regular_file.hpp"
 #include "safetensors_reader.hpp"
@@ -68,31 +69,20 @@ class HuggingFaceFiles {
 
   /// Of everything that the files say of themselves: equal where they do.
   [[nodiscard]] std::uint64_t hash() const noexcept {
-    std::uint64_t hash = 0xcbf29ce484222325ull;  // FNV-1a
-    const auto mix = [&](std::uint64_t value) {
-      for (int byte = 0; byte < 8; ++byte) {
-        hash = (hash ^ ((value >> (8 * byte)) & 0xffu)) * 0x100000001b3ull;
-      }
-    };
-    const auto mix_text = [&](std::string_view text) {
-      mix(text.size());
-      for (const char letter : text) {
-        hash = (hash ^ static_cast<unsigned char>(letter)) * 0x100000001b3ull;
-      }
-    };
+    detail::Hash hash;
     for (const auto& file : files_) {
-      mix(file->source.size());
-      mix(file->header.data_begin);
-      mix(file->header.tensors.size());
+      hash.add(file->source.size());
+      hash.add(file->header.data_begin);
+      hash.add(file->header.tensors.size());
       for (const SafetensorsTensor& tensor : file->header.tensors) {
-        mix_text(tensor.name);
-        mix(static_cast<std::uint64_t>(tensor.dtype));
-        mix(tensor.shape.size());
-        for (const std::uint64_t extent : tensor.shape) mix(extent);
-        mix(tensor.begin);
+        hash.add(tensor.name);
+        hash.add(static_cast<std::uint64_t>(tensor.dtype));
+        hash.add(tensor.shape.size());
+        for (const std::uint64_t extent : tensor.shape) hash.add(extent);
+        hash.add(tensor.begin);
       }
     }
-    return hash;
+    return hash.value();
   }
 
  private:

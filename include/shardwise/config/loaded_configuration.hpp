@@ -9,6 +9,7 @@
 
 #include "../core/error.hpp"
 #include "../core/format.hpp"
+#include "../core/hash.hpp"
 #include "configuration.hpp"
 #include "field.hpp"
 #include "key.hpp"
@@ -97,15 +98,11 @@ class LoadedConfiguration {
 
   /// Equal where the values are; not of where they come from.
   [[nodiscard]] std::uint64_t hash() const {
-    std::uint64_t hash = 0xcbf29ce484222325ull;
+    detail::Hash hash;
     for (std::size_t i = 0; i < config_field_count; ++i) {
-      const std::string text = text_of(values_, static_cast<ConfigField>(i));
-      for (const char c : text) {
-        hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3ull;
-      }
-      hash = (hash ^ 0xffu) * 0x100000001b3ull;
+      hash.add(text_of(values_, static_cast<ConfigField>(i)));
     }
-    return hash;
+    return hash.value();
   }
 
  private:

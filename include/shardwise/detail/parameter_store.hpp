@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "../core/hash.hpp"
 #include "debug_checks.hpp"
 #include "engine.hpp"
 #include "flat_parameter.hpp"
@@ -242,23 +243,22 @@ class ParameterStore {
   }
 
   [[nodiscard]] std::uint64_t fingerprint(const Parameter& parameter) const noexcept {
-    std::uint64_t hash = parameter.layout.hash();
+    Hash hash;
     for (const std::uint64_t part :
-         {static_cast<std::uint64_t>(parameter.storage), parameter.strategy.hash(),
-          static_cast<std::uint64_t>(parameter.tied),
+         {parameter.layout.hash(), static_cast<std::uint64_t>(parameter.storage),
+          parameter.strategy.hash(), static_cast<std::uint64_t>(parameter.tied),
           static_cast<std::uint64_t>(parameter.residency), std::uint64_t{parameters_.size()},
           engine_.strategy.hash(), std::uint64_t{engine_.options.open_parameters},
           std::uint64_t{engine_.options.open_gradients},
           static_cast<std::uint64_t>(engine_.options.debug)}) {
-      hash = (hash ^ part) * 0x100000001b3ull;
+      hash.add(part);
     }
     // Whether a gather is free depends on it.
     for (const RangeOf<Device>* arena : engine_.arenas) {
-      const auto kind = static_cast<std::uint64_t>(arena->recycling()) * 2 +
-                        static_cast<std::uint64_t>(arena->release());
-      hash = (hash ^ (kind + 1)) * 0x100000001b3ull;
+      hash.add(static_cast<std::uint64_t>(arena->recycling()));
+      hash.add(static_cast<std::uint64_t>(arena->release()));
     }
-    return hash;
+    return hash.value();
   }
 
   [[nodiscard]] std::vector<const Registration*> entries() const {
