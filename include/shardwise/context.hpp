@@ -81,8 +81,7 @@ class Context {
   /// Returns once every rank is here.
   void barrier(std::string_view name = "barrier") {
     engine_.check();
-    engine_.comm.barrier(engine_.info(name), engine_.communication.ref());
-    engine_.settle();
+    engine_.meet(engine_.info(name));
   }
 
   /// For batches of different sizes: give what this returns to reduce(), and gradients become

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <new>
 #include <optional>
 #include <span>
@@ -24,6 +25,7 @@
 #include "../strategy.hpp"
 #include "address_range.hpp"
 #include "in_place.hpp"
+#include "program_order.hpp"
 #include "shard_groups.hpp"
 
 namespace shardwise::inline v0_1 {
@@ -128,14 +130,16 @@ class Engine {
   }
 
   /// Calls `operation`, which issues one collective of `parts` on the communication stream, and
-  /// accounts for it.
+  /// accounts for it. `on_host`: it ends in the call, on no stream.
   template <class Operation>
   void issue(Activity activity, SubjectId subject, std::size_t bytes, std::size_t wire_bytes,
-             std::span<const ActivityPart> parts, Operation&& operation) {
+             std::span<const ActivityPart> parts, Operation&& operation, bool on_host = false) {
     ++sequence;
-    const bool blocking = communication.is_inline();
+    const bool blocking = on_host || communication.is_inline();
     const auto begin = Clock::now();
-    {
+    if (on_host) {
+      operation();
+    } else {
       const Run run(timeline, sequence, activity, subject);
       operation();
     }
@@ -196,8 +200,16 @@ class Engine {
 
   /// The host waits for the collectives so far; throws what failed.
   void settle() {
+    const std::uint64_t last = order.issued();
     communication.synchronize();
+    order.meet(last);
     check_peers();
+  }
+  /// The host waits for all ranks.
+  void meet(const CallInfo& call) {
+    order.issue();
+    comm.barrier(call, communication.ref());
+    settle();
   }
 
   /// Calls `operation`, a collective over scalars that the host waits for, and accounts for it.
@@ -219,6 +231,7 @@ class Engine {
       }
     };
     const Account account{*this, name, bytes};
+    const Meeting meeting{order, order.issue()};
     return operation();
   }
 
@@ -299,6 +312,7 @@ class Engine {
   const ContextOptions options;
   Ledger ledger;
   Statistics statistics;
+  ProgramOrder order;
   Stream compute;
   Stream communication;
   typename Device::Timeline timeline;  ///< for the observer
@@ -323,6 +337,16 @@ class Engine {
     Run(const Run&) = delete;
     Run& operator=(const Run&) = delete;
     ~Run() { timeline.end_run(); }
+  };
+
+  /// A collective of all ranks that the host waits for.
+  struct Meeting {
+    ProgramOrder& order;
+    std::uint64_t number;
+    int exceptions = std::uncaught_exceptions();
+    ~Meeting() {
+      if (std::uncaught_exceptions() == exceptions) order.meet(number);
+    }
   };
 
   void check_arenas() {
