@@ -35,8 +35,8 @@ std::vector<Strategy> sharing_strategies() {
   persistent.prefetch = 0;
   Strategy whole_gradients = Strategy::zero3();
   whole_gradients.gradients = Placement::replicated;
-  return {Strategy::zero1(),  Strategy::zero2(), Strategy::zero3(), Strategy::zero3_no_reshard(),
-          gathered_at_once,   persistent,        whole_gradients};
+  return {Strategy::zero1(), Strategy::zero2(), Strategy::zero3(), Strategy::zero3_no_reshard(),
+          gathered_at_once,  persistent,        whole_gradients};
 }
 
 /// Elements that all ranks hold of the toy's parameters together, were each held once.
@@ -322,11 +322,11 @@ TEST_CASE("what ranks cannot share is refused on all of them, and says what to t
       CHECK_THAT(error, ContainsSubstring("take zero1") && ContainsSubstring("slots"));
     }
   }
-  for (const std::string& error : refused(4, shared(Strategy::zero3()), [](auto& context) {
-         Parameter<float> world(context, {{"world", {64}}});
-         Parameter<float> pair(context, {{"pair", {64}}},
-                               {.strategy = shared(Strategy::hybrid(2))});
-       })) {
+  for (
+      const std::string& error : refused(4, shared(Strategy::zero3()), [](auto& context) {
+        Parameter<float> world(context, {{"world", {64}}});
+        Parameter<float> pair(context, {{"pair", {64}}}, {.strategy = shared(Strategy::hybrid(2))});
+      })) {
     CHECK_THAT(error, ContainsSubstring("'pair' is shared by groups of 2") &&
                           ContainsSubstring("groups of 4") && ContainsSubstring("slots"));
   }
@@ -377,7 +377,8 @@ TEST_CASE("ranks that gather other shared parameters are told so in debug mode, 
   }
 }
 
-TEST_CASE("a rank that fails while others use what it shares ends them all, and frees nothing early") {
+TEST_CASE(
+    "a rank that fails while others use what it shares ends them all, and frees nothing early") {
   for (const bool overlap : {false, true}) {
     for (const bool casts : {false, true}) {
       const auto ends = ends_of(3, [&](Communicator& communicator) {

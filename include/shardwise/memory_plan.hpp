@@ -25,12 +25,12 @@ struct MemoryPlan {
   std::size_t gradient_slots = 0;
   std::size_t gradient_slot_bytes = 0;
   std::size_t gradient_dedicated = 0;
-  std::size_t sharers = 1;           ///< ranks that hold what follows together (residency shared)
-  std::size_t shared_storage = 0;    ///< bytes of parameters at rest, of all of them
-  std::size_t shared_slots = 0;      ///< slots of leases that are not of the storage type,
-  std::size_t shared_slot_bytes = 0; ///< of each,
-  std::size_t shared_dedicated = 0;  ///< and bytes of those that stay with their parameter
-  std::size_t parameter_pages = 0;  ///< bytes that arenas' parameters borrow (residency in_place)
+  std::size_t sharers = 1;            ///< ranks that hold what follows together (residency shared)
+  std::size_t shared_storage = 0;     ///< bytes of parameters at rest, of all of them
+  std::size_t shared_slots = 0;       ///< slots of leases that are not of the storage type,
+  std::size_t shared_slot_bytes = 0;  ///< of each,
+  std::size_t shared_dedicated = 0;   ///< and bytes of those that stay with their parameter
+  std::size_t parameter_pages = 0;    ///< bytes that arenas' parameters borrow (residency in_place)
   std::size_t gradient_pages = 0;
   std::size_t landing = 0;   ///< landing and staging buffers of the communicator
   std::size_t partials = 0;  ///< sums of a shard group on their way to those of the others
@@ -63,9 +63,8 @@ struct MemoryPlan {
  private:
   [[nodiscard]] std::string describe_shared() const {
     if (shared_storage == 0) return {};
-    return detail::format(
-               "shared by {} ranks, of which each has 1/{} above: {} B of parameters, ",
-               sharers, sharers, shared_storage) +
+    return detail::format("shared by {} ranks, of which each has 1/{} above: {} B of parameters, ",
+                          sharers, sharers, shared_storage) +
            detail::format("{} x {} B + {} B of casts\n", shared_slots, shared_slot_bytes,
                           shared_dedicated);
   }

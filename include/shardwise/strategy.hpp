@@ -34,10 +34,10 @@ enum class Accumulation : std::uint8_t {
 
 /// Where a gathered parameter, or a leased gradient, lives.
 enum class Residency : std::uint8_t {
-  slots,       ///< in buffers of the library; leases hand out spans
-  in_place,    ///< where the host expects it: at its own addresses, within an Arena
+  slots,        ///< in buffers of the library; leases hand out spans
+  in_place,     ///< where the host expects it: at its own addresses, within an Arena
   host_buffer,  ///< in memory that the host gives with each gather or reduction
-  shared  ///< parameters: in one copy for all ranks, which share an address space
+  shared        ///< parameters: in one copy for all ranks, which share an address space
 };
 
 /// "slots", "in_place", "host_buffer" or "shared".
@@ -255,7 +255,8 @@ struct Strategy {
       check_shares();
     } else if (residency != Residency::slots) {
       raise(
-          "Strategy::residency is slots or shared, found {}: tensors come in_place as HostTensors in "
+          "Strategy::residency is slots or shared, found {}: tensors come in_place as HostTensors "
+          "in "
           "an Arena, and host_buffer is of ParameterOptions::residency",
           name_of(residency));
     }

@@ -46,6 +46,7 @@ Configuration any_configuration() {
   s.bucket_bytes = count(0);
   s.max_live_bytes = count(0);
   s.keep_resident_bytes = count(0);
+  if (s.optimizer_state == Placement::sharded && flag()) s.residency = Residency::shared;
   s.lease = type();
   s.gradient_lease = type();
   s.wire = type();

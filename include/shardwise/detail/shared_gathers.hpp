@@ -50,7 +50,8 @@ class SharedGathers {
     if (memory_.ranks() != &ranks) {
       raise(
           "parameter '{}' is shared by groups of {} ranks, but others of this context by groups of "
-          "{}: set one Strategy::shard_group for all that is shared, or ParameterOptions::residency "
+          "{}: set one Strategy::shard_group for all that is shared, or "
+          "ParameterOptions::residency "
           "= Residency::slots",
           parameter.name, ranks.size(), memory_.ranks()->size());
     }
@@ -133,12 +134,14 @@ class SharedGathers {
   }
 
   /// The host has waited for `gathered`.
-  void opened(const Parameter& parameter) noexcept { engine_.order.meet(parameter.gathered_behind); }
+  void opened(const Parameter& parameter) noexcept {
+    engine_.order.meet(parameter.gathered_behind);
+  }
 
   /// The last lease of the parameter has ended.
   void closed(Parameter& parameter) noexcept {
-    std::uint64_t& at = parameter.lends_storage() ? parameter.released_at
-                                                  : parameter.unit->slot->released_at;
+    std::uint64_t& at =
+        parameter.lends_storage() ? parameter.released_at : parameter.unit->slot->released_at;
     at = engine_.order.next();
   }
 
@@ -184,9 +187,9 @@ class SharedGathers {
     for (const Parameter* parameter : queued_) {
       if (parameter->lends_storage()) continue;
       stream.wait(parameter->written);
-      Device::convert(stream, parameter->whole() + parameter->shard_begin * size_of(parameter->lease),
-                      parameter->lease, parameter->value.data(), parameter->storage,
-                      parameter->shard_size());
+      Device::convert(
+          stream, parameter->whole() + parameter->shard_begin * size_of(parameter->lease),
+          parameter->lease, parameter->value.data(), parameter->storage, parameter->shard_size());
     }
     barrier(needs.casts ? Waits::for_casts : Waits::to_read);
   }

@@ -138,8 +138,7 @@ class SimulatedTrainer {
   }
 
   void add(const PlannedParameter& planned) {
-    const Residency residency =
-        planned.options.residency.value_or(context_.strategy().residency);
+    const Residency residency = planned.options.residency.value_or(context_.strategy().residency);
     if (residency != Residency::slots || !planned.offsets.empty() ||
         planned.storage != DType::f32) {
       raise(
