@@ -106,7 +106,7 @@ class Context {
                                                      parameters_.parameters().end());
     return detail::plan_memory(entries, engine_.groups, engine_.strategy, engine_.options);
   }
-  /// What this rank holds now, counted at each allocation.
+  /// What this rank holds now, counted at each allocation; of what ranks share its part.
   [[nodiscard]] const Bytes& held() const noexcept { return engine_.ledger.held(); }
   /// The highest total so far.
   [[nodiscard]] std::size_t peak_held() const noexcept { return engine_.ledger.peak(); }

@@ -45,8 +45,10 @@ struct ContextOptions {
   /// fault or read as NaN, slots are NaN), so every gather moves its bytes again; a gather that is
   /// free all the same compares its name and number with the other ranks' by a barrier; the first
   /// access outside a lease is an error, by name, at the rank's next call. All ranks alike. It does
-  /// not see what is replicated (ddp), the host's own buffers after their release, other members of
-  /// a bucket while one is lent, or writes within full_parameters.
+  /// not see what is replicated (ddp), what is shared (another rank may read what this one has
+  /// released, so it stays readable; gathers and writes are compared all the same), the host's own
+  /// buffers after their release, other members of a bucket while one is lent, or writes within
+  /// full_parameters.
   bool debug = false;
   /// The host's own compute stream, in whose order leases are valid (CUDA: a cudaStream_t); must
   /// outlive the Context. Null: the Context makes one.
