@@ -1,7 +1,5 @@
 #pragma once
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -16,6 +14,7 @@
 #include <vector>
 
 #include "../core/error.hpp"
+#include "../device/host_caches.hpp"
 #include "fingerprint.hpp"
 #include "thread_family.hpp"
 #include "thread_wait.hpp"
@@ -30,8 +29,8 @@ struct ThreadOptions {
   /// Looks at a condition before a waiting rank yields, then sleeps; -1: some where every rank has
   /// a core, none otherwise.
   int spins = -1;
-  /// Copies go past the caches where all ranks together write more than this; 0: half of the last
-  /// cache.
+  /// Results go past the caches where the buffers of all ranks together are larger than this; 0:
+  /// than half of the last cache.
   std::size_t cache_bytes = 0;
   /// Where not null, called at each ThreadPoint. For tests: it may delay, nothing else.
   void (*at_point)(void* context, int rank, ThreadPoint point) noexcept = nullptr;
@@ -87,7 +86,7 @@ class ThreadGroup final : public ThreadFamily::Member {
     if (options_.spins < 0) {
       options_.spins = world_ranks_.size() <= std::thread::hardware_concurrency() ? 1000 : 0;
     }
-    if (options_.cache_bytes == 0) options_.cache_bytes = last_cache_bytes() / 2;
+    if (options_.cache_bytes == 0) options_.cache_bytes = detail::last_cache_bytes() / 2;
     family_->add(*this);
   }
   ThreadGroup(const ThreadGroup&) = delete;
@@ -214,15 +213,6 @@ class ThreadGroup final : public ThreadFamily::Member {
 
   static constexpr std::uint64_t generation_of(std::uint64_t word) noexcept {
     return (word & ~poison_bit) >> generation_shift;
-  }
-
-  static std::size_t last_cache_bytes() noexcept {
-    constexpr std::size_t usual = std::size_t{32} << 20;
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-    const long bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
-    if (bytes > 0) return static_cast<std::size_t>(bytes);
-#endif
-    return usual;
   }
 
   // Of the generations before `generation` all ranks' prints are still; of it, those that came.

@@ -40,7 +40,8 @@ class ThreadTransfer {
         colors_(group.size()) {}
 
   void move(Operation, int, std::span<const GatherItem> items) noexcept {
-    choose_copy(items, group_.size());
+    // What is gathered, and every rank's copy of it.
+    choose_stores(items, group_.size() * (group_.size() + 1));
     for (std::size_t i = 0; i < items.size(); ++i) {
       for_peers([&](std::size_t peer) {
         detail::fill_part(
@@ -51,32 +52,35 @@ class ThreadTransfer {
   }
 
   void move(Operation operation, int, std::span<const ReduceItem> items) noexcept {
+    const bool is_scatter = operation == Operation::reduce_scatter;
+    choose_stores(items, group_.size() * (is_scatter ? group_.size() + 1 : 2));
     for (std::size_t i = 0; i < items.size(); ++i) {
-      const bool scatter = operation == Operation::reduce_scatter;
-      const std::size_t begin = scatter ? rank_ * items[i].count : part_begin(items[i], rank_);
-      const std::size_t count = scatter ? items[i].count : part_begin(items[i], rank_ + 1) - begin;
+      const std::size_t begin = is_scatter ? rank_ * items[i].count : part_begin(items[i], rank_);
+      const std::size_t count =
+          is_scatter ? items[i].count : part_begin(items[i], rank_ + 1) - begin;
       if (count == 0) continue;
       for (std::size_t r = 0; r < group_.size(); ++r) {
         weights_[r] = peer_item<ReduceItem>(r, i).spec.weight;
       }
       auto* out = static_cast<std::byte*>(items[i].recv) +
-                  (scatter ? 0 : begin * size_of(items[i].spec.output));
-      detail::for_each_stretch(
-          items[i], begin, begin + count, out,
-          [&](std::size_t first, std::size_t elements, const auto& input) {
-            for (std::size_t r = 0; r < group_.size(); ++r) {
-              inputs_[r] = input(peer_item<ReduceItem>(r, i));
-            }
-            canonical_reduce(inputs_, weights_, items[i].dtype, elements,
-                             out + (first - begin) * size_of(items[i].spec.output), items[i].spec);
-          });
+                  (is_scatter ? 0 : begin * size_of(items[i].spec.output));
+      detail::for_each_stretch(items[i], begin, begin + count, out,
+                               [&](std::size_t first, std::size_t elements, const auto& input) {
+                                 for (std::size_t r = 0; r < group_.size(); ++r) {
+                                   inputs_[r] = input(peer_item<ReduceItem>(r, i));
+                                 }
+                                 canonical_reduce(
+                                     inputs_, weights_, items[i].dtype, elements,
+                                     out + (first - begin) * size_of(items[i].spec.output),
+                                     items[i].spec, streaming_);
+                               });
     }
     if (operation == Operation::all_reduce) spread(items);
   }
 
   void move(Operation, int root, std::span<const BroadcastItem> items) noexcept {
     if (root < 0 || rank_ == static_cast<std::size_t>(root)) return;
-    choose_copy(items, 1);
+    choose_stores(items, group_.size());
     for (std::size_t i = 0; i < items.size(); ++i) {
       copy(items[i].buffer, peer_item<BroadcastItem>(static_cast<std::size_t>(root), i).buffer,
            items[i].count * size_of(items[i].dtype));
@@ -84,7 +88,7 @@ class ThreadTransfer {
   }
 
   void move(Operation, int, std::span<const ExchangeItem> items) noexcept {
-    choose_copy(items, group_.size());
+    choose_stores(items, 2 * group_.size() * group_.size());
     for (std::size_t i = 0; i < items.size(); ++i) {
       const std::size_t part = items[i].count * size_of(items[i].dtype);
       for_peers([&](std::size_t peer) {
@@ -163,16 +167,17 @@ class ThreadTransfer {
     }
   }
 
-  // Past the caches where all ranks together write more than these hold.
   void copy(void* to, const void* from, std::size_t bytes) const noexcept {
     copy_bytes(to, from, bytes, streaming_);
   }
 
+  // Past the caches where these would not hold what all ranks together read and write: `counts`
+  // times each item's count.
   template <class Item>
-  void choose_copy(std::span<const Item> items, std::size_t parts) noexcept {
-    std::size_t written = 0;
-    for (const Item& item : items) written += item.count * size_of(item.dtype) * parts;
-    streaming_ = written > group_.options().cache_bytes / group_.size();
+  void choose_stores(std::span<const Item> items, std::size_t counts) noexcept {
+    std::size_t touched = 0;
+    for (const Item& item : items) touched += item.count * size_of(item.dtype) * counts;
+    streaming_ = touched > group_.options().cache_bytes;
   }
 
   // Where rank's part of an all_reduce begins: parts of whole cache lines.
@@ -185,7 +190,6 @@ class ThreadTransfer {
 
   // An all_reduce's second half: every part is where its rank has summed it.
   void spread(std::span<const ReduceItem> items) noexcept {
-    choose_copy(items, 1);
     group_.meet(rank_);
     for (std::size_t i = 0; i < items.size(); ++i) {
       const std::size_t bytes = size_of(items[i].spec.output);
