@@ -1,0 +1,113 @@
+#pragma once
+
+#include <cstddef>
+#include <cstring>
+#include <span>
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+// The widest vectors that the processor has, chosen when the program starts.
+#if defined(__x86_64__) && defined(__gnu_linux__)
+#define BENCHMARKS_WIDEST __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define BENCHMARKS_WIDEST
+#endif
+
+/// What memory allows at best: loops that read and write and do nothing else, through the caches or
+/// past them (streaming). They are written apart from the library's, which they judge.
+namespace benchmarks {
+
+namespace detail {
+
+using Wide [[gnu::vector_size(64), gnu::aligned(1), gnu::may_alias]] = unsigned;
+using Narrow [[gnu::vector_size(16), gnu::aligned(1), gnu::may_alias]] = unsigned;
+
+/// The sum of `sources` inputs (0: of as many as there are, with up to half the speed, as the
+/// compiler cannot unroll), vector by vector.
+template <std::size_t sources, class Vector, class Store>
+[[gnu::always_inline]] inline void sum_of(std::span<std::byte* const> to,
+                                          std::span<const std::byte* const> from, std::size_t bytes,
+                                          const Store& store) {
+  const std::byte* inputs[sources + 1];  // for the compiler, nobody else writes here
+  for (std::size_t i = 0; i < sources; ++i) inputs[i] = from[i];
+  std::byte* const first = to[0];
+  const std::size_t end = bytes / sizeof(Vector) * sizeof(Vector);
+#pragma GCC unroll 4
+  for (std::size_t at = 0; at < end; at += sizeof(Vector)) {
+    Vector value = *reinterpret_cast<const Vector*>((sources == 0 ? from[0] : inputs[0]) + at);
+    if constexpr (sources == 0) {
+      for (const std::byte* input : from.subspan(1)) {
+        value += *reinterpret_cast<const Vector*>(input + at);
+      }
+    } else {
+#pragma GCC unroll 8
+      for (std::size_t i = 1; i < sources; ++i) {
+        value += *reinterpret_cast<const Vector*>(inputs[i] + at);
+      }
+    }
+    store(first + at, value);
+    for (std::size_t i = 1; i < to.size(); ++i) store(to[i] + at, value);
+  }
+}
+
+template <class Vector, class Store>
+[[gnu::always_inline]] inline void sum(std::span<std::byte* const> to,
+                                       std::span<const std::byte* const> from, std::size_t bytes,
+                                       const Store& store) {
+  switch (from.size()) {
+    case 1:
+      return sum_of<1, Vector>(to, from, bytes, store);
+    case 2:
+      return sum_of<2, Vector>(to, from, bytes, store);
+    case 3:
+      return sum_of<3, Vector>(to, from, bytes, store);
+    case 4:
+      return sum_of<4, Vector>(to, from, bytes, store);
+    case 8:
+      return sum_of<8, Vector>(to, from, bytes, store);
+    default:
+      return sum_of<0, Vector>(to, from, bytes, store);
+  }
+}
+
+}  // namespace detail
+
+/// Reads `bytes` of each of `from` and writes their sums to each of `to`. What is less than a
+/// vector at the end is left out.
+BENCHMARKS_WIDEST inline void sum_cached(std::span<std::byte* const> to,
+                                         std::span<const std::byte* const> from,
+                                         std::size_t bytes) {
+  using detail::Wide;
+  detail::sum<Wide>(to, from, bytes, [](std::byte* target, const Wide& value) {
+    *reinterpret_cast<Wide*>(target) = value;
+  });
+}
+
+#if defined(__SSE2__)
+/// Likewise, past the caches; targets begin at multiples of 16.
+inline void sum_streaming(std::span<std::byte* const> to, std::span<const std::byte* const> from,
+                          std::size_t bytes) {
+  using detail::Narrow;
+  detail::sum<Narrow>(to, from, bytes, [](std::byte* target, const Narrow& value) {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(target), reinterpret_cast<const __m128i&>(value));
+  });
+  _mm_sfence();
+}
+#else
+inline void sum_streaming(std::span<std::byte* const> to, std::span<const std::byte* const> from,
+                          std::size_t bytes) {
+  sum_cached(to, from, bytes);
+}
+#endif
+
+inline void copy_cached(std::byte* to, const std::byte* from, std::size_t bytes) {
+  std::memcpy(to, from, bytes);
+}
+
+inline void copy_streaming(std::byte* to, const std::byte* from, std::size_t bytes) {
+  sum_streaming({&to, 1}, {&from, 1}, bytes);
+}
+
+}  // namespace benchmarks
