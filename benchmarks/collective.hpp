@@ -139,6 +139,8 @@ class MemoryWork {
       : bytes_(call.part_bytes()), sums_(call.is_reduction()) {
     const auto buffers = [&](std::size_t r) { return all.size() > 1 ? all[r] : all[0]; };
     const auto own = [&](std::size_t r) { return (all.size() > 1 ? rank : r) * bytes_; };
+    // Targets begin at lines: who streams would have to see to that.
+    const auto target = [](std::byte* buffer, std::size_t at) { return buffer + at / 64 * 64; };
     if (call.op == Op::broadcast) {
       if (rank == 0) return;
       bytes_ = call.bytes();
@@ -148,8 +150,8 @@ class MemoryWork {
     }
     for (std::size_t r = 0; r < call.ranks; ++r) {
       from_.push_back(buffers(r).send + (call.op == Op::all_gather ? 0 : own(r)));
-      if (call.op == Op::all_reduce) to_.push_back(buffers(r).recv + own(r));
-      if (!sums_) to_.push_back(buffers(rank).recv + r * bytes_);
+      if (call.op == Op::all_reduce) to_.push_back(target(buffers(r).recv, own(r)));
+      if (!sums_) to_.push_back(target(buffers(rank).recv, r * bytes_));
     }
     if (call.op == Op::reduce_scatter) to_.push_back(buffers(rank).recv);
   }

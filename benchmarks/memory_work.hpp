@@ -91,7 +91,9 @@ inline void sum_streaming(std::span<std::byte* const> to, std::span<const std::b
                           std::size_t bytes) {
   using detail::Narrow;
   detail::sum<Narrow>(to, from, bytes, [](std::byte* target, const Narrow& value) {
-    _mm_stream_si128(reinterpret_cast<__m128i*>(target), reinterpret_cast<const __m128i&>(value));
+    __m128i bits;  // a Narrow may lie anywhere
+    std::memcpy(&bits, &value, sizeof(bits));
+    _mm_stream_si128(reinterpret_cast<__m128i*>(target), bits);
   });
   _mm_sfence();
 }
