@@ -21,8 +21,16 @@ namespace benchmarks {
 
 namespace detail {
 
-using Wide [[gnu::vector_size(64), gnu::aligned(1), gnu::may_alias]] = unsigned;
-using Narrow [[gnu::vector_size(16), gnu::aligned(1), gnu::may_alias]] = unsigned;
+using Wide [[gnu::vector_size(64)]] = unsigned;
+using Narrow [[gnu::vector_size(16)]] = unsigned;
+
+/// Adds what lies at any address.
+template <class Vector>
+[[gnu::always_inline]] inline void add(Vector& sum, const std::byte* from) {
+  Vector value;
+  std::memcpy(&value, from, sizeof(value));
+  sum += value;
+}
 
 /// The sum of `sources` inputs (0: of as many as there are, with up to half the speed, as the
 /// compiler cannot unroll), vector by vector.
@@ -36,16 +44,13 @@ template <std::size_t sources, class Vector, class Store>
   const std::size_t end = bytes / sizeof(Vector) * sizeof(Vector);
 #pragma GCC unroll 4
   for (std::size_t at = 0; at < end; at += sizeof(Vector)) {
-    Vector value = *reinterpret_cast<const Vector*>((sources == 0 ? from[0] : inputs[0]) + at);
+    Vector value;
+    std::memcpy(&value, (sources == 0 ? from[0] : inputs[0]) + at, sizeof(value));
     if constexpr (sources == 0) {
-      for (const std::byte* input : from.subspan(1)) {
-        value += *reinterpret_cast<const Vector*>(input + at);
-      }
+      for (const std::byte* input : from.subspan(1)) add(value, input + at);
     } else {
 #pragma GCC unroll 8
-      for (std::size_t i = 1; i < sources; ++i) {
-        value += *reinterpret_cast<const Vector*>(inputs[i] + at);
-      }
+      for (std::size_t i = 1; i < sources; ++i) add(value, inputs[i] + at);
     }
     store(first + at, value);
     for (std::size_t i = 1; i < to.size(); ++i) store(to[i] + at, value);
@@ -81,7 +86,7 @@ BENCHMARKS_WIDEST inline void sum_cached(std::span<std::byte* const> to,
                                          std::size_t bytes) {
   using detail::Wide;
   detail::sum<Wide>(to, from, bytes, [](std::byte* target, const Wide& value) {
-    *reinterpret_cast<Wide*>(target) = value;
+    std::memcpy(target, &value, sizeof(value));
   });
 }
 
@@ -91,7 +96,7 @@ inline void sum_streaming(std::span<std::byte* const> to, std::span<const std::b
                           std::size_t bytes) {
   using detail::Narrow;
   detail::sum<Narrow>(to, from, bytes, [](std::byte* target, const Narrow& value) {
-    __m128i bits;  // a Narrow may lie anywhere
+    __m128i bits;
     std::memcpy(&bits, &value, sizeof(bits));
     _mm_stream_si128(reinterpret_cast<__m128i*>(target), bits);
   });
