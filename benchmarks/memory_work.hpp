@@ -109,6 +109,40 @@ inline void sum_streaming(std::span<std::byte* const> to, std::span<const std::b
 }
 #endif
 
+/// a = b + factor * c: two reads and a write. What is less than a vector at the end is left out.
+BENCHMARKS_WIDEST inline void triad_cached(float* a, const float* b, const float* c, float factor,
+                                           std::size_t count) {
+  using Vector [[gnu::vector_size(64)]] = float;
+  constexpr std::size_t width = sizeof(Vector) / sizeof(float);
+  for (std::size_t at = 0; at + width <= count; at += width) {
+    Vector x;
+    Vector y;
+    std::memcpy(&x, b + at, sizeof(x));
+    std::memcpy(&y, c + at, sizeof(y));
+    x += factor * y;
+    std::memcpy(a + at, &x, sizeof(x));
+  }
+}
+
+#if defined(__SSE2__)
+/// Likewise, past the caches; `a` begins at a multiple of 16 bytes.
+inline void triad_streaming(float* a, const float* b, const float* c, float factor,
+                            std::size_t count) {
+  const __m128 factors = _mm_set1_ps(factor);
+#pragma GCC unroll 4
+  for (std::size_t at = 0; at < count / 4 * 4; at += 4) {
+    _mm_stream_ps(a + at,
+                  _mm_add_ps(_mm_loadu_ps(b + at), _mm_mul_ps(factors, _mm_loadu_ps(c + at))));
+  }
+  _mm_sfence();
+}
+#else
+inline void triad_streaming(float* a, const float* b, const float* c, float factor,
+                            std::size_t count) {
+  triad_cached(a, b, c, factor, count);
+}
+#endif
+
 inline void copy_cached(std::byte* to, const std::byte* from, std::size_t bytes) {
   std::memcpy(to, from, bytes);
 }
