@@ -27,12 +27,19 @@ struct Series {
 };
 
 /// Turn by turn: a machine whose speed drifts changes both sides of a turn alike.
-[[nodiscard]] inline Series operator/(const Series& a, const Series& b) {
+template <class F>
+[[nodiscard]] Series by_turns(const Series& a, const Series& b, const F& f) {
   Series result;
   for (std::size_t i = 0; i < a.values.size(); ++i) {
-    result.values.push_back(a.values[i] / b.values[i]);
+    result.values.push_back(f(a.values[i], b.values[i]));
   }
   return result;
+}
+[[nodiscard]] inline Series operator/(const Series& a, const Series& b) {
+  return by_turns(a, b, [](double x, double y) { return x / y; });
+}
+[[nodiscard]] inline Series operator-(const Series& a, const Series& b) {
+  return by_turns(a, b, [](double x, double y) { return x - y; });
 }
 
 /// How functions are measured. Where several ranks measure together, `barrier` makes them begin and
