@@ -81,6 +81,11 @@ void add_training(CLI::App& app, Options& o) {
       ->group("Training");
   add_count(app, "--persistence", o.persistence, "Smaller parameters stay replicated (elements)")
       ->group("Training");
+  app.add_option("--residency", o.residency,
+                 "Where gathered parameters live; shared: in one copy for all ranks, which are "
+                 "threads of one process on CPUs (bytes alone)")
+      ->check(CLI::IsMember({"slots", "shared"}))
+      ->group("Training");
 }
 
 void add_hardware(CLI::App& app, Options& o) {
@@ -240,13 +245,14 @@ shardwise::PlanRequest request_of(const Options& o) {
   request.settings.prefetch = static_cast<int>(o.prefetch);
   request.settings.bucket_bytes = whole(o.bucket);
   request.settings.persistence_threshold = o.persistence;
+  if (o.residency == "shared") request.settings.residency = shardwise::Residency::shared;
   request.settings.accumulation =
       o.accumulate == "hold" ? shardwise::Accumulation::hold : shardwise::Accumulation::reduce;
   request.step.world = static_cast<int>(o.devices);
   request.step.micro_batches = o.micro_batches;
   request.step.optimizer = optimizer_of(o.optimizer);
   // A machine that was calibrated has threads, which need no landing buffers.
-  if (o.hardware_file.empty()) {
+  if (o.hardware_file.empty() && o.residency != "shared") {
     request.step.backend.nccl =
         o.order == "fast" ? shardwise::NcclOrder::fast : shardwise::NcclOrder::canonical;
   }

@@ -26,6 +26,7 @@ struct Options {
   std::size_t prefetch = 1;
   double bucket = 0;  ///< bytes
   std::size_t persistence = 0;
+  std::string residency = "slots";
   bool checkpoints = false;
 
   std::size_t devices = 8;

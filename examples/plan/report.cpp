@@ -55,6 +55,7 @@ Json json_of(const shardwise::StrategyPlan& row, bool knows_units) {
   const Json unknown = nullptr;
   Json json = {
       {"name", row.strategy.name()},
+      {"residency", name_of(row.strategy.residency)},
       {"bytes_per_rank",
        {{"parameters", bytes.parameters},
         {"gradients", bytes.gradients},
@@ -99,6 +100,11 @@ std::string table(const Options& options, const shardwise::PlannedModel& model,
         known ? fmt::format("{:.2f}", giga(bytes.slots)) : "?",
         known ? fmt::format("{:.2f}", giga(row.activation_bytes)) : "?", giga(row.needed()),
         fits(options, row, hardware.memory > 0), of_step(row), row.advice);
+  }
+  if (options.residency == "shared") {
+    text +=
+        "\nParameters are shared by the ranks of a process (ddp's are not): each rank has its part "
+        "of them. Times are not known for that.\n";
   }
   if (options.knows_units()) {
     text += "\nActivations are an estimate; everything else that is held is exact.\n";

@@ -63,6 +63,7 @@ void override_with_options(LoadedConfiguration& loaded, const Options& o, const 
     if (given(option)) loaded.override_field(field, text, option);
   };
   take("--shard-group", ConfigField::shard_group, std::to_string(o.shard_group));
+  take("--residency", ConfigField::residency, o.residency);
   take("--lease", ConfigField::lease, o.lease);
   take("--gradient", ConfigField::gradient_storage, o.gradient);
   take("--prefetch", ConfigField::prefetch, std::to_string(o.prefetch));
@@ -133,6 +134,7 @@ void apply_configuration(Options& options, const Given& given) {
   const shardwise::Configuration& values = loaded.values();
   options.strategy = strategy.name();
   options.shard_group = static_cast<std::size_t>(strategy.shard_group);
+  options.residency = name_of(strategy.residency);
   options.lease = option_name(strategy.lease);
   options.gradient = option_name(values.gradient_storage);
   options.prefetch = static_cast<std::size_t>(strategy.prefetch);

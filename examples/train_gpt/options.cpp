@@ -60,8 +60,10 @@ Options parse_options(int count, const char* const* arguments) {
   app.add_option("--gradient", o.gradient, "Type of the stored gradient")
       ->check(CLI::IsMember({"fp32", "bf16"}))
       ->group("Ranks");
-  app.add_option("--residency", o.residency, "Where gathered parameters live")
-      ->check(CLI::IsMember({"slots"}))
+  app.add_option(
+         "--residency", o.residency,
+         "Where gathered parameters live; shared: in one copy for all ranks, which are threads")
+      ->check(CLI::IsMember({"slots", "shared"}))
       ->group("Ranks");
   add_count(app, "--prefetch", o.prefetch, "Parameters gathered ahead of use")->group("Ranks");
   app.add_flag("--world-of-one-reference", o.world_of_one_reference,

@@ -55,6 +55,7 @@ double milliseconds(std::chrono::steady_clock::duration duration) {
 std::string to_json(const Report& report) {
   const Json json = {{"world", report.world},
                      {"strategy", report.strategy},
+                     {"residency", report.residency},
                      {"parameters", report.parameters},
                      {"loss", report.loss},
                      {"grad_norm", report.grad_norm},
@@ -64,6 +65,7 @@ std::string to_json(const Report& report) {
                      {"bytes_per_rank", json_of(report.bytes_per_rank)},
                      {"planned_bytes_per_rank", json_of(report.planned_bytes_per_rank)},
                      {"traffic_per_step", json_of(report.traffic_per_step)},
+                     {"bytes_moved_per_step", report.bytes_moved_per_step},
                      {"scalars_per_step", report.scalars_per_step},
                      {"parameters_hash", report.parameters_hash}};
   return json.dump(2) + '\n';
@@ -84,12 +86,13 @@ std::string summary(const Report& report) {
     return fmt::format("{}, world {}: all steps are done already, parameters {}\n", report.strategy,
                        report.world, report.parameters_hash);
   }
+  const std::string_view residency = report.residency == "shared" ? " (shared)" : "";
   return fmt::format(
-      "{}, world {}: {} parameters, {} steps of {:.1f} ms, peak {:.2f} MiB per rank\n"
+      "{}{}, world {}: {} parameters, {} steps of {:.1f} ms, peak {:.2f} MiB per rank\n"
       "loss {:.4f} -> {:.4f}, parameters {}\n{}",
-      report.strategy, report.world, report.parameters, report.loss.size(), report.step_ms,
-      static_cast<double>(report.bytes_per_rank.peak) / (1 << 20), report.loss.front(),
-      report.loss.back(), report.parameters_hash, other_bits);
+      report.strategy, residency, report.world, report.parameters, report.loss.size(),
+      report.step_ms, static_cast<double>(report.bytes_per_rank.peak) / (1 << 20),
+      report.loss.front(), report.loss.back(), report.parameters_hash, other_bits);
 }
 
 Recorder::Recorder(const Options& options, bool speaks)

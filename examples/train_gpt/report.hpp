@@ -39,6 +39,7 @@ struct Traffic {
 struct Report {
   std::size_t world = 1;
   std::string strategy;
+  std::string residency = "slots";
   bool same_bits = true;          ///< those of every other strategy that has them, too
   std::size_t parameters = 0;     ///< elements, tied ones once
   std::vector<double> loss;       ///< of each step: mean over the global batch, before the update
@@ -49,6 +50,7 @@ struct Report {
   Bytes bytes_per_rank;           ///< of the largest rank
   Bytes planned_bytes_per_rank;
   Traffic traffic_per_step;
+  std::size_t bytes_moved_per_step = 0;  ///< of that, what was really copied
   std::size_t scalars_per_step = 0;
   std::string parameters_hash;
   std::vector<float> values;  ///< of all parameters, if the options say so; not in the JSON

@@ -35,6 +35,7 @@ shardwise::Strategy strategy_of(const Options& options) {
   if (options.strategy_of_file) return *options.strategy_of_file;
   shardwise::Strategy strategy = shardwise::Strategy::parse(options.strategy);
   if (options.shard_group > 0) strategy.shard_group = static_cast<int>(options.shard_group);
+  if (options.residency == "shared") strategy.residency = shardwise::Residency::shared;
   strategy.lease = type_of(options.lease);
   strategy.prefetch = static_cast<int>(options.prefetch);
   strategy.accumulation = options.accumulate == Accumulate::hold ? shardwise::Accumulation::hold
@@ -68,7 +69,9 @@ void account(const shardwise::Statistics& statistics, const shardwise::Strategy&
   report.traffic_per_step = {{traffic.all_gather, traffic.all_gather_calls},
                              {traffic.reduce_scatter, traffic.reduce_scatter_calls},
                              {traffic.all_reduce, traffic.all_reduce_calls}};
+  report.bytes_moved_per_step = statistics.bytes_moved();
   report.strategy = strategy.name();
+  report.residency = name_of(strategy.residency);
   report.scalars_per_step = traffic.scalar_calls;
 }
 

@@ -81,8 +81,7 @@ class Context {
   /// Returns once every rank is here.
   void barrier(std::string_view name = "barrier") {
     engine_.check();
-    engine_.comm.barrier(engine_.info(name), engine_.communication.ref());
-    engine_.settle();
+    engine_.meet(engine_.info(name));
   }
 
   /// For batches of different sizes: give what this returns to reduce(), and gradients become
@@ -107,7 +106,7 @@ class Context {
                                                      parameters_.parameters().end());
     return detail::plan_memory(entries, engine_.groups, engine_.strategy, engine_.options);
   }
-  /// What this rank holds now, counted at each allocation.
+  /// What this rank holds now, counted at each allocation; of what ranks share its part.
   [[nodiscard]] const Bytes& held() const noexcept { return engine_.ledger.held(); }
   /// The highest total so far.
   [[nodiscard]] std::size_t peak_held() const noexcept { return engine_.ledger.peak(); }

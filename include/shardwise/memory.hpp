@@ -115,6 +115,8 @@ class SlotMemory {
   /// ranks, where there is not so much.
   [[nodiscard]] virtual void* allocate(std::size_t bytes) = 0;
   virtual void deallocate(void* memory, std::size_t bytes) noexcept = 0;
+  /// How many of them this rank accounts for: fewer where ranks share the memory.
+  [[nodiscard]] virtual std::size_t share_of(std::size_t bytes) const noexcept { return bytes; }
 
  protected:
   SlotMemory() = default;
@@ -132,23 +134,35 @@ class Buffer {
       : bytes_(bytes), memory_(memory) {
     if (bytes == 0) return;
     data_ = memory != nullptr ? memory->allocate(bytes) : Device::allocate(bytes);
-    account_ = Account(ledger, kind, bytes);
+    account_ = Account(ledger, kind, memory != nullptr ? memory->share_of(bytes) : bytes);
+  }
+  /// A part of memory that is somebody else's: the caller keeps it alive.
+  [[nodiscard]] static Buffer within(Ledger& ledger, StateKind kind, void* data,
+                                     std::size_t bytes) noexcept {
+    Buffer part;
+    part.account_ = Account(ledger, kind, bytes);
+    part.bytes_ = bytes;
+    part.data_ = data;
+    part.owned_ = false;
+    return part;
   }
   Buffer(Buffer&& other) noexcept
       : account_(std::move(other.account_)),
         bytes_(std::exchange(other.bytes_, 0)),
         data_(std::exchange(other.data_, nullptr)),
-        memory_(other.memory_) {}
+        memory_(other.memory_),
+        owned_(other.owned_) {}
   Buffer& operator=(Buffer&& other) noexcept {
     Buffer taken(std::move(other));
     std::swap(account_, taken.account_);
     std::swap(bytes_, taken.bytes_);
     std::swap(data_, taken.data_);
     std::swap(memory_, taken.memory_);
+    std::swap(owned_, taken.owned_);
     return *this;
   }
   ~Buffer() {
-    if (data_ == nullptr) return;
+    if (data_ == nullptr || !owned_) return;
     if (memory_ != nullptr) {
       memory_->deallocate(data_, bytes_);
     } else {
@@ -164,6 +178,7 @@ class Buffer {
   std::size_t bytes_ = 0;
   void* data_ = nullptr;
   SlotMemory* memory_ = nullptr;  // null: the device's own
+  bool owned_ = true;
 };
 
 }  // namespace shardwise::inline v0_1

@@ -25,7 +25,12 @@ struct MemoryPlan {
   std::size_t gradient_slots = 0;
   std::size_t gradient_slot_bytes = 0;
   std::size_t gradient_dedicated = 0;
-  std::size_t parameter_pages = 0;  ///< bytes that arenas' parameters borrow (residency in_place)
+  std::size_t sharers = 1;            ///< ranks that hold what follows together (residency shared)
+  std::size_t shared_storage = 0;     ///< bytes of parameters at rest, of all of them
+  std::size_t shared_slots = 0;       ///< slots of leases that are not of the storage type,
+  std::size_t shared_slot_bytes = 0;  ///< of each,
+  std::size_t shared_dedicated = 0;   ///< and bytes of those that stay with their parameter
+  std::size_t parameter_pages = 0;    ///< bytes that arenas' parameters borrow (residency in_place)
   std::size_t gradient_pages = 0;
   std::size_t landing = 0;   ///< landing and staging buffers of the communicator
   std::size_t partials = 0;  ///< sums of a shard group on their way to those of the others
@@ -52,7 +57,16 @@ struct MemoryPlan {
            detail::format(", {} + {} B pages for arenas, {} B landing", parameter_pages,
                           gradient_pages, landing) +
            detail::format(", {} B partial sums, {} B scalars\n", partials, scalars) +
-           kind("crumbs", bytes.crumbs) + '\n' + kind("peak", peak()) + '\n';
+           kind("crumbs", bytes.crumbs) + '\n' + kind("peak", peak()) + '\n' + describe_shared();
+  }
+
+ private:
+  [[nodiscard]] std::string describe_shared() const {
+    if (shared_storage == 0) return {};
+    return detail::format("shared by {} ranks, of which each has 1/{} above: {} B of parameters, ",
+                          sharers, sharers, shared_storage) +
+           detail::format("{} x {} B + {} B of casts\n", shared_slots, shared_slot_bytes,
+                          shared_dedicated);
   }
 };
 
@@ -72,6 +86,9 @@ namespace detail {
     const bool whole_state = entry->strategy.optimizer_state == Placement::replicated;
     plan.bytes.parameters +=
         entry->storage_bytes() + entry->copy_bytes() + entry->secondary_bytes();
+    if (entry->residency == Residency::shared) {
+      plan.shared_storage += whole * size_of(entry->storage);
+    }
     if (entry->sharded()) plan.bytes.crumbs += entry->placed.crumb_bytes();
     if (entry->gradient) {
       plan.bytes.gradients += (whole_gradients ? whole : shard) * size_of(*entry->gradient);
@@ -87,6 +104,10 @@ namespace detail {
   plan.parameter_slots = parameters.buffers.count;
   plan.parameter_slot_bytes = parameters.buffers.count > 0 ? parameters.buffers.largest : 0;
   plan.parameter_dedicated = parameters.buffers.dedicated;
+  plan.sharers = parameters.sharers;
+  plan.shared_slots = parameters.shared.largest > 0 ? parameters.shared.count : 0;
+  plan.shared_slot_bytes = plan.shared_slots > 0 ? parameters.shared.largest : 0;
+  plan.shared_dedicated = parameters.shared.dedicated;
   plan.parameter_pages = parameters.pages.bytes();
   const GradientSlots gradients = plan_gradient_slots(trained, groups, strategy, options);
   plan.gradient_slots = gradients.slots.buffers.count;

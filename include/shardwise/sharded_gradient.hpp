@@ -75,6 +75,13 @@ class ShardedGradient {
           "arena)",
           flat.name);
     }
+    if (residency == Residency::shared) {
+      raise(
+          "the gradient of '{}': parameters are shared, but each rank writes a gradient of its "
+          "own: "
+          "leave the residency out, or take slots or host_buffer",
+          flat.name);
+    }
     begin(flat, residency);
     finish(flat, residency, {}, nullptr);
   }

@@ -70,8 +70,9 @@ class ShardedOptimizerState {
     }
     validate();
     auto& engine = context_->engine();
-    context_->parameter_store().begin_write(flat_parameter, "step");
+    // The wait for the reduction is one for all ranks, too.
     context_->gradient_store().settle(flat_gradient, "step");
+    context_->parameter_store().begin_write(flat_parameter, "step");
     engine.timeline.begin_update();
     ++steps_;
     update<T, G>(flat_gradient);

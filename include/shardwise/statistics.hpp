@@ -35,6 +35,17 @@ struct Statistics {
   /// Time that the host stood still for communication. With overlap: waits for the communication
   /// stream; without: the collectives themselves.
   std::chrono::nanoseconds waited{0};
+  /// Of traffic.all_gather: of parameters that ranks share (Residency::shared), for which no bytes
+  /// travel.
+  std::uint64_t shared = 0;
+  /// Bytes that this rank wrote into copies that ranks share: its shards, in the lease type.
+  std::uint64_t cast = 0;
+
+  /// What this rank really moved for parameters and gradients: the traffic, without what is shared,
+  /// and with what it cast instead.
+  [[nodiscard]] std::uint64_t bytes_moved() const noexcept {
+    return traffic.bytes() - shared + cast;
+  }
 };
 
 }  // namespace shardwise::inline v0_1

@@ -34,14 +34,15 @@ enum class Accumulation : std::uint8_t {
 
 /// Where a gathered parameter, or a leased gradient, lives.
 enum class Residency : std::uint8_t {
-  slots,       ///< in buffers of the library; leases hand out spans
-  in_place,    ///< where the host expects it: at its own addresses, within an Arena
-  host_buffer  ///< in memory that the host gives with each gather or reduction
+  slots,        ///< in buffers of the library; leases hand out spans
+  in_place,     ///< where the host expects it: at its own addresses, within an Arena
+  host_buffer,  ///< in memory that the host gives with each gather or reduction
+  shared        ///< parameters: in one copy for all ranks, which share an address space
 };
 
-/// "slots", "in_place" or "host_buffer".
+/// "slots", "in_place", "host_buffer" or "shared".
 [[nodiscard]] constexpr std::string_view name_of(Residency residency) noexcept {
-  constexpr std::string_view names[] = {"slots", "in_place", "host_buffer"};
+  constexpr std::string_view names[] = {"slots", "in_place", "host_buffer", "shared"};
   return names[static_cast<std::size_t>(residency)];
 }
 
@@ -95,6 +96,19 @@ struct Strategy {
   /// (what is kept counts as slots); 0: none do. Moving pages costs small parameters more than
   /// copying bytes.
   std::size_t keep_resident_bytes = 0;
+
+  /// Where gathered parameters live, unless ParameterOptions::residency or an Arena says otherwise:
+  /// slots or shared.
+  ///
+  /// shared: for ranks that are threads of one process (Communicator::shares_addresses). All shards
+  /// of a parameter lie side by side in one allocation, each rank owns and writes its own, and
+  /// leases of the storage type show that memory itself: a gather moves no bytes, and waits for the
+  /// other ranks only where nothing else has since the last write (a norm before the update and a
+  /// loss mean after it do). Leases of another type show one copy for all ranks, of which each
+  /// casts its shard. A parameter that the placements call replicated is one copy for all ranks,
+  /// too. Bits and traffic by formula are those of slots. Needs sharded optimizer state, and the
+  /// same groups for all that is shared.
+  Residency residency = Residency::slots;
 
   /// What the compute sees of parameters; none: the storage type. A replicated parameter is held in
   /// this type too.
@@ -208,6 +222,15 @@ struct Strategy {
     return (shard_group & (shard_group - 1)) == 0 || shard_group == world;
   }
 
+  /// UsageError where parameters of residency shared cannot be held so.
+  void check_shares() const {
+    if (optimizer_state == Placement::sharded) return;
+    raise(
+        "residency shared is one copy of which each rank updates its own part, but the optimizer "
+        "state is replicated (ddp, or groups of one rank): take zero1, which has the same bits, or "
+        "residency slots");
+  }
+
   /// UsageError where the settings contradict each other or are out of range.
   void validate() const {
     if (optimizer_state == Placement::replicated) {
@@ -228,6 +251,15 @@ struct Strategy {
     }
     if (prefetch < 0)
       raise("Strategy::prefetch counts parameters and is not negative: {}", prefetch);
+    if (residency == Residency::shared) {
+      check_shares();
+    } else if (residency != Residency::slots) {
+      raise(
+          "Strategy::residency is slots or shared, found {}: tensors come in_place as HostTensors "
+          "in "
+          "an Arena, and host_buffer is of ParameterOptions::residency",
+          name_of(residency));
+    }
     check_floating("lease", lease);
     check_floating("gradient_lease", gradient_lease);
     check_floating("wire", wire);
@@ -245,9 +277,9 @@ struct Strategy {
           static_cast<std::uint64_t>(reshard_group),
           static_cast<std::uint64_t>(reshard_after_forward), std::uint64_t{persistence_threshold},
           static_cast<std::uint64_t>(prefetch), std::uint64_t{bucket_bytes},
-          std::uint64_t{max_live_bytes}, std::uint64_t{keep_resident_bytes}, type(lease),
-          type(gradient_lease), type(wire), static_cast<std::uint64_t>(overlap),
-          static_cast<std::uint64_t>(accumulation)}) {
+          std::uint64_t{max_live_bytes}, std::uint64_t{keep_resident_bytes},
+          static_cast<std::uint64_t>(residency), type(lease), type(gradient_lease), type(wire),
+          static_cast<std::uint64_t>(overlap), static_cast<std::uint64_t>(accumulation)}) {
       hash.add(value);
     }
     return hash.value();
@@ -334,8 +366,9 @@ struct ParameterOptions {
   /// Used more than once in a pass: its gradient lease stays open from the first contribution to
   /// the last, while leases of others open and close.
   bool tied = false;
-  /// slots or host_buffer; a parameter that is made of HostTensors is in_place without being told.
-  Residency residency = Residency::slots;
+  /// slots, shared or host_buffer; none: Strategy::residency. A parameter that is made of
+  /// HostTensors is in_place without being told.
+  std::optional<Residency> residency = std::nullopt;
 };
 
 }  // namespace shardwise::inline v0_1

@@ -2,6 +2,7 @@
 #include <array>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
+#include <cerrno>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -128,6 +129,48 @@ TEST_CASE("all ranks fall back together, and say why") {
   REQUIRE(inspected.saves.size() == 2);
   CHECK(inspected.saves[0].problems.empty());
   CHECK_THAT(inspected.saves[1].problems.at(0), ContainsSubstring("rank-00003"));
+}
+
+TEST_CASE(
+    "what fails on one rank only fails on all, and a save that does not fit changes nothing") {
+  SimulatedDisk disk;
+  for (const std::uint64_t version : {1u, 2u}) save_version(3, version, {.files = &disk});
+  const auto failing = [&](const std::string& call, const std::string& path) {
+    return HookedFiles(disk, [=](const FileCall& found) -> Instead {
+      return {.error = found.name == call && found.path == path ? EIO : 0};
+    });
+  };
+  // Rank 0 alone lists the folder and reads the manifest.
+  HookedFiles no_list = failing("list", "run");
+  for (const std::string& error : errors_of(no_list, {}, small_layers())) {
+    CHECK_THAT(error, ContainsSubstring("rank 0: run: ") && ContainsSubstring("errno 5"));
+  }
+  const std::string manifest = "run/step-000002/manifest.json";
+  HookedFiles no_manifest = failing("open", manifest);
+  std::array<std::string, 3> passed_over;
+  std::array<std::string, 3> errors;
+  std::array<std::size_t, 3> differences{};
+  run_ranks(3, [&](Communicator& comm) {
+    const auto rank = static_cast<std::size_t>(comm.rank());
+    SavedModel<float> model(comm, Strategy::zero3(), small_layers());
+    const auto loaded = CheckpointFolder("run", {.files = &no_manifest}).load(model.training);
+    passed_over[rank] = std::to_string(loaded->step) + ' ' + loaded->passed_over.at(0);
+    // Rank 1 alone misses a tensor.
+    std::array<float, 2> values{};
+    model.fill(7);
+    if (rank == 1) model.training.add_replicated("averages", std::span<float>(values));
+    try {
+      static_cast<void>(CheckpointFolder("run", {.files = &disk}).load(model.training));
+    } catch (const Error& error) {
+      errors[rank] = error.what();
+    }
+    differences[rank] = model.differences(7);
+  });
+  for (std::size_t rank = 0; rank < 3; ++rank) {
+    CHECK_THAT(passed_over[rank], ContainsSubstring("1 rank 0: " + manifest));
+    CHECK_THAT(errors[rank], ContainsSubstring("rank 1: ") && ContainsSubstring("'averages'"));
+    CHECK(differences[rank] == 0);
+  }
 }
 
 TEST_CASE("one flipped bit anywhere is found before its bytes are used") {

@@ -32,11 +32,16 @@ MUTATIONS = [
      "faults"),
     ("agreement on the retention", "save", "outcome.agree(group_, \"save: retention\"", "static_cast<void>(0", 1, 0,
      "faults"),
+    ("agreement on what there is", "loader", "outcome.agree(group_, \"load: folder\"", "static_cast<void>(0", 1, 0,
+     "folder"),
+    ("agreement on the manifest that is read", "loader", "outcome.agree(group_, \"load: manifest\"",
+     "static_cast<void>(0", 1, 0, "folder"),
+    ("agreement on what fits", "loader", "outcome.agree(group_, \"load: match\"", "static_cast<void>(0", 1, 0, "folder"),
     ("agreement on what was loaded", "loader", "outcome.agree(group_, \"load: data\"", "static_cast<void>(0", 1, 0,
      "folder"),
 ]
 # Of a test, if not all.
-CASES = {"folder": ["all ranks fall back together*"]}
+CASES = {"folder": ["all ranks fall back together*,what fails on one rank only*"]}
 
 
 class Tests:
@@ -48,7 +53,8 @@ class Tests:
         self.headers = self.work / "include" / "shardwise" / "checkpoint"
         self.line = compiling.command(options)
         self.line[2:] = [word for word in self.line[2:] if not word.startswith("-W")]  # a mutant may leave things over
-        self.line += [f"-I{self.work / 'include'}", f"-I{options.project / 'tests'}"]
+        self.line[2:2] = [f"-I{self.work / 'include'}"]  # before the headers that are whole
+        self.line += [f"-I{options.project / 'tests'}"]
 
     def build(self, test):
         program = self.work / f"{test}_test"

@@ -82,8 +82,11 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 TEST_CASE("a resumed run ends with the bits of an uninterrupted one; weights alone do not") {
   constexpr std::uint64_t steps = 7;
   constexpr std::uint64_t interrupted = 3;
+  Strategy shared = Strategy::zero3();
+  shared.residency = Residency::shared;
   for (const int world : {1, 2, 3, 4, 7}) {
-    for (const Strategy& strategy : {Strategy::ddp(), Strategy::zero1(), Strategy::zero3()}) {
+    for (const Strategy& strategy :
+         {Strategy::ddp(), Strategy::zero1(), Strategy::zero3(), shared}) {
       SimulatedDisk disk;
       std::vector<float> whole;
       std::vector<float> resumed;
@@ -112,7 +115,7 @@ TEST_CASE("a resumed run ends with the bits of an uninterrupted one; weights alo
           if (comm.rank() == 0) (all ? resumed : from_weights) = values;
         });
       }
-      INFO(strategy.name() << ", world " << world);
+      INFO(strategy.name() << ", " << name_of(strategy.residency) << ", world " << world);
       CHECK(same_bits(whole, resumed));
       CHECK_FALSE(same_bits(whole, from_weights));
     }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "support/device.hpp"
+#include "support/toy.hpp"
 
 namespace shardwise::test {
 
@@ -20,10 +21,17 @@ template <FloatingElement T, ElementwiseOptimizer Optimizer = AdamW, class D = D
 class SavedModel {
  public:
   SavedModel(Communicator& communicator, const Strategy& strategy,
-             const std::vector<std::vector<TensorSpec>>& layers, bool tied = false)
+             const std::vector<std::vector<TensorSpec>>& layers, bool tied = false,
+             bool in_place = false)
       : context(communicator, strategy), training(context) {
-    for (const auto& layer : layers) {
-      parameters.emplace_back(context, layer, ParameterOptions{.tied = tied && parameters.empty()});
+    if (in_place) arenas.emplace(context, layers, ArenaOptions());
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      const ParameterOptions options{.tied = tied && parameters.empty()};
+      if (in_place) {
+        parameters.emplace_back(context, arenas->tensors[i], options);
+      } else {
+        parameters.emplace_back(context, layers[i], options);
+      }
       states.emplace_back(parameters.back());
     }
     for (auto& parameter : parameters) training.add(parameter);
@@ -90,6 +98,7 @@ class SavedModel {
   }
 
   Context<D> context;
+  std::optional<ToyArenas<T, T, D>> arenas;
   std::deque<ShardedParameter<T, D>> parameters;
   std::deque<ShardedOptimizerState<Optimizer, D>> states;
   TrainingState<D> training;

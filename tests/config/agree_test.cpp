@@ -80,7 +80,7 @@ TEST_CASE("every field is compared") {
       auto loaded = parse_config("strategy: zero3\n", "f");
       if (comm.rank() == 1) {
         // One of these is of its domain and not its default.
-        for (const char* text : {"replicated", "false", "3", "bf16", "hold"}) {
+        for (const char* text : {"replicated", "false", "3", "bf16", "hold", "shared"}) {
           try {
             loaded.override_field(field, text, "--x");
             break;

@@ -46,6 +46,7 @@ Configuration any_configuration() {
   s.bucket_bytes = count(0);
   s.max_live_bytes = count(0);
   s.keep_resident_bytes = count(0);
+  if (s.optimizer_state == Placement::sharded && flag()) s.residency = Residency::shared;
   s.lease = type();
   s.gradient_lease = type();
   s.wire = type();
@@ -177,13 +178,19 @@ TEST_CASE("each field has a name of its own, and no member of Strategy is forgot
   for (const Strategy& strategy : all) texts.insert(write_config(strategy));
   CHECK(texts.size() == all.size());
   // A member that is added makes a Strategy larger, or fills a hole: look here, and at ConfigField.
-  CHECK(sizeof(Strategy) == 64);
+  CHECK(sizeof(Strategy) == 72);
 }
 
 TEST_CASE("fields that contradict each other are refused where they stand") {
   CHECK(complaints("strategy: zero1\noptimizer_state: replicated\nparameters: sharded\n") ==
         std::vector<std::string>{"f:2:18: optimizer_state: sharded parameters or gradients need "
                                  "sharded optimizer state: each rank updates its own shard"});
+  CHECK(complaints("strategy: ddp\nresidency: shared\n") ==
+        std::vector<std::string>{"f:2:12: residency: each rank updates its own part of what is "
+                                 "shared, but the optimizer state is replicated: shard it (zero1 "
+                                 "has the bits of ddp)"});
+  CHECK(parse_config("strategy: zero1\nresidency: shared\n", "f").strategy().residency ==
+        Residency::shared);
   CHECK(complaints("ranks: 2\nmicro_batch: 3\nmicro_batches: 4\nglobal_batch: 25\n") ==
         std::vector<std::string>{"f:4:15: global_batch: it is ranks x micro_batch x micro_batches, "
                                  "but 25 is not 2 x 3 x 4"});

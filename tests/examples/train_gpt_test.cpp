@@ -104,6 +104,34 @@ TEST_CASE("groups of a power of two give the same parameters_hash, others say th
   }
 }
 
+TEST_CASE("shared parameters give the same parameters_hash and the same traffic, and move less") {
+  for (const std::size_t world : worlds) {
+    for (const char* lease : {"fp32", "bf16"}) {
+      for (const char* strategy : {"zero1", "zero2", "zero3"}) {
+        Options options = small(world);
+        options.lease = lease;
+        options.strategy = strategy;
+        const Report slots = train_gpt::sharded::train(options);
+        options.residency = "shared";
+        const Report report = train_gpt::sharded::train(options);
+        INFO(strategy << ", world " << world << ", " << lease);
+        CHECK(report.parameters_hash == slots.parameters_hash);
+        CHECK(same(report.bytes_per_rank, report.planned_bytes_per_rank));
+        const std::size_t gathered = report.traffic_per_step.all_gather.bytes;
+        CHECK(gathered == slots.traffic_per_step.all_gather.bytes);
+        CHECK(report.traffic_per_step.all_gather.calls == slots.traffic_per_step.all_gather.calls);
+        CHECK(slots.bytes_moved_per_step >= gathered);
+        // Of storage type: nothing but gradients. Else each rank casts its shard alone.
+        const std::size_t cast = options.lease == "fp32" || world == 1 ? 0 : gathered / (world - 1);
+        if (world > 1)
+          CHECK(report.bytes_moved_per_step == slots.bytes_moved_per_step - gathered + cast);
+        CHECK(summary(report).find("(shared)") != std::string::npos);
+        CHECK(to_json(report).find("\"residency\": \"shared\"") != std::string::npos);
+      }
+    }
+  }
+}
+
 TEST_CASE("backend self is a world of one") {
   Options options = small(1);
   const std::string expected = train_gpt::plain::train(options).parameters_hash;

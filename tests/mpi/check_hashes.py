@@ -1,5 +1,5 @@
 """train_gpt over MPI against its threads: the same parameters and losses, bit for bit, for every strategy and
-type of lease; who speaks; and options that contradict the launcher."""
+type of lease; checkpoints of the one for the other; who speaks; and options that contradict the launcher."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ import sys
 
 import run
 
-SIZE = ["--steps", "3", "--layers", "2", "--width", "32", "--sequence", "32", "--clip", "0.5", "--quiet"]
+SIZE = ["--layers", "2", "--width", "32", "--sequence", "32", "--clip", "0.5", "--quiet"]
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "zero3-no-reshard")
 LEASES = ("fp32", "bf16", "f16")
 
@@ -35,11 +35,11 @@ class Trainer:
         program = [str(self.options.train_gpt), *words]
         return self.text(run.command(self.options.launcher, self.options.kind, ranks, program), **how)
 
-    def report(self, ranks, words, mpi):
+    def report(self, ranks, words, mpi, steps=3):
         file = self.options.work / "report.json"
         file.unlink(missing_ok=True)
         batch = 8 if 8 % ranks == 0 else 2 * ranks
-        words = [*SIZE, "--batch", str(batch), *words, "--json", str(file)]
+        words = [*SIZE, "--steps", str(steps), "--batch", str(batch), *words, "--json", str(file)]
         said = (self.over_mpi(ranks, words) if mpi
                 else self.text([self.options.train_gpt, *words, "--ranks", str(ranks)]))
         if said.count("parameters_hash") + said.count(" -> ") != 1:
@@ -77,9 +77,25 @@ def check(trainer):
                 raise Failed(f"hybrid in groups of {group} gives {found}, expected {hashes['fp32']}")
     for ranks in (1, 2, 3, 7):
         trainer.compare(ranks, "--strategy", "zero3", "--micro-batches", "2")
+    if "--checkpoint" in trainer.help:
+        check_checkpoints(trainer)
     trainer.refuses(3, ["--ranks", "4"], "--ranks 4", "of 3")
     trainer.refuses(2, ["--backend", "threads"], "--backend threads", "of 2")
     trainer.refuses(2, ["--backend", "self"], "--backend self", "of 2")
+
+
+def check_checkpoints(trainer):
+    """Saved by processes and by threads, each resumed by the other: the run that was not interrupted."""
+    whole = trainer.report(3, [], mpi=False)["parameters_hash"]
+    for saves_over_mpi in (True, False):
+        folder = trainer.options.work / f"saves-{saves_over_mpi}"
+        words = ["--checkpoint", str(folder), "--save-every", "1"]
+        trainer.report(3, words, saves_over_mpi, steps=1)
+        found = trainer.report(3, [*words, "--resume"], not saves_over_mpi)
+        if len(found["loss"]) != 2 or found["parameters_hash"] != whole:
+            raise Failed(f"saved {'over MPI' if saves_over_mpi else 'by threads'} and resumed by the other: "
+                         f"{found['parameters_hash']} after {len(found['loss'])} steps, expected {whole} after 2")
+    print(f"saved and resumed: {whole}", flush=True)
 
 
 def main():

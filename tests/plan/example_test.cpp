@@ -111,6 +111,26 @@ TEST_CASE("a plan has every strategy with bytes, traffic and time") {
   CHECK(run({"--model", "gpt2", "--devices", "8"})["strategies"].size() == 5);
 }
 
+TEST_CASE("of shared parameters a rank has its part in every strategy that shares them") {
+  std::string text;
+  const Json slots = run({"--model", "gpt2", "--devices", "8"});
+  const Json json = run({"--model", "gpt2", "--devices", "8", "--residency", "shared"}, &text);
+  CHECK_THAT(text, ContainsSubstring("shared by the ranks"));
+  const auto parameters = [](const Json& of, std::size_t row) {
+    return of["strategies"][row]["bytes_per_rank"]["parameters"].get<std::size_t>();
+  };
+  CHECK(json["strategies"][0]["residency"] == "slots");
+  CHECK(parameters(json, 0) == parameters(slots, 0));
+  for (std::size_t row = 1; row < 5; ++row) {
+    INFO(json["strategies"][row].dump());
+    CHECK(json["strategies"][row]["residency"] == "shared");
+    CHECK(json["strategies"][row]["step_ms"].is_null());
+    CHECK(parameters(json, row) == parameters(slots, 3));  // zero3's
+    CHECK(json["strategies"][row]["bytes_per_rank"]["peak"] <=
+          slots["strategies"][row]["bytes_per_rank"]["peak"]);
+  }
+}
+
 TEST_CASE("sizes and a number of parameters leave the rest to the embedding") {
   const Json json = run({"--params", "7e9", "--layers", "32", "--width", "4096"});
   CHECK_THAT(json["parameters"].get<double>(), WithinRel(7e9, 1e-5));

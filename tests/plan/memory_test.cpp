@@ -19,6 +19,11 @@ std::vector<std::vector<TensorSpec>> layers() {
 }
 constexpr std::size_t frozen = 4;
 
+// Gradients are not shared.
+constexpr Residency of_gradients(Residency residency) {
+  return residency == Residency::shared ? Residency::slots : residency;
+}
+
 // The same as a plan has it.
 std::vector<PlannedParameter> planned(bool tied, DType gradient, const std::vector<DType>& state,
                                       Residency residency = Residency::slots) {
@@ -27,7 +32,7 @@ std::vector<PlannedParameter> planned(bool tied, DType gradient, const std::vect
     PlannedParameter parameter{tensors};
     parameter.options.tied = tied && result.empty();
     parameter.options.residency = residency;
-    parameter.gradient_residency = residency;
+    parameter.gradient_residency = of_gradients(residency);
     if (result.size() == frozen) {
       parameter.gradient.reset();
     } else {
@@ -59,7 +64,7 @@ Held hold(Communicator& communicator, const Strategy& strategy, ContextOptions o
   }
   for (std::size_t i = 0; i < parameters.size(); ++i) {
     if (i == frozen) continue;
-    gradients.emplace_back(parameters[i], residency);
+    gradients.emplace_back(parameters[i], of_gradients(residency));
     states.emplace_back(parameters[i]);
   }
   context.prepare();
@@ -111,6 +116,20 @@ TEST_CASE("planned bytes are the held ones, for every strategy, type and setting
       compare<bf16, float, Sgd>(strategy, {.open_gradients = 2}, tied, Residency::slots);
     }
     compare<f16, float, AdamW>(Strategy::parse(name), {}, false, Residency::host_buffer);
+  }
+}
+
+TEST_CASE("planned bytes of shared parameters are the held ones") {
+  if (!on_host) SKIP("ranks share the host's memory alone");
+  for (const char* name : {"zero1", "zero2", "zero3", "zero3-no-reshard", "hybrid-2"}) {
+    Strategy strategy = Strategy::parse(name);
+    compare<float, float, AdamW>(strategy, {}, true, Residency::shared);
+    strategy.prefetch = 3;
+    compare<bf16, bf16, Lion>(strategy, {.open_parameters = 2}, true, Residency::shared);
+    strategy.bucket_bytes = 4096;
+    strategy.persistence_threshold = 100;
+    strategy.gradient_lease = DType::f32;
+    compare<bf16, float, Sgd>(strategy, {.open_gradients = 2}, false, Residency::shared);
   }
 }
 

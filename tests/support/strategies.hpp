@@ -10,7 +10,7 @@ namespace shardwise::test {
 /// zero3, and a strategy for each member in which that alone differs from it. A member that is
 /// added belongs here.
 inline std::vector<Strategy> each_with_one_change() {
-  std::vector<Strategy> all(17, Strategy::zero3());
+  std::vector<Strategy> all(18, Strategy::zero3());
   std::size_t i = 1;
   all[i++].parameters = Placement::replicated;
   all[i++].gradients = Placement::replicated;
@@ -23,6 +23,7 @@ inline std::vector<Strategy> each_with_one_change() {
   all[i++].bucket_bytes = 1;
   all[i++].max_live_bytes = 1;
   all[i++].keep_resident_bytes = 1;
+  all[i++].residency = Residency::shared;
   all[i++].lease = DType::f64;
   all[i++].gradient_lease = DType::f64;
   all[i++].wire = DType::f64;

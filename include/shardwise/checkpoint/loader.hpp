@@ -131,17 +131,19 @@ class Loader {
   // Rank 0 reads it for all.
   [[nodiscard]] Manifest read_manifest(const std::string& directory) const {
     const std::string path = join(directory, manifest_name);
+    const bool reads = group_.rank() == 0;
     std::string text;
+    Manifest manifest;
     Outcome outcome;
-    if (group_.rank() == 0) {
-      outcome.run([&] { text = read_whole(files_, path, largest_manifest); });
+    if (reads) {
+      outcome.run([&] {
+        text = read_whole(files_, path, largest_manifest);
+        manifest = parse_manifest(text, path);
+      });
     }
     outcome.agree(group_, "load: manifest", "");
     group_.share(text, 0, "load: manifest");
-    Manifest manifest;
-    outcome.run([&] { manifest = parse_manifest(text, path); });
-    outcome.agree(group_, "load: manifest", "");
-    return manifest;
+    return reads ? manifest : parse_manifest(text, path);  // what rank 0 could, all can
   }
 
   void read_data(const std::string& directory, const Manifest& manifest,

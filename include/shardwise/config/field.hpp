@@ -30,6 +30,7 @@ enum class ConfigField : std::uint8_t {
   bucket_bytes,
   max_live_bytes,
   keep_resident_bytes,
+  residency,
   lease,
   gradient_lease,
   wire,
@@ -68,6 +69,9 @@ enum class ConfigUnit : std::uint8_t { none, bytes, at_least_one, positive };
 [[nodiscard]] inline std::string print_setting(Accumulation value) {
   return std::string(name_of(value));
 }
+[[nodiscard]] inline std::string print_setting(Residency value) {
+  return std::string(name_of(value));
+}
 [[nodiscard]] inline std::string print_setting(DType value) { return std::string(name_of(value)); }
 [[nodiscard]] inline std::string print_setting(bool value) { return value ? "true" : "false"; }
 [[nodiscard]] inline std::string print_setting(double value) { return print_number(value); }
@@ -81,6 +85,10 @@ inline bool scan_setting(std::string_view text, Placement& value, ConfigUnit) {
 inline bool scan_setting(std::string_view text, Accumulation& value, ConfigUnit) {
   value = text == "hold" ? Accumulation::hold : Accumulation::reduce;
   return text == "hold" || text == "reduce";
+}
+inline bool scan_setting(std::string_view text, Residency& value, ConfigUnit) {
+  value = text == "shared" ? Residency::shared : Residency::slots;
+  return text == "shared" || text == "slots";
 }
 inline bool scan_setting(std::string_view text, bool& value, ConfigUnit) {
   value = text == "true";
@@ -200,6 +208,9 @@ inline constexpr std::array<ConfigFieldInfo, config_field_count> config_fields{{
     describe_field<&Strategy::keep_resident_bytes, ConfigUnit::bytes>(
         "keep_resident_bytes", ConfigKind::bytes, "0..",
         "residency in_place: small parameters keep their memory up to so many bytes"),
+    describe_field<&Strategy::residency>(
+        "residency", ConfigKind::word, "slots|shared",
+        "where gathered parameters live; shared: one copy for all ranks, threads of one process"),
     describe_field<&Strategy::lease>("lease", ConfigKind::word, type_domain,
                                      "what the compute sees; default: the storage type"),
     describe_field<&Strategy::gradient_lease>(

@@ -52,6 +52,7 @@ class OwnRules {
       if (value != nullptr) draft_.set(field, value->text, *value);
     }
     check_placements();
+    check_residency();
     check_groups();
     const Configuration& found = draft_.configuration;
     const ConfigValue* batch = draft_.reading.find("global_batch");
@@ -85,6 +86,16 @@ class OwnRules {
     draft_.reading.problem(*name,
                            "it is sharding within groups: say how many ranks are in one, "
                            "such as shard_group: 8");
+  }
+
+  void check_residency() const {
+    const Strategy& strategy = draft_.configuration.strategy;
+    const ConfigValue* value = draft_.reading.find("residency");
+    if (value == nullptr || strategy.residency != Residency::shared) return;
+    if (strategy.optimizer_state == Placement::sharded) return;
+    draft_.reading.problem(*value,
+                           "each rank updates its own part of what is shared, but the optimizer "
+                           "state is replicated: shard it (zero1 has the bits of ddp)");
   }
 
   // What Strategy::validate refuses, at the key that says it.

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <new>
 #include <optional>
 #include <span>
@@ -24,6 +25,7 @@
 #include "../strategy.hpp"
 #include "address_range.hpp"
 #include "in_place.hpp"
+#include "program_order.hpp"
 #include "shard_groups.hpp"
 
 namespace shardwise::inline v0_1 {
@@ -43,8 +45,10 @@ struct ContextOptions {
   /// fault or read as NaN, slots are NaN), so every gather moves its bytes again; a gather that is
   /// free all the same compares its name and number with the other ranks' by a barrier; the first
   /// access outside a lease is an error, by name, at the rank's next call. All ranks alike. It does
-  /// not see what is replicated (ddp), the host's own buffers after their release, other members of
-  /// a bucket while one is lent, or writes within full_parameters.
+  /// not see what is replicated (ddp), what is shared (another rank may read what this one has
+  /// released, so it stays readable; gathers and writes are compared all the same), the host's own
+  /// buffers after their release, other members of a bucket while one is lent, or writes within
+  /// full_parameters.
   bool debug = false;
   /// The host's own compute stream, in whose order leases are valid (CUDA: a cudaStream_t); must
   /// outlive the Context. Null: the Context makes one.
@@ -128,14 +132,16 @@ class Engine {
   }
 
   /// Calls `operation`, which issues one collective of `parts` on the communication stream, and
-  /// accounts for it.
+  /// accounts for it. `on_host`: it ends in the call, on no stream.
   template <class Operation>
   void issue(Activity activity, SubjectId subject, std::size_t bytes, std::size_t wire_bytes,
-             std::span<const ActivityPart> parts, Operation&& operation) {
+             std::span<const ActivityPart> parts, Operation&& operation, bool on_host = false) {
     ++sequence;
-    const bool blocking = communication.is_inline();
+    const bool blocking = on_host || communication.is_inline();
     const auto begin = Clock::now();
-    {
+    if (on_host) {
+      operation();
+    } else {
       const Run run(timeline, sequence, activity, subject);
       operation();
     }
@@ -196,8 +202,16 @@ class Engine {
 
   /// The host waits for the collectives so far; throws what failed.
   void settle() {
+    const std::uint64_t last = order.issued();
     communication.synchronize();
+    order.meet(last);
     check_peers();
+  }
+  /// The host waits for all ranks.
+  void meet(const CallInfo& call) {
+    order.issue();
+    comm.barrier(call, communication.ref());
+    settle();
   }
 
   /// Calls `operation`, a collective over scalars that the host waits for, and accounts for it.
@@ -219,6 +233,7 @@ class Engine {
       }
     };
     const Account account{*this, name, bytes};
+    const Meeting meeting{order, order.issue()};
     return operation();
   }
 
@@ -299,6 +314,7 @@ class Engine {
   const ContextOptions options;
   Ledger ledger;
   Statistics statistics;
+  ProgramOrder order;
   Stream compute;
   Stream communication;
   typename Device::Timeline timeline;  ///< for the observer
@@ -323,6 +339,16 @@ class Engine {
     Run(const Run&) = delete;
     Run& operator=(const Run&) = delete;
     ~Run() { timeline.end_run(); }
+  };
+
+  /// A collective of all ranks that the host waits for.
+  struct Meeting {
+    ProgramOrder& order;
+    std::uint64_t number;
+    int exceptions = std::uncaught_exceptions();
+    ~Meeting() {
+      if (std::uncaught_exceptions() == exceptions) order.meet(number);
+    }
   };
 
   void check_arenas() {

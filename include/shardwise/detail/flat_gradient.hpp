@@ -70,6 +70,7 @@ struct FlatGradient {
   RangeOf<Device>* arena;
   std::vector<Piece> pieces;            ///< in_place: always; host_buffer: during a reduction
   typename Device::Event reduced = {};  ///< communication stream: the last reduction
+  std::uint64_t reduced_behind = 0;     ///< by ProgramOrder, the collective that it is behind
   bool fresh = true;                    ///< nothing was reduced since the last update
   bool ready = false;                   ///< complete, waits for the rest of its unit
   bool held = false;                    ///< by the plain calls

@@ -13,6 +13,7 @@
 #include "in_place.hpp"
 #include "registration.hpp"
 #include "shard_groups.hpp"
+#include "shared_block.hpp"
 #include "slot_pool.hpp"
 
 namespace shardwise::inline v0_1::detail {
@@ -67,7 +68,7 @@ struct FlatParameter : Registration {
                 std::vector<Piece> host_pieces = {}, RangeOf<Device>* host_arena = nullptr)
       : Registration(introduced(engine, std::move(registration))),
         shard_begin(shard_begin_of(engine.rank())),
-        value(engine.ledger, StateKind::parameters, storage_in_place() ? 0 : storage_bytes()),
+        value(engine.ledger, StateKind::parameters, own_storage_bytes()),
         copy(engine.ledger, StateKind::parameters, replicated_in_place() ? 0 : copy_bytes()),
         secondary(engine.ledger, StateKind::parameters, secondary_bytes()),
         arena(host_arena),
@@ -109,11 +110,14 @@ struct FlatParameter : Registration {
   }
 
   /// Leases see `pieces`, not one flat buffer.
-  [[nodiscard]] bool in_pieces() const noexcept { return residency != Residency::slots; }
+  [[nodiscard]] bool in_pieces() const noexcept {
+    return residency == Residency::in_place || residency == Residency::host_buffer;
+  }
   /// The whole parameter in the lease type, where that is one flat buffer; null while it is not
   /// gathered.
   [[nodiscard]] std::byte* whole() const noexcept {
     if (sharded()) {
+      if (lends_storage()) return common.data();
       if (in_pieces() || unit->slot == nullptr) return nullptr;
       return unit->slot->buffer.data() + unit_offset;
     }
@@ -124,7 +128,8 @@ struct FlatParameter : Registration {
   std::size_t shard_begin;
   /// The ranks that it is sharded over; null before it is registered.
   const ShardGroup* group = nullptr;
-  Buffer<Device> value;
+  SharedBlock common;    ///< Residency::shared: all shards, side by side
+  Buffer<Device> value;  ///< shared: this rank's part of `common`, once that is there
   Buffer<Device> copy;
   Buffer<Device> secondary;                 ///< Strategy::reshard_group: of the lease type
   Communicator* secondary_ranks = nullptr;  ///< they hold everything together
@@ -137,12 +142,21 @@ struct FlatParameter : Registration {
   std::uint64_t version = 1;             ///< of the storage; every write adds 1
   std::uint64_t gathered_version = 0;    ///< of whole()
   std::uint64_t copied_version = 0;      ///< of this rank's part of `copy`, if a step wrote it
+  std::uint64_t written_at = 0;          ///< shared: by ProgramOrder, the last write,
+  std::uint64_t released_at = 0;         ///< the last release of leases that show the storage,
+  std::uint64_t gathered_behind = 0;     ///< and the collective that `gathered` is behind
   std::size_t index = 0;                 ///< in order of registration
   std::size_t leases = 0;
   std::size_t scopes = 0;  ///< full_parameters that it is in; each has one of the leases
   bool held = false;       ///< by the plain calls
   ParameterUnit<Device>* unit = nullptr;
   std::size_t unit_offset = 0;  ///< bytes, in the unit's slot
+
+ private:
+  // Storage that others share, or that is the host's, is not allocated here.
+  [[nodiscard]] std::size_t own_storage_bytes() const noexcept {
+    return storage_in_place() || residency == Residency::shared ? 0 : storage_bytes();
+  }
 };
 
 /// What is gathered together: one parameter, or several small ones in registration order.

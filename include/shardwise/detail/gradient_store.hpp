@@ -201,6 +201,7 @@ class GradientStore {
     flush(gradient);
     engine_.wait(gradient.reduced, gradient.parameter.subject,
                  reduction_kind_of(gradient.parameter));
+    engine_.order.meet(gradient.reduced_behind);
     if (gradient.fresh) {
       Device::zero(engine_.compute, gradient.value.data(), gradient.value.size());
     }
@@ -441,7 +442,10 @@ class GradientStore {
     queue_.flush(unit.members.front()->parameter);
     give_back(unit);
     const auto done = stream.record();  // the host's addresses are free again, too
-    for (Gradient* member : unit.members) member->reduced = done;
+    for (Gradient* member : unit.members) {
+      member->reduced = done;
+      member->reduced_behind = engine_.order.issued();
+    }
   }
 
   Engine<Device>& engine_;

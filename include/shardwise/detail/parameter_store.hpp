@@ -14,6 +14,7 @@
 #include "flat_parameter.hpp"
 #include "gather_queue.hpp"
 #include "registration.hpp"
+#include "shared_gathers.hpp"
 #include "slot_plan.hpp"
 #include "slot_pool.hpp"
 
@@ -32,20 +33,21 @@ class ParameterStore {
       : engine_(engine),
         buffers_(engine.ledger, SlotKind::buffer, engine.options.slot_memory),
         pages_(engine.ledger, SlotKind::pages),
+        shared_(engine),
+        shared_slots_(engine.ledger, SlotKind::shared, &shared_.memory()),
         keeper_(engine.strategy.keep_resident_bytes),
         queue_(engine) {}
 
   /// Also in the middle of a step, by all ranks; slots are then found at the next gather.
   void add(Parameter& parameter) {
     parameter.late = prepared_;
-    engine_.comm.barrier(engine_.info(parameter.name, fingerprint(parameter)),
-                         engine_.communication.ref());
-    engine_.settle();
+    engine_.meet(engine_.info(parameter.name, fingerprint(parameter)));
     parameter.group = &engine_.groups.make(parameter.group_size(), engine_.options.timeout);
     if (parameter.keeps_secondary()) {
       parameter.secondary_ranks =
           &engine_.groups.consecutive(parameter.strategy.reshard_group, engine_.options.timeout);
     }
+    if (is_shared(parameter)) shared_.join(parameter);
     parameter.index = registered_++;
     parameters_.push_back(&parameter);
     complete_ = false;
@@ -72,6 +74,7 @@ class ParameterStore {
     form_units();
     allocate_slots();
     queue_.reserve(parameters_.size());
+    shared_.reserve(parameters_.size());
     fetched_.reserve(parameters_.size());
     wanted_.reserve(parameters_.size());
     prepared_ = true;
@@ -149,13 +152,16 @@ class ParameterStore {
     }
     // Where others of its bucket are lent the slot must not change below them.
     if (parameter.unit->leases > 0) return;
-    if (fetch(*parameter.unit, false)) flush(parameter);
+    if (fetch(*parameter.unit, false)) flush(parameter, false);
   }
 
   /// Takes a loan back: the slot's next writer waits for what the compute stream has been given.
   void close(Parameter& parameter) noexcept {
     Unit& unit = *parameter.unit;
-    if (--parameter.leases == 0) engine_.mark(Mark::parameter_close, parameter.subject);
+    if (--parameter.leases == 0) {
+      engine_.mark(Mark::parameter_close, parameter.subject);
+      if (is_shared(parameter)) shared_.closed(parameter);
+    }
     if (--unit.leases > 0 || unit.slot == nullptr) return;
     Slot<Device>& slot = *unit.slot;
     slot.last_use = engine_.compute.record();
@@ -205,11 +211,13 @@ class ParameterStore {
             parameter.name, parameter.leases);
     }
     engine_.wait(parameter.gathered, parameter.subject, Activity::all_gather);
+    if (is_shared(parameter)) shared_.begin_write(parameter);
   }
   /// `everything`: the whole storage was written, on all ranks alike, not the owned range alone.
   void end_write(Parameter& parameter, bool everything) noexcept {
     ++parameter.version;
     parameter.written = engine_.compute.record();
+    if (is_shared(parameter)) shared_.wrote(parameter);
     const bool is_whole = everything || !parameter.updates_shard();
     if (parameter.storage_is_whole() && !parameter.has_copy() && is_whole) {
       parameter.gathered_version = parameter.version;
@@ -233,13 +241,19 @@ class ParameterStore {
   // A gather has failed: nothing of it is open, or on its way.
   void abort(std::span<Parameter* const> lent) noexcept {
     queue_.clear();
+    shared_.clear();
     for (Parameter* parameter : fetched_) parameter->gathered_version = 0;
     fetched_.clear();
     for (Parameter* parameter : lent) close(*parameter);
   }
 
   [[nodiscard]] SlotPool<Device>& pool_of(const Unit& unit) noexcept {
-    return unit.residency == Residency::in_place ? pages_ : buffers_;
+    return unit.residency == Residency::in_place ? pages_
+           : unit.residency == Residency::shared ? shared_slots_
+                                                 : buffers_;
+  }
+  [[nodiscard]] static bool is_shared(const Parameter& parameter) noexcept {
+    return parameter.residency == Residency::shared;
   }
 
   [[nodiscard]] std::uint64_t fingerprint(const Parameter& parameter) const noexcept {
@@ -313,8 +327,10 @@ class ParameterStore {
         own.of(unit->residency).add(unit->bytes, unit->pages.size(), !unit->shares_slots);
     }
     slots.buffers.cover(own.buffers, engine_.options.open_parameters);
+    slots.shared.cover(own.shared, engine_.options.open_parameters);
     slots.pages.cover(own.pages, engine_.options.open_parameters);
     buffers_.share(slots.buffers.count, slots.buffers.largest, 0, engine_.recycling());
+    shared_slots_.share(slots.shared.count, slots.shared.largest, 0, engine_.recycling());
     pages_.share(slots.pages.count, slots.pages.largest, slots.pages.ranges, engine_.recycling());
     for (const auto& unit : units_) {
       if (!unit->needs_slot || unit->shares_slots || unit->slot != nullptr) continue;
@@ -332,7 +348,7 @@ class ParameterStore {
         wanted_.push_back(unit);
       }
     }
-    for (SlotPool<Device>* pool : {&buffers_, &pages_}) {
+    for (SlotPool<Device>* pool : {&buffers_, &shared_slots_, &pages_}) {
       std::size_t needed = pool->open_shared();
       for (const Unit* unit : wanted_) {
         if (&pool_of(*unit) == pool) ++needed;
@@ -371,9 +387,10 @@ class ParameterStore {
   // Issues what was queued; the compute stream waits for it.
   void settle(std::span<Parameter* const> opened) {
     const std::string& name = opened.front()->name;
-    const bool moved = flush(*opened.front());
+    const bool moved = flush(*opened.front(), true);
     for (Parameter* parameter : opened) {
       engine_.wait(parameter->gathered, parameter->subject, Activity::all_gather);
+      if (is_shared(*parameter)) shared_.opened(*parameter);
       // Others of its bucket may be on their way into the same slot.
       const Slot<Device>* const slot = parameter->unit->slot;
       if (slot != nullptr) engine_.wait(slot->filled, parameter->subject, Activity::all_gather);
@@ -383,8 +400,7 @@ class ParameterStore {
     }
     if (!engine_.options.debug || everything_ > 0) return;
     if (!moved) {  // ranks agree on free gathers, too
-      engine_.comm.barrier(engine_.info(name), engine_.communication.ref());
-      engine_.settle();
+      engine_.meet(engine_.info(name));
     }
     for (const Parameter* parameter : opened) {
       if (parameter->unit->slot != nullptr) parameter->unit->slot->pages.protect(Access::read);
@@ -407,7 +423,11 @@ class ParameterStore {
         if (engine_.options.debug) unit.slot->pages.protect(Access::write);
       }
       waited = true;
-      queue_.add(*member);
+      if (is_shared(*member)) {
+        shared_.add(*member);
+      } else {
+        queue_.add(*member);
+      }
       fetched_.push_back(member);
     }
     return true;
@@ -451,12 +471,14 @@ class ParameterStore {
     engine_.wait(slot.last_use, slot.user, slot.use);
   }
 
-  // False where nothing had to travel.
-  bool flush(const Parameter& first) {
+  // False where nothing had to travel, and no rank to wait. `wanted`: at once.
+  bool flush(const Parameter& first, bool wanted) {
     const bool moves = queue_.flush(first);
-    if (fetched_.empty()) return moves;
+    const bool met = shared_.flush(first, wanted);
+    if (fetched_.empty()) return moves || met;
     const auto done = engine_.communication.record();
     for (Parameter* parameter : fetched_) {
+      if (is_shared(*parameter)) continue;
       parameter->gathered = done;
       Slot<Device>* const slot = parameter->unit->slot;
       if (slot == nullptr) continue;
@@ -464,7 +486,7 @@ class ParameterStore {
       slot->user = parameter->subject;
     }
     fetched_.clear();
-    return moves;
+    return moves || met;
   }
 
   void give_pages_back(Slot<Device>& slot) noexcept {
@@ -510,6 +532,7 @@ class ParameterStore {
       }
     }
     unit.hidden = true;
+    if (unit.residency == Residency::shared) return;  // other ranks may still read it
     if (unit.residency == Residency::in_place && !MapsMemory<Device>) {
       give_pages_back(slot);
     } else {
@@ -596,6 +619,8 @@ class ParameterStore {
   Engine<Device>& engine_;
   SlotPool<Device> buffers_;
   SlotPool<Device> pages_;
+  SharedGathers<Device> shared_;  // has the memory of the next
+  SlotPool<Device> shared_slots_;
   Keeper keeper_;
   std::vector<Parameter*> parameters_;
   std::vector<std::unique_ptr<Unit>> units_;

@@ -163,6 +163,7 @@ class ReductionQueue {
     }
     sent += stage.sent;
     ++calls;
+    if (comm.size() == engine_.world()) engine_.order.issue();
     engine_.issue(activity, first.subject, stage.bytes, stage.sent, stage.parts, [&] {
       const CallInfo info = engine_.info(first.name);
       if (scatter) {

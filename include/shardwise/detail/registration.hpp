@@ -26,7 +26,7 @@ struct Registration {
         storage(type),
         strategy(options.strategy.value_or(default_strategy)),
         tied(options.tied),
-        residency(options.residency),
+        residency(options.residency.value_or(strategy.residency)),
         name(std::move(options.name)) {
     if (name.empty() && !layout.tensors().empty()) {
       const auto all = layout.tensors();
@@ -38,6 +38,7 @@ struct Registration {
     if (layout.size() < strategy.persistence_threshold) {
       strategy.parameters = Placement::replicated;
     }
+    if (residency == Residency::shared) share();
     lease = strategy.lease.value_or(storage);
     gradient_lease = strategy.gradient_lease.value_or(lease);
     wire = strategy.wire.value_or(gradient_lease);
@@ -107,6 +108,11 @@ struct Registration {
   [[nodiscard]] bool storage_is_whole() const noexcept {
     return !sharded() && (!updates_shard() || lease == storage);
   }
+  /// Leases show the storage of all ranks, which is one: see Residency::shared. What they do not
+  /// occupy has a slot without memory all the same, so that gathers are the same ones as elsewhere.
+  [[nodiscard]] bool lends_storage() const noexcept {
+    return residency == Residency::shared && lease == storage;
+  }
   /// Gathered into a slot: one of its own, or one that it shares with others.
   [[nodiscard]] bool needs_slot() const noexcept {
     return sharded() && residency != Residency::host_buffer;
@@ -141,6 +147,7 @@ struct Registration {
   }
   /// Bytes of the slot that a gather, or a gradient lease, needs.
   [[nodiscard]] std::size_t slot_bytes() const noexcept {
+    if (lends_storage()) return 0;
     return residency == Residency::in_place ? placed.page_bytes() : lease_bytes();
   }
   [[nodiscard]] std::size_t gradient_slot_bytes() const noexcept {
@@ -159,6 +166,15 @@ struct Registration {
   /// The gradient has a slot of its own.
   [[nodiscard]] bool gradient_slot_stays() const noexcept {
     return tied || strategy.accumulation == Accumulation::hold;
+  }
+
+  /// Ranks that share one copy hold it in parts, whatever the placement of parameters: where that
+  /// is replicated the copy stays gathered.
+  void share() {
+    strategy.check_shares();
+    if (strategy.parameters == Placement::replicated) strategy.reshard_after_forward = false;
+    strategy.parameters = Placement::sharded;
+    strategy.reshard_group = 0;
   }
 
   Layout layout;

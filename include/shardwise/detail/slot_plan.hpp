@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <span>
 #include <vector>
@@ -40,15 +41,23 @@ struct SlotNeeds {
   [[nodiscard]] std::size_t bytes() const noexcept { return shared_bytes() + dedicated; }
 };
 
-/// Slots in the library's memory, and pages for arenas.
+/// Slots in the library's memory, slots that ranks share, and pages for arenas.
 struct Slots {
   SlotNeeds buffers;
+  SlotNeeds shared;
   SlotNeeds pages;
+  std::size_t sharers = 1;  ///< ranks that share those
 
   [[nodiscard]] SlotNeeds& of(Residency residency) noexcept {
-    return residency == Residency::in_place ? pages : buffers;
+    return residency == Residency::in_place ? pages
+           : residency == Residency::shared ? shared
+                                            : buffers;
   }
-  [[nodiscard]] std::size_t bytes() const noexcept { return buffers.bytes() + pages.bytes(); }
+  [[nodiscard]] std::array<SlotNeeds*, 3> kinds() noexcept { return {&buffers, &shared, &pages}; }
+  /// Of one rank.
+  [[nodiscard]] std::size_t bytes() const noexcept {
+    return buffers.bytes() + shared.bytes() / sharers + pages.bytes();
+  }
 };
 
 /// visit(members) for each unit, in order; entry i belongs to unit unit_of[i].
@@ -101,25 +110,31 @@ class Keeper {
       bytes += entry->slot_bytes();
       ranges += entry->placed.pages.size();
     }
+    if (unit[0]->residency == Residency::shared) {
+      slots.sharers = static_cast<std::size_t>(unit[0]->group_size());
+    }
     const bool own = !unit[0]->shares_slots() || keeper.keeps(*unit[0], kept);
     slots.of(unit[0]->residency).add(bytes, ranges, own);
   });
   const std::size_t open = options.open_parameters;
-  const std::size_t dedicated = slots.buffers.dedicated + slots.pages.dedicated;
-  std::size_t least = dedicated;
-  for (SlotNeeds* kind : {&slots.buffers, &slots.pages}) {
+  std::size_t dedicated = 0;
+  std::size_t least = 0;
+  std::size_t largest = 0;
+  for (SlotNeeds* kind : slots.kinds()) {
     kind->count = std::min(kind->units, open);
-    least += kind->shared_bytes();
+    dedicated += kind->dedicated;
+    least += kind->bytes();
+    largest = std::max(largest, kind->largest);
   }
   const std::size_t cap = strategy.max_live_bytes;
   if (cap > 0 && least > cap) {
     raise(
         "max_live_bytes = {} has no room for {} open parameter(s) of {} bytes beside {} bytes that "
         "stay gathered (reshard_after_forward = false, keep_resident_bytes); raise it to {}",
-        cap, open, std::max(slots.buffers.largest, slots.pages.largest), dedicated, least);
+        cap, open, largest, dedicated, least);
   }
   const auto ahead = static_cast<std::size_t>(strategy.prefetch);
-  for (SlotNeeds* kind : {&slots.buffers, &slots.pages}) {
+  for (SlotNeeds* kind : slots.kinds()) {
     std::size_t more = std::min(kind->units, open + ahead) - kind->count;
     if (cap > 0 && kind->largest > 0) more = std::min(more, (cap - least) / kind->largest);
     kind->count += more;
@@ -186,7 +201,7 @@ struct GradientSlots {
     if (!unit[0]->gradient_needs_slot()) return;
     plan.slots.of(unit[0]->gradient_residency).add(bytes, ranges, unit[0]->gradient_slot_stays());
   });
-  for (SlotNeeds* kind : {&plan.slots.buffers, &plan.slots.pages}) {
+  for (SlotNeeds* kind : plan.slots.kinds()) {
     kind->count = std::min(kind->units, options.open_gradients + (strategy.overlap ? 1u : 0u));
   }
   return plan;

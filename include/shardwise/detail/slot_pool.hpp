@@ -16,6 +16,7 @@ namespace shardwise::inline v0_1::detail {
 /// What a slot consists of.
 enum class SlotKind : std::uint8_t {
   buffer,  ///< a buffer of the library
+  shared,  ///< the same, one for all ranks that share it
   pages    ///< pages that are moved below the host's addresses
 };
 
@@ -40,6 +41,7 @@ struct Slot {
   State state = State::empty;
   bool shared = false;
   std::uint64_t order = 0;              ///< program order of the last change of state
+  std::uint64_t released_at = 0;        ///< shared by ranks: by ProgramOrder, its last release
   SubjectId user = no_subject;          ///< whose collective used it last
   Activity use = Activity::all_gather;  ///< and which
   std::string hidden_from;              ///< debug mode: whose the buffer was before it was poisoned
@@ -71,11 +73,12 @@ class SlotPool {
   }
 
   /// A slot that belongs to `place` alone, until it is given up; an `extra` one, which no plan
-  /// counts, is the device's own memory.
+  /// counts, is the device's own memory, but where ranks share it.
   void dedicate(SlotType*& place, std::size_t bytes, std::size_t ranges, Recycling recycling,
                 bool extra = false) {
     recycling_ = recycling;
-    dedicated_.push_back(make(bytes, ranges, extra ? nullptr : memory_));
+    const bool own = extra && kind_ != SlotKind::shared;
+    dedicated_.push_back(make(bytes, ranges, own ? nullptr : memory_));
     place = dedicated_.back().get();
     place->owner = &place;
   }
@@ -143,7 +146,7 @@ class SlotPool {
   }
 
   void fill(SlotType& slot, std::size_t bytes, std::size_t ranges, SlotMemory* memory) {
-    if (kind_ == SlotKind::buffer) {
+    if (kind_ != SlotKind::pages) {
       slot.buffer = Buffer<Device>(ledger_, StateKind::slots, bytes, memory);
     } else {
       slot.pages = PoolOf<Device>(ledger_, bytes, recycling_);

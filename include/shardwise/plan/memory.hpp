@@ -24,7 +24,7 @@ namespace shardwise::inline v0_1 {
 /// ShardedOptimizerState, without their memory.
 struct PlannedParameter {
   std::vector<TensorSpec> tensors;
-  ParameterOptions options = {};  ///< name, strategy, tied; slots or host_buffer
+  ParameterOptions options = {};  ///< name, strategy, tied; slots, shared or host_buffer
   DType storage = DType::f32;
   std::optional<DType> gradient = DType::f32;  ///< type of the stored gradient; none: frozen
   std::vector<DType> state = {};               ///< types of the optimizer's values for each element

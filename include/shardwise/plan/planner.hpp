@@ -23,7 +23,7 @@ inline constexpr std::array<std::string_view, 5> planned_strategies{"ddp", "zero
                                                                     "zero3", "zero3-no-reshard"};
 
 /// The strategy of this name with everything else as in `settings`; ConfigError where there is
-/// none.
+/// none. What it replicates everywhere is not shared.
 [[nodiscard]] inline Strategy with_placements_of(std::string_view name, Strategy settings) {
   const Strategy named = Strategy::parse(name);
   settings.parameters = named.parameters;
@@ -32,6 +32,7 @@ inline constexpr std::array<std::string_view, 5> planned_strategies{"ddp", "zero
   settings.reshard_after_forward = named.reshard_after_forward;
   settings.shard_group = named.shard_group;
   settings.reshard_group = named.reshard_group;
+  if (settings.optimizer_state == Placement::replicated) settings.residency = Residency::slots;
   return settings;
 }
 
@@ -39,11 +40,12 @@ inline constexpr std::array<std::string_view, 5> planned_strategies{"ddp", "zero
 struct StrategyPlan {
   Strategy strategy;
   MemoryPlan memory;
-  double activation_bytes = 0;         ///< an estimate; 0: not known
-  std::optional<StepPrediction> step;  ///< none where the model's use or the hardware is not known
-  bool fits = true;                    ///< what is known of the bytes, beside `reserved`
-  double spare = 0;                    ///< bytes left, below 0 where it does not fit
-  std::string advice;                  ///< what would make it fit, or faster; may be empty
+  double activation_bytes = 0;  ///< an estimate; 0: not known
+  /// None where the model's use or the hardware is not known, or parameters are shared.
+  std::optional<StepPrediction> step;
+  bool fits = true;    ///< what is known of the bytes, beside `reserved`
+  double spare = 0;    ///< bytes left, below 0 where it does not fit
+  std::string advice;  ///< what would make it fit, or faster; may be empty
 
   /// Bytes of what is known: the library's, and activations.
   [[nodiscard]] double needed() const noexcept {
@@ -237,7 +239,8 @@ template <std::same_as<PlannedModel> Model>
     row.activation_bytes = model.activation_bytes;
     row.spare = room - row.needed();
     row.fits = hardware.memory == 0 || row.spare >= 0;
-    if (!model.visits.empty() && hardware.flops > 0) {
+    const bool in_slots = request.settings.residency == Residency::slots;
+    if (in_slots && !model.visits.empty() && hardware.flops > 0) {
       row.step = predict_step(model, row.strategy, hardware, request.step);
     }
     row.advice = detail::advise(model, row, request, room);

@@ -138,7 +138,8 @@ class SimulatedTrainer {
   }
 
   void add(const PlannedParameter& planned) {
-    if (planned.options.residency != Residency::slots || !planned.offsets.empty() ||
+    const Residency residency = planned.options.residency.value_or(context_.strategy().residency);
+    if (residency != Residency::slots || !planned.offsets.empty() ||
         planned.storage != DType::f32) {
       raise(
           "a step is simulated for parameters of f32 in slots; '{}' is planned otherwise: its "
