@@ -1,118 +1,136 @@
-// Times one optimizer step over all elements against a triad (a = b + s * c) of the same run: both
-// are limited by memory where the buffers do not fit into caches, so that equal rates are the goal.
-// Rates count each value that is read or written once: 12 bytes an element for the triad, 28 for
-// AdamW in fp32. Best of several rounds in which all take turns, on one core.
+// Times one optimizer step over all elements against a triad (a = b + s * c) over the same memory,
+// in turns, on one core. Rates count each value that is read or written once: 12 bytes an element
+// for the triad, 28 for AdamW in fp32. Both are limited by memory where the arrays do not fit into
+// caches: triad_ratio, the quotient of their rates, goes to 1. The triad is the faster one of two,
+// through the caches or past them. "copy": the step writes what leases see, too.
 
-#include <algorithm>
-#include <chrono>
-#include <cstddef>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <shardwise/device/host.hpp>
 #include <shardwise/optim/adam.hpp>
 #include <shardwise/optim/adamw.hpp>
 #include <shardwise/optim/lion.hpp>
 #include <shardwise/optim/sgd.hpp>
-#include <string>
-#include <vector>
+
+#include "memory_work.hpp"
+#include "program.hpp"
 
 namespace {
 
+using namespace benchmarks;
 using shardwise::bf16;
+using shardwise::f16;
 using shardwise::HostDevice;
 
-/// What AdamW must reach of the triad's rate in memory; well below what it does on a quiet machine.
-constexpr double required_share = 0.6;
+/// One allocation for all arrays of a step, which the triad takes as its three.
+class Arrays {
+ public:
+  explicit Arrays(std::size_t bytes)
+      : size_(bytes), memory_(static_cast<std::byte*>(HostDevice::allocate(bytes))) {}
 
-struct Case {
-  std::string name;
-  double bytes;  // an element
-  virtual ~Case() = default;
-  virtual void run() = 0;
-  double best = 1e30;  // seconds
-
- protected:
-  Case(std::string given, double bytes_each) : name(std::move(given)), bytes(bytes_each) {}
-};
-
-struct Triad : Case {
-  explicit Triad(std::size_t count) : Case("triad", 12), a(count), b(count, 1.0f), c(count, 2.0f) {}
-  void run() override {
-    // The same blocks that functors run in, so that plain -O2 vectorises.
-    for (std::size_t i = 0; i + 16 <= a.size(); i += 16) {
-      float sum[16];
-      for (std::size_t k = 0; k < 16; ++k) sum[k] = b[i + k] + 3.0f * c[i + k];
-      std::memcpy(a.data() + i, sum, sizeof(sum));
-    }
+  template <class T>
+  [[nodiscard]] T* next(std::size_t count, float value) {
+    auto* const begin = reinterpret_cast<T*>(memory_.get() + used_);
+    for (std::size_t i = 0; i < count; ++i) new (begin + i) T(value);
+    used_ += count * sizeof(T);
+    return begin;
   }
-  std::vector<float> a, b, c;
-};
 
-template <class Optimizer, class Parameter, class Gradient>
-struct Step : Case {
-  using Functor = shardwise::UpdateOf<Optimizer, Parameter, Gradient>;
+  [[nodiscard]] std::size_t third() const { return size_ / 3 / 64 * 64; }
 
-  Step(std::string given, std::size_t count)
-      : Case(std::move(given), 2.0 * sizeof(Parameter) + sizeof(Gradient) +
-                                   2.0 * sizeof(float) * Optimizer::States::count),
-        parameter(count, Parameter(1.0f)),
-        gradient(count, Gradient(0.5f)),
-        states(Optimizer::States::count, std::vector<float>(count)) {}
-  void run() override {
-    using Real = typename Functor::Real;
-    Functor functor{
-        parameter.data(), gradient.data(), {}, 0.5f, Optimizer{}.template constants<Real>(1, {})};
-    for (std::size_t i = 0; i < states.size(); ++i) functor.states[i] = states[i].data();
-    HostDevice::run(parameter.size(), functor);
+  void triad(bool streaming) const {
+    const auto part = [&](std::size_t i) {
+      return reinterpret_cast<float*>(memory_.get() + i * third());
+    };
+    (streaming ? triad_streaming : triad_cached)(part(2), part(0), part(1), 1e-6f, third() / 4);
   }
-  std::vector<Parameter> parameter;
-  std::vector<Gradient> gradient;
-  std::vector<std::vector<float>> states;
-};
 
-/// Prints one table; returns AdamW's share of the triad's rate.
-double measure(std::size_t count) {
-  using namespace shardwise;
-  std::vector<std::unique_ptr<Case>> cases;
-  cases.push_back(std::make_unique<Triad>(count));
-  cases.push_back(std::make_unique<Step<AdamW, float, float>>("AdamW, fp32", count));
-  cases.push_back(std::make_unique<Step<AdamW, float, bf16>>("AdamW, bf16 gradient", count));
-  cases.push_back(std::make_unique<Step<AdamW, bf16, bf16>>("AdamW, bf16 parameter", count));
-  cases.push_back(std::make_unique<Step<Adam, float, float>>("Adam, fp32", count));
-  cases.push_back(std::make_unique<Step<SgdMomentum, float, float>>("SGD momentum, fp32", count));
-  cases.push_back(std::make_unique<Step<Lion, float, float>>("Lion, fp32", count));
-
-  const std::size_t repeats = std::max<std::size_t>(1, (std::size_t{1} << 22) / count);
-  for (int round = 0; round < 7; ++round) {
-    for (const auto& each : cases) {
-      const auto begin = std::chrono::steady_clock::now();
-      for (std::size_t i = 0; i < repeats; ++i) each->run();
-      const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
-      each->best = std::min(each->best, taken.count() / static_cast<double>(repeats));
-    }
-  }
-  const auto rate = [&](const Case& each) {
-    return each.bytes * static_cast<double>(count) / each.best * 1e-9;
+ private:
+  struct Free {
+    void operator()(std::byte* memory) const { HostDevice::deallocate(memory, 0); }
   };
-  std::printf("%zu elements\n%-24s %12s %10s %12s\n", count, "", "ns/element", "GB/s", "of triad");
-  for (const auto& each : cases) {
-    std::printf("%-24s %12.3f %10.2f %11.0f%%\n", each->name.c_str(),
-                each->best / static_cast<double>(count) * 1e9, rate(*each),
-                100 * rate(*each) / rate(*cases[0]));
+  std::size_t size_;
+  std::size_t used_ = 0;
+  std::unique_ptr<std::byte, Free> memory_;
+};
+
+/// `Copy`: of what leases see; void where it is the parameter itself.
+template <class Optimizer, class Parameter, class Gradient, class Copy = void>
+void measure(Program& program, const char* name, std::size_t count) {
+  using Functor = shardwise::UpdateOf<Optimizer, Parameter, Gradient>;
+  constexpr bool copies = !std::is_void_v<Copy>;
+  constexpr std::size_t states = Optimizer::States::count;
+  std::size_t held = sizeof(Parameter) + sizeof(Gradient) + states * sizeof(float);
+  std::size_t moved = held + sizeof(Parameter) + states * sizeof(float);
+  if constexpr (copies) {
+    held += sizeof(Copy);
+    moved += sizeof(Copy);
   }
-  std::printf("\n");
-  return rate(*cases[1]) / rate(*cases[0]);
+  Arrays arrays(held * count);
+  auto* const parameter = arrays.next<Parameter>(count, 1.0f);
+  auto* const gradient = arrays.next<Gradient>(count, 0.5f);
+  using Real = typename Functor::Real;
+  Functor step{parameter, gradient, {}, 0.5f, Optimizer{}.template constants<Real>(1, {})};
+  for (std::size_t i = 0; i < states; ++i) step.states[i] = arrays.next<float>(count, 0.25f);
+  const auto times = [&](const auto& functor) {
+    return in_turns(program.sampling, {[&, functor] { HostDevice::run(count, functor); },
+                                       [&] { arrays.triad(false); }, [&] { arrays.triad(true); }});
+  };
+  const std::vector<Series> found = [&] {
+    if constexpr (copies) {
+      return times(shardwise::UpdateAndCast<Functor, Copy>{step, arrays.next<Copy>(count, 1.0f)});
+    } else {
+      return times(step);
+    }
+  }();
+  const Series& triad = found[1].middle() < found[2].middle() ? found[1] : found[2];
+  const double seconds = found[0].middle();
+  const auto bytes = static_cast<double>(moved * count);
+  const auto triad_bytes = static_cast<double>(3 * arrays.third());
+  const auto type = [](auto* of) {
+    return std::string(
+        shardwise::name_of(shardwise::dtype_of<std::remove_pointer_t<decltype(of)>>));
+  };
+  std::string copy = "none";
+  if constexpr (copies) copy = type(static_cast<Copy*>(nullptr));
+  program.results.add({{"optimizer", name},
+                       {"parameter", type(parameter)},
+                       {"gradient", type(const_cast<Gradient*>(gradient))},
+                       {"copy", copy},
+                       {"elements", count},
+                       {"bytes_moved", moved * count},
+                       {"time_us", seconds * 1e6},
+                       {"time_us_min", found[0].least() * 1e6},
+                       {"time_us_max", found[0].most() * 1e6},
+                       {"elements_per_s", static_cast<double>(count) / seconds},
+                       {"gbs", bytes / seconds * 1e-9},
+                       {"triad_gbs", triad_bytes / triad.middle() * 1e-9},
+                       {"triad_ratio", (triad / found[0]).middle() * bytes / triad_bytes}});
 }
 
 }  // namespace
 
-int main() {
-  measure(std::size_t{1} << 13);  // second-level cache
-  const double share = measure(std::size_t{1} << 24);
-  if (share >= required_share) return EXIT_SUCCESS;
-  std::printf("AdamW runs at %.2f of the triad's rate; expected %.2f at least\n", share,
-              required_share);
-  return EXIT_FAILURE;
+int main(int count, char** arguments) {
+  std::vector<std::size_t> elements{std::size_t{1} << 13, std::size_t{1} << 24};
+  Program program("bench_optimizer", "Times optimizer steps against a triad over the same memory");
+  program.options.add_option("--elements", elements, "of the parameter: in a cache, in memory")
+      ->delimiter(',')
+      ->check(CLI::Range(std::size_t{64}, std::size_t{1} << 32));
+  return program.run(count, arguments, [&] {
+    using namespace shardwise;
+    for (const std::size_t each : elements) {
+      measure<AdamW, float, float>(program, "AdamW", each);
+      measure<AdamW, float, bf16>(program, "AdamW", each);
+      measure<AdamW, float, bf16, bf16>(program, "AdamW", each);
+      measure<AdamW, float, f16, f16>(program, "AdamW", each);
+      measure<AdamW, bf16, bf16>(program, "AdamW", each);
+      measure<AdamW, double, double>(program, "AdamW", each);
+      measure<Adam, float, float>(program, "Adam", each);
+      measure<SgdMomentum, float, float>(program, "SGD momentum", each);
+      measure<Sgd, float, float>(program, "SGD", each);
+      measure<Lion, float, float>(program, "Lion", each);
+    }
+    return true;
+  });
 }

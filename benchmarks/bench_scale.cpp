@@ -27,6 +27,7 @@
 #include <vector>
 
 #include "results.hpp"
+#include "sampling.hpp"
 
 namespace {
 

@@ -3,12 +3,13 @@
 #include <cstddef>
 #include <shardwise/core/dtype.hpp>
 #include <stdexcept>
-#include <string>
+
+#include "collective.hpp"
 
 /// In the place of raw_mpi.hpp where there is no MPI.
 namespace raw_mpi {
 
-inline void call(const std::string&, void*, void*, std::size_t, shardwise::DType) {}
+inline void call(const benchmarks::Collective&, const benchmarks::Operands&) {}
 
 template <class F>
 void run(std::size_t, const F&) {

@@ -4,7 +4,8 @@
 
 #include <cstddef>
 #include <shardwise/comm/mpi.hpp>
-#include <string>
+
+#include "collective.hpp"
 
 /// The MPI calls that a program makes without shardwise.
 namespace raw_mpi {
@@ -28,23 +29,22 @@ inline MPI_Datatype type_of(shardwise::DType dtype) {
   }
 }
 
-/// Each rank's part has `part` elements.
-inline void call(const std::string& operation, void* send, void* recv, std::size_t part,
-                 shardwise::DType dtype) {
-  const MPI_Datatype type = type_of(dtype);
-  const auto count = static_cast<int>(part);
-  int ranks = 1;
-  MPI_Comm_size(MPI_COMM_WORLD, &ranks);
-  if (operation == "all_gather") {
-    MPI_Allgather(send, count, type, recv, count, type, MPI_COMM_WORLD);
-  } else if (operation == "reduce_scatter") {
-    MPI_Reduce_scatter_block(send, recv, count, type, MPI_SUM, MPI_COMM_WORLD);
-  } else if (operation == "all_reduce") {
-    MPI_Allreduce(send, recv, count * ranks, type, MPI_SUM, MPI_COMM_WORLD);
-  } else if (operation == "broadcast") {
-    MPI_Bcast(send, count * ranks, type, 0, MPI_COMM_WORLD);
+inline void call(const benchmarks::Collective& call, const benchmarks::Operands& b) {
+  const MPI_Datatype type = type_of(call.dtype);
+  const auto part = static_cast<int>(call.part);
+  const auto whole = static_cast<int>(call.part * call.ranks);
+  if (call.op == benchmarks::Op::all_gather) {
+    MPI_Allgather(b.send, part, type, b.recv, part, type, MPI_COMM_WORLD);
+  } else if (call.op == benchmarks::Op::reduce_scatter) {
+    MPI_Reduce_scatter_block(b.send, b.recv, part, type, MPI_SUM, MPI_COMM_WORLD);
+  } else if (call.op == benchmarks::Op::all_reduce) {
+    MPI_Allreduce(b.send, b.recv, whole, type, MPI_SUM, MPI_COMM_WORLD);
+  } else if (call.op == benchmarks::Op::broadcast) {
+    int rank = 0;
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    MPI_Bcast(rank == 0 ? b.send : b.recv, whole, type, 0, MPI_COMM_WORLD);
   } else {
-    MPI_Alltoall(send, count, type, recv, count, type, MPI_COMM_WORLD);
+    MPI_Alltoall(b.send, part, type, b.recv, part, type, MPI_COMM_WORLD);
   }
 }
 
