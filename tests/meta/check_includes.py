@@ -100,7 +100,7 @@ FOREIGN = {
     "kernels/copy.hpp": {"emmintrin.h"},
     "monitor/folder.hpp": {"sys/stat.h"},
     "monitor/json.hpp": {"nlohmann/json.hpp"},
-    "kernels/lanes.hpp": {"emmintrin.h"},
+    "kernels/lanes.hpp": {"arm_neon.h", "emmintrin.h"},
     "kernels/octet.hpp": {"emmintrin.h"},
 }
 

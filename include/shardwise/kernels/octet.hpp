@@ -89,11 +89,19 @@ using NarrowLanes [[gnu::vector_size(Count * sizeof(Real))]] = Real;
 /// The words of a float's conversion to bf16, in the upper halves; see bf16's constructor.
 [[nodiscard]] inline WordLanes bf16_words(FloatLanes x) noexcept {
   const auto word = reinterpret_cast<WordLanes>(x);
-  const WordLanes rounded = word + 0x7fffu + ((word >> 16) & 1u);
-  return choose(greater(word & 0x7fffffffu, 0x7f800000), word | 0x400000u, rounded);
+  const WordLanes is_nan = greater(word & 0x7fffffffu, 0x7f800000);
+  const WordLanes rounding = ((word >> 16) & 1u) + 0x7fffu;
+  // A NaN gets no carry, but the bit that makes it quiet.
+  return (word + (rounding & ~is_nan)) | (is_nan & 0x400000u);
 }
 
-/// The same for f16, in the lower halves; see f16's constructor.
+/// The same where there is no NaN.
+[[nodiscard]] inline WordLanes bf16_words_of_numbers(FloatLanes x) noexcept {
+  const auto word = reinterpret_cast<WordLanes>(x);
+  return word + ((word >> 16) & 1u) + 0x7fffu;
+}
+
+/// The words of its conversion to f16, in the lower halves; see f16's constructor.
 [[nodiscard]] inline WordLanes f16_words(FloatLanes x) noexcept {
   const auto word = reinterpret_cast<WordLanes>(x);
   const WordLanes magnitude = word & 0x7fffffffu;
@@ -210,6 +218,17 @@ template <std::floating_point Real, FloatingElement T>
   }
 }
 
+/// Rounded to bf16.
+[[nodiscard]] inline ShortLanes bf16_octet(const Octet<float>& x) noexcept {
+#if defined(__SSE2__) && !defined(__CUDA_ARCH__)
+  // One comparison finds that there is no NaN, which is nearly always so.
+  if (__builtin_expect(_mm_movemask_ps(_mm_cmpunord_ps(x.a, x.b)) == 0, 1)) {
+    return upper_halves(bf16_words_of_numbers(x.a), bf16_words_of_numbers(x.b));
+  }
+#endif
+  return upper_halves(bf16_words(x.a), bf16_words(x.b));
+}
+
 /// Eight elements, rounded once, to any address, or past the caches (see write_lanes).
 template <bool streaming = false, FloatingElement T>
 inline void store_octet(T* to, const Octet<float>& x) noexcept {
@@ -217,7 +236,7 @@ inline void store_octet(T* to, const Octet<float>& x) noexcept {
     write_lanes<streaming>(to, x.a);
     write_lanes<streaming>(to + 4, x.b);
   } else if constexpr (std::same_as<T, bf16>) {
-    write_lanes<streaming>(to, upper_halves(bf16_words(x.a), bf16_words(x.b)));
+    write_lanes<streaming>(to, bf16_octet(x));
   } else if constexpr (std::same_as<T, f16>) {
     write_lanes<streaming>(to, upper_halves(f16_words(x.a) << 16, f16_words(x.b) << 16));
   } else {
@@ -241,6 +260,12 @@ inline void store_octet(T* to, const Octet<double>& x) noexcept {
     const double values[octet] = {x.a[0], x.a[1], x.b[0], x.b[1], x.c[0], x.c[1], x.d[0], x.d[1]};
     for (std::size_t i = 0; i < octet; ++i) to[i] = cast_element<T>(values[i]);
   }
+}
+
+/// Width elements, converted by way of Real.
+template <std::floating_point Real, std::size_t Width, FloatingElement From, FloatingElement To>
+inline void convert_octets(const From* from, To* to) noexcept {
+  for (std::size_t i = 0; i < Width; i += octet) store_octet(to + i, load_octet<Real>(from + i));
 }
 
 }  // namespace shardwise::inline v0_1::detail
