@@ -225,7 +225,7 @@ class MpiCommunicator final : public HostCommunicator<MpiCommunicator> {
         case Outcome::failed:
           family_->fail_with_peer(print);
         case Outcome::timed_out:
-          family_->time_out(print, world_ranks_, group_);
+          family_->time_out(print, world_rank(), world_ranks_, group_);
         case Outcome::done:
           break;
       }
