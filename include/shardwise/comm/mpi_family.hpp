@@ -43,6 +43,9 @@ class Family {
   void entering(const Fingerprint& call, std::uint64_t group) {
     if (channel_ != nullptr) channel_->entering(call, group);
   }
+  void joining(std::uint64_t group, std::uint64_t parent, std::uint64_t call) {
+    if (channel_ != nullptr) channel_->joining(group, parent, call);
+  }
   void leaving(std::uint64_t group) {
     if (channel_ != nullptr) channel_->leaving(group);
   }

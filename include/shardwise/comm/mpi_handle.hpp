@@ -87,8 +87,7 @@ class Handle {
     if (comm == MPI_COMM_NULL) {
       raise(
           "MpiCommunicator: the host's communicator is MPI_COMM_NULL: a rank that MPI_Comm_split "
-          "or "
-          "MPI_Comm_create left out makes none");
+          "left out makes none");
     }
     int joins_two = 0;
     check(MPI_Comm_test_inter(comm, &joins_two), "MPI_Comm_test_inter", "MpiCommunicator");
