@@ -62,6 +62,33 @@ std::uint64_t resume(SimulatedDisk& disk, std::uint64_t step, const LoadOptions&
 
 }  // namespace
 
+TEST_CASE("parts of a manifest that share bytes are read where they lie") {
+  SimulatedDisk disk;
+  const std::vector<std::vector<TensorSpec>> layers{{{"a", {2000}}, {"b", {2000}}}};
+  run_ranks(1, [&](Communicator& comm) {
+    SavedModel<float, Sgd> model(comm, Strategy::zero3(), layers);
+    model.fill(3);
+    CheckpointFolder("run", {.chunk_bytes = 1024, .files = &disk}).save(model.training, 3);
+  });
+  const std::string path = "run/step-000003/manifest.json";
+  const auto bytes = disk.files().at(path);
+  Manifest manifest =
+      parse_manifest({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, path);
+  // Somebody has written all of it, the checksums, too.
+  manifest.tensors[1].parts[0].position = manifest.tensors[0].parts[0].position;
+  const std::string text = format_manifest(manifest);
+  overwrite(disk, path, std::as_bytes(std::span(text)));
+  run_ranks(1, [&](Communicator& comm) {
+    SavedModel<float, Sgd> model(comm, Strategy::zero3(), layers);
+    CheckpointFolder("run", {.files = &disk}).load(model.training);
+    const auto shard = model.parameters[0].shard();
+    for (std::size_t i = 0; i < 2000; ++i) {
+      REQUIRE(shard[i] == SavedModel<float>::value("a", i, 3));
+      REQUIRE(shard[model.parameters[0].layout().tensors()[1].offset + i] == shard[i]);
+    }
+  });
+}
+
 TEST_CASE("a scaler that has had more good steps than it needs now grows at the next one") {
   SelfCommunicator self;
   Context<Device> context(self, Strategy::zero3());

@@ -102,7 +102,7 @@ inline void load_file(FileSystem& files, const std::string& directory, const Man
     std::uint64_t at = piece.position;
     const std::uint64_t last = piece.position + piece.bytes;
     while (at < last) {
-      if (at >= end) {
+      if (at < begin || at >= end) {  // before it where pieces share bytes
         const std::uint64_t chunk = at / manifest.chunk_bytes;
         begin = chunk * manifest.chunk_bytes;
         end = std::min(begin + manifest.chunk_bytes, data.bytes);
