@@ -133,8 +133,9 @@ inline void load_file(FileSystem& files, const std::string& directory, const Man
 /// UsageError where the save does not fit the training state, by name.
 class LoadMatch {
  public:
-  LoadMatch(const Manifest& manifest, const std::string& directory, const LoadOptions& options)
-      : manifest_(manifest), directory_(directory), options_(options) {}
+  LoadMatch(const Manifest& manifest, const std::string& directory, const LoadOptions& options,
+            int rank)
+      : manifest_(manifest), directory_(directory), options_(options), rank_(rank) {}
 
   void check(const std::vector<StateTensor>& tensors, const std::vector<StateOptimizer>& optimizers,
              bool has_scaler) const {
@@ -145,7 +146,7 @@ class LoadMatch {
       const Manifest::Tensor* const saved = manifest_.find(tensor.name);
       if (saved == nullptr) {
         missing.push_back(tensor.name);
-      } else if (!tensor.only_rank || tensor.held > 0) {
+      } else if (tensor.only_rank.value_or(rank_) == rank_) {
         check(tensor, *saved);
       }
     }
@@ -238,6 +239,7 @@ class LoadMatch {
   const Manifest& manifest_;
   const std::string& directory_;
   const LoadOptions& options_;
+  int rank_;
 };
 
 }  // namespace detail

@@ -103,11 +103,16 @@ class Loader {
 
   void load_one(const std::string& directory, const LoadTarget& target, LoadedCheckpoint& result) {
     const Manifest manifest = read_manifest(directory);
-    const LoadMatch match(manifest, directory, options_);
+    const LoadMatch match(manifest, directory, options_, group_.rank());
     Outcome outcome;
-    outcome.run(
-        [&] { match.check(target.tensors, target.optimizers, target.restore_scaler != nullptr); });
+    outcome.run([&] {
+      match.check(target.tensors, target.optimizers, target.restore_scaler != nullptr);
+      require_untouched(directory, manifest, target);
+    });
     outcome.agree(group_, "load: match", "");
+    for (const StateTensor& tensor : target.tensors) {
+      if (manifest.find(tensor.name) != nullptr) touched_[tensor.name] = directory;
+    }
     target.begin_write();
     outcome.run([&] { read_data(directory, manifest, target); });
     target.end_write();
