@@ -148,6 +148,41 @@ std::string load_error(SimulatedDisk& disk, const std::vector<std::vector<Tensor
 
 }  // namespace
 
+TEST_CASE("settings that one optimizer cannot have are an error, and none is left out unasked") {
+  SimulatedDisk disk;
+  SelfCommunicator self;
+  const std::uint64_t large = std::numeric_limits<std::uint64_t>::max();
+  const std::vector<std::vector<TensorSpec>> two{{{"a", {20}}}, {{"b", {20}}}};
+  const std::vector<std::vector<TensorSpec>> one{{{"a", {20}}, {"b", {20}}}};
+  SavedModel<float, Seeded> model(self, Strategy::zero3(), two);
+  for (auto& state : model.states) state.optimizer.seed = large;
+  CheckpointFolder folder("run", {.files = &disk});
+  folder.save(model.training, 1);
+  for (auto& state : model.states) state.optimizer.seed = 1;
+  CHECK(folder.load(model.training));
+  CHECK(model.states[0].optimizer.seed == large);
+  CHECK(load_error<Seeded>(disk, one) == "");
+  model.states[1].optimizer.learning_rate = 2;
+  folder.save(model.training, 2);
+  CHECK_THAT(load_error<Seeded>(disk, one),
+             ContainsSubstring("tensors 'a' and 'b'") && ContainsSubstring("'learning_rate'"));
+  CHECK(load_error<Seeded>(disk, one, {.hyperparameters = false}) == "");
+  // Weights alone: this optimizer has no tensor that would be one too many.
+  Context<Device> context(self, Strategy::zero3());
+  ShardedParameter<float> parameter(context, one[0]);
+  TrainingState<Device> weights(context);
+  weights.add(parameter);
+  std::string error;
+  try {
+    static_cast<void>(CheckpointFolder("run", {.files = &disk}).load(weights));
+  } catch (const UsageError& caught) {
+    error = caught.what();
+  }
+  CHECK_THAT(error, ContainsSubstring("'a' was saved with the optimizer 'seeded'") &&
+                        ContainsSubstring("allow_extra"));
+  CHECK(CheckpointFolder("run", {.files = &disk}).load(weights, {.allow_extra = true}));
+}
+
 TEST_CASE("a scaler that has had more good steps than it needs now grows at the next one") {
   SelfCommunicator self;
   Context<Device> context(self, Strategy::zero3());

@@ -167,6 +167,7 @@ class LoadMatch {
     for (std::size_t i = 0; i < optimizers.size(); ++i) {
       static_cast<void>(optimizer(tensors, optimizers[i], i));
     }
+    if (!options_.allow_extra) require_optimizers(tensors);
     if (has_scaler && !manifest_.loss_scaler && !options_.allow_missing) {
       raise("{}: the save has no loss scaler; LoadOptions::allow_missing leaves it as it is",
             directory_);
@@ -200,13 +201,41 @@ class LoadMatch {
         raise("{}: tensors '{}' and '{}' have made {} and {} steps, but are one parameter '{}' now",
               directory_, first, tensor.name, found->steps, its.steps, wanted.parameter);
       }
-      if (found == nullptr) first = tensor.name;
-      found = &its;
+      if (found == nullptr) {
+        first = tensor.name;
+        found = &its;
+      } else if (found != &its && options_.hyperparameters) {
+        require_equal(*found, its, first, tensor.name, wanted.parameter);
+      }
     }
     return found;
   }
 
  private:
+  // One without values has no tensor that would be one too many.
+  void require_optimizers(const std::vector<StateTensor>& tensors) const {
+    for (const StateTensor& tensor : tensors) {
+      const Manifest::Tensor* const saved = manifest_.find(tensor.name);
+      if (saved == nullptr || !saved->optimizer || tensor.optimizer) continue;
+      raise(
+          "{}: tensor '{}' was saved with the optimizer '{}', and the training state has none of "
+          "it; LoadOptions::allow_extra leaves it out",
+          directory_, tensor.name, manifest_.optimizers[*saved->optimizer].kind);
+    }
+  }
+  void require_equal(const Manifest::Optimizer& a, const Manifest::Optimizer& b,
+                     std::string_view of_a, std::string_view of_b,
+                     std::string_view parameter) const {
+    for (const auto& [name, value] : a.hyperparameters) {
+      const auto other = b.hyperparameters.find(name);
+      if (other != b.hyperparameters.end() && other->second == value) continue;
+      raise(
+          "{}: tensors '{}' and '{}' were saved with different settings '{}', but are one "
+          "parameter '{}' now; LoadOptions::hyperparameters = false keeps its own",
+          directory_, of_a, of_b, name, parameter);
+    }
+  }
+
   void check(const StateTensor& tensor, const Manifest::Tensor& saved) const {
     if (saved.shape != tensor.shape) {
       raise("{}: tensor '{}' was saved with the shape {}, expected {}", directory_, tensor.name,
