@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <optional>
 #include <span>
 #include <string>
@@ -133,6 +134,21 @@ class Loader {
     result.values = manifest.values;
   }
 
+  // A tensor that this save does not have is to keep what it held, which is gone where a damaged
+  // one was read before.
+  void require_untouched(const std::string& directory, const Manifest& manifest,
+                         const LoadTarget& target) const {
+    if (touched_.empty()) return;
+    for (const StateTensor& tensor : target.tensors) {
+      const auto found = touched_.find(tensor.name);
+      if (found == touched_.end() || manifest.find(tensor.name) != nullptr) continue;
+      raise<FileError>(
+          "{}: it has no tensor '{}', which {} has overwritten before it was found damaged: load "
+          "it by its name into a state that is as it was",
+          directory, tensor.name, found->second);
+    }
+  }
+
   // Rank 0 reads it for all.
   [[nodiscard]] Manifest read_manifest(const std::string& directory) const {
     const std::string path = join(directory, manifest_name);
@@ -168,6 +184,7 @@ class Loader {
   FileSystem& files_;
   const std::string& folder_;
   const LoadOptions& options_;
+  std::map<std::string, std::string, std::less<>> touched_;  // tensors, and the save read last
 };
 
 }  // namespace shardwise::inline v0_1::detail
