@@ -217,6 +217,19 @@ TEST_CASE("settings that one optimizer cannot have are an error, and none is lef
   CHECK(CheckpointFolder("run", {.files = &disk}).load(weights, {.allow_extra = true}));
 }
 
+TEST_CASE("a save that goes while another program looks at the folder is none") {
+  SimulatedDisk disk;
+  for (const std::uint64_t version : {1u, 2u}) save_version(2, version, {.files = &disk});
+  HookedFiles hooked(disk, [](const FileCall& call) -> Instead {
+    return {.error = call.name == "list" && call.path == "run/step-000001" ? ENOENT : 0};
+  });
+  SelfCommunicator self;
+  SavedModel<float> model(self, Strategy::zero3(), small_layers());
+  const Loaded loaded = load_alone(model, hooked);
+  CHECK(loaded.error == "");
+  CHECK((loaded.checkpoint && loaded.checkpoint->step == 2));
+}
+
 TEST_CASE("a scaler that has had more good steps than it needs now grows at the next one") {
   SelfCommunicator self;
   Context<Device> context(self, Strategy::zero3());

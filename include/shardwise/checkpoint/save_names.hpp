@@ -146,6 +146,7 @@ inline void read_latest(FileSystem& files, const std::string& folder, SaveList& 
     const std::string path = join(folder, name);
     const auto opened = files.list(path, inside);
     if (opened == -ENOTDIR) continue;  // a file of somebody's
+    if (opened == -ENOENT) continue;   // removed meanwhile, by the training that we look at
     expect_file(opened, "cannot list the directory", path);
     const bool whole = std::find(inside.begin(), inside.end(), manifest_name) != inside.end();
     (whole ? result.saves : result.leftovers).push_back(*save);
