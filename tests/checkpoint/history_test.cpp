@@ -96,6 +96,22 @@ TEST_CASE("what a damaged save has left in the state is not taken for what was t
   }
 }
 
+TEST_CASE("a step of any number has a name") {
+  SimulatedDisk disk;
+  const std::uint64_t last = std::numeric_limits<std::uint64_t>::max();
+  for (const std::uint64_t version : {last / 18, last - 1, last}) {
+    save_version(2, version, {.files = &disk});
+    SelfCommunicator self;
+    SavedModel<float> model(self, Strategy::zero3(), small_layers());
+    const Loaded loaded = load_alone(model, disk);
+    CHECK(loaded.error == "");
+    CHECK((loaded.checkpoint && loaded.checkpoint->step == version));
+  }
+  CHECK_FALSE(detail::SaveName::parse("step-18446744073709551616"));
+  CHECK_FALSE(detail::SaveName::parse("step-99999999999999999999"));
+  CHECK_FALSE(detail::SaveName::parse("step-000001.18446744073709551617"));
+}
+
 TEST_CASE("parts of a manifest that share bytes are read where they lie") {
   SimulatedDisk disk;
   const std::vector<std::vector<TensorSpec>> layers{{{"a", {2000}}, {"b", {2000}}}};

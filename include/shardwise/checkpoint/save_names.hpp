@@ -57,8 +57,12 @@ struct SaveName {
         digits = 0;
         continue;
       }
-      if (c < '0' || c > '9' || ++digits > 18) return std::nullopt;
-      *number = *number * 10 + static_cast<std::uint64_t>(c - '0');
+      ++digits;
+      if (c < '0' || c > '9' || (number == &result.attempt && digits > 18) ||
+          __builtin_mul_overflow(*number, std::uint64_t{10}, number) ||
+          __builtin_add_overflow(*number, static_cast<std::uint64_t>(c - '0'), number)) {
+        return std::nullopt;
+      }
     }
     return result.text() == name ? std::optional(result) : std::nullopt;
   }
