@@ -255,4 +255,20 @@ TEST_CASE("a scaler that has had more good steps than it needs now grows at the 
   CHECK(scaler.state() == LossScalerState{16, 0, 0});
 }
 
+TEST_CASE("a folder that was there already stays after a loss of power, too") {
+  std::mt19937_64 random(1);
+  for (int i = 0; i < 50; ++i) {
+    SimulatedDisk disk;
+    CHECK(disk.make_directory("run") == 0);  // the host's, or a run's that was killed then
+    save_version(2, 1, {.files = &disk});
+    SimulatedDisk after = disk.crashed(random);
+    SelfCommunicator self;
+    SavedModel<float> model(self, Strategy::zero3(), small_layers());
+    const Loaded loaded = load_alone(model, after);
+    REQUIRE(loaded.error == "");
+    REQUIRE(loaded.checkpoint);
+    REQUIRE(loaded.differences == 0);
+  }
+}
+
 }  // namespace shardwise::test

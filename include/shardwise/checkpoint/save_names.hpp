@@ -90,10 +90,13 @@ inline void make_directories(FileSystem& files, const std::string& path) {
   if (status == -ENOENT && parent != path && parent != ".") {
     make_directories(files, parent);
     status = files.make_directory(path);
-    if (status == -EEXIST) return;
   }
-  expect_file(status, "cannot make the directory", path);
-  sync_directory(files, parent);
+  const bool was_there = status == -EEXIST;
+  if (!was_there) expect_file(status, "cannot make the directory", path);
+  // Also where it was there: who made it may not have come to that.
+  const auto synced = files.sync_directory(parent);
+  if (was_there && synced == -EACCES) return;  // not ours to read, so it was not a run's to make
+  expect_file(synced, "fsync of the directory failed", parent);
 }
 
 /// What the pointer says.
