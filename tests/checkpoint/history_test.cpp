@@ -233,6 +233,24 @@ TEST_CASE("settings that one optimizer cannot have are an error, and none is lef
   CHECK(CheckpointFolder("run", {.files = &disk}).load(weights, {.allow_extra = true}));
 }
 
+TEST_CASE("a value that a manifest cannot hold fails a save before it has begun") {
+  SimulatedDisk disk;
+  save_version(2, 1, {.files = &disk});
+  std::array<std::string, 2> errors;
+  run_ranks(2, [&](Communicator& comm) {
+    SavedModel<float> model(comm, Strategy::zero3(), small_layers());
+    try {
+      CheckpointFolder("run", {.files = &disk}).save(model.training, 2, {{"text", "\xff"}});
+    } catch (const UsageError& error) {
+      errors[static_cast<std::size_t>(comm.rank())] = error.what();
+    }
+  });
+  for (const std::string& error : errors) {
+    CHECK_THAT(error, ContainsSubstring("no UTF-8") && ContainsSubstring("step 2 was not saved"));
+  }
+  CHECK(saves_in(disk) == std::set<std::string>{"latest", "step-000001"});
+}
+
 TEST_CASE("a save that goes while another program looks at the folder is none") {
   SimulatedDisk disk;
   for (const std::uint64_t version : {1u, 2u}) save_version(2, version, {.files = &disk});

@@ -71,6 +71,7 @@ class Save {
     Outcome outcome;
     if (group_.rank() == 0) {
       outcome.run([&] {
+        static_cast<void>(dump(json_of(request_.values)));  // what cannot be written fails early
         name = make_directory();
         if (request_.id.empty()) request_.id = draw_id();
       });
