@@ -62,6 +62,24 @@ std::uint64_t resume(SimulatedDisk& disk, std::uint64_t step, const LoadOptions&
 
 }  // namespace
 
+TEST_CASE("a save that a run has gone back on does not take the place of one of its own") {
+  SimulatedDisk disk;
+  const CheckpointOptions options{.keep = 2, .files = &disk};
+  for (const std::uint64_t version : {10u, 20u}) save_version(2, version, options);
+  damage(disk, "run/step-000020/rank-00001.safetensors");
+  CHECK(resume(disk, 25) == 10);
+  // Of the two that stay one would be damaged.
+  CHECK(saves_in(disk) == std::set<std::string>{"latest", "step-000010", "step-000025"});
+  CHECK(resume(disk, 30) == 25);
+  CHECK(saves_in(disk) == std::set<std::string>{"latest", "step-000025", "step-000030"});
+  // By name, in two steps: what is later stays until the run is past it.
+  CHECK(resume(disk, 27, {.name = "step-000025"}) == 25);
+  CHECK(saves_in(disk) ==
+        std::set<std::string>{"latest", "step-000025", "step-000027", "step-000030"});
+  CHECK(resume(disk, 40) == 27);
+  CHECK(saves_in(disk) == std::set<std::string>{"latest", "step-000027", "step-000040"});
+}
+
 TEST_CASE("what a damaged save has left in the state is not taken for what was there before") {
   SimulatedDisk disk;
   const auto add_average = [](SavedModel<float>& model, std::span<float> average) {

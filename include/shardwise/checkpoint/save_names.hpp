@@ -85,7 +85,6 @@ struct SaveName {
 /// Makes `path` and what is missing above it, for good.
 inline void make_directories(FileSystem& files, const std::string& path) {
   auto status = files.make_directory(path);
-  if (status == -EEXIST) return;
   const std::string parent = parent_of(path);
   if (status == -ENOENT && parent != path && parent != ".") {
     make_directories(files, parent);
@@ -209,10 +208,11 @@ inline void remove_leftovers(FileSystem& files, const std::string& folder, const
 }
 
 /// Removes the saves before `newest`, but for the last `keep` - 1; of a step that was saved more
-/// than once only the last counts. `keep` 0: none is removed. Later saves, of a run that this one
-/// does not continue, are left alone.
+/// than once only the last counts, and none between `base`, which `newest` continues, and it: the
+/// run has gone back on those, for damage perhaps. `keep` 0: none is removed. Later saves, of a run
+/// that this one does not continue, are left alone.
 inline void retain(FileSystem& files, const std::string& folder, const SaveName& newest,
-                   std::size_t keep) {
+                   const std::optional<SaveName>& base, std::size_t keep) {
   if (keep == 0) return;
   const SaveList list = list_saves(files, folder);
   std::size_t kept = 1;
@@ -220,7 +220,8 @@ inline void retain(FileSystem& files, const std::string& folder, const SaveName&
   std::vector<SaveName> removed;
   for (auto save = list.saves.rbegin(); save != list.saves.rend(); ++save) {
     if (*save >= newest) continue;
-    if (save->step != step && kept < keep) {
+    const bool is_ours = !base || *save <= *base;
+    if (is_ours && save->step != step && kept < keep) {
       ++kept;
       step = save->step;
     } else {
