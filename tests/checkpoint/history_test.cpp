@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <limits>
 #include <random>
 #include <set>
@@ -18,6 +19,7 @@
 #include "hooked_files.hpp"
 #include "saving.hpp"
 #include "simulated_disk.hpp"
+#include "temporary_folder.hpp"
 
 // Saves that do not simply follow each other, and states that have changed since they were saved.
 
@@ -112,6 +114,24 @@ TEST_CASE("what a damaged save has left in the state is not taken for what was t
   for (const std::string& error : errors) {
     CHECK_THAT(error, ContainsSubstring("'average'") && ContainsSubstring("step-000002"));
   }
+}
+
+TEST_CASE("a link in the place of a save is left alone, and so is what it leads to") {
+  const TemporaryFolder temporary;
+  const std::string folder = temporary.name() + "/run";
+  const CheckpointOptions options{.keep = 1};
+  save_version(2, 1, options, folder);
+  std::filesystem::rename(folder + "/step-000001", temporary.name() + "/kept");
+  std::filesystem::create_directory_symlink("../kept", folder + "/step-000001");
+  for (const std::uint64_t version : {2u, 3u}) {
+    CHECK_NOTHROW(save_version(2, version, options, folder));
+  }
+  CHECK_FALSE(std::filesystem::exists(folder + "/step-000002"));
+  PosixFileSystem files;
+  SelfCommunicator self;
+  SavedModel<float> model(self, Strategy::zero3(), small_layers());
+  CHECK(load_alone(model, files, {.name = "step-000001"}, folder).error == "");
+  CHECK(model.differences(1) == 0);
 }
 
 TEST_CASE("a step of any number has a name") {

@@ -170,8 +170,12 @@ inline void read_latest(FileSystem& files, const std::string& folder, SaveList& 
 }
 
 /// Removes a save. Its manifest goes first, for good: at every moment the directory is a whole save
-/// or none. Files that no save has made stay, and so does the directory then.
+/// or none. Files that no save has made stay, and so does the directory then; a link that somebody
+/// has put there stays with what it leads to.
 inline void remove_save(FileSystem& files, const std::string& path) {
+  const auto status = files.remove_directory(path);  // what is not empty stays, and tells its kind
+  if (status >= 0 || status == -ENOTDIR) return;
+  if (status != -ENOTEMPTY && status != -EEXIST) expect_file(status, "cannot remove it", path);
   std::vector<std::string> names;
   expect_file(files.list(path, names), "cannot list the directory", path);
   const auto remove = [&](const std::string& name) {
