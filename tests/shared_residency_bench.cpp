@@ -2,6 +2,7 @@
 // machine.
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
 #include <chrono>
 #include <cstddef>
 #include <limits>
@@ -92,7 +93,8 @@ TEST_CASE("a shared gather of 64 MiB in fp32 takes less than 20 microseconds wit
 }
 
 TEST_CASE("a shared zero3 step takes as long as ddp's, with 1/N of its persistent memory") {
-  for (const std::size_t ranks : {2u, 4u}) {
+  const std::size_t ranks = GENERATE(std::size_t{2}, std::size_t{4});
+  DYNAMIC_SECTION(ranks << " ranks") {
     Options options = wide_gpt(ranks);
     double ratio = std::numeric_limits<double>::max();
     double beyond = ratio;

@@ -374,7 +374,7 @@ TEST_CASE("no hostile header makes the reader allocate much at once") {
     INFO(hostile.name);
     // One as long as the format allows; under a sanitizer fewer bytes say the same.
     const bool longest = hostile.cause.ends_with("missing") && !test::sanitized;
-    const std::uint64_t bytes = longest ? 99'900'000 : 24'000'000;
+    const std::uint64_t bytes = longest ? 99'900'000 : 18'000'000;
     Repeating source(hostile.begin, hostile.unit, bytes / hostile.unit.size(), hostile.end);
     test::heap.largest = 0;
     std::string message;

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "fixtures.hpp"
+#include "support/sanitized.hpp"
 
 using namespace shardwise;
 using namespace shardwise::test;
@@ -232,7 +233,9 @@ TEST_CASE("a fault is refused by its path and place, wherever it is") {
     const std::string text = read_text(file);
     const ConfigForm form = parse_config(text, "f", all_hints()).form();
     const Mutations mutations(text, form);
+    std::size_t index = 0;
     for (const Fault& fault : mutations.faults()) {
+      if (sanitized && ++index % 4 != 0) continue;
       INFO(fault.kind << " at " << fault.path << ":\n" << fault.text);
       const std::vector<ConfigProblem> problems = problems_of(fault.text);
       REQUIRE_FALSE(problems.empty());

@@ -14,9 +14,11 @@
 #include <cstdlib>
 #include <new>
 #include <shardwise/comm/self.hpp>
+#include <shardwise/plan/planner.hpp>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -131,6 +133,33 @@ concept ShowsParameters = requires(const LAYER& layer) {
 static_assert(ShowsParameters<dlib::fc_<1, dlib::FC_HAS_BIAS>> && !ShowsParameters<Upper>);
 
 }  // namespace
+
+TEST_CASE("each rank holds what the plan of the net says, with every strategy") {
+  // Weights and biases: a convolution of 12 filters of 5 x 5, then three full layers.
+  const std::size_t layers[][2] = {
+      {12 * 25, 12}, {12 * 10 * 10 * 128, 128}, {128 * 64, 64}, {64 * digits::classes, 10}};
+  std::vector<shardwise::PlannedParameter> net;
+  for (const auto& [weights, biases] : layers) {
+    auto& layer = net.emplace_back();
+    layer.tensors = {{"weights", {weights}}, {"biases", {biases}}};
+    layer.state = {shardwise::DType::f32, shardwise::DType::f32};
+    layer.options.residency = layer.gradient_residency = shardwise::Residency::host_buffer;
+  }
+  for (const std::string_view name : shardwise::planned_strategies) {
+    for (const std::size_t ranks : {1u, 2u, 3u}) {
+      Options options;
+      options.strategy = name;
+      options.steps = 1;
+      shardwise::PlanOptions where;
+      where.world = static_cast<int>(ranks);
+      const auto plan = plan_memory(net, shardwise::Strategy::parse(name), where);
+      INFO(name << " ranks " << ranks);
+      for (const Report& report : train_sharded(ranks, options)) {
+        CHECK(report.bytes_at_rest == plan.bytes.total());
+      }
+    }
+  }
+}
 
 TEST_CASE("ranks train as dlib alone does") {
   const Report alone = plain::train({});

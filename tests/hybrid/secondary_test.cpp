@@ -83,10 +83,11 @@ TEST_CASE("gathers from secondary shards bring the same bits in place, and in de
       run.residency = residency;
       run.debug = debug;
       run.wide = residency == Residency::in_place;
-      for (const Grouping& grouping : {Grouping{4, 0, 2}, Grouping{8, 4, 2}}) {
-        check_equal_bits<float>(grouping, run);
-        check_equal_bits<bf16>(grouping, run);
-      }
+      check_equal_bits<float>({4, 0, 2}, run);
+      if (sanitized) continue;  // a minute for what the others show
+      check_equal_bits<bf16>({4, 0, 2}, run);
+      check_equal_bits<float>({8, 4, 2}, run);
+      check_equal_bits<bf16>({8, 4, 2}, run);
     }
   }
 }

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <limits>
 #include <shardwise/device/host.hpp>
-#include <shardwise/kernels/cast.hpp>
+#include <shardwise/kernels/cast_elements.hpp>
 #include <type_traits>
 #include <vector>
 

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <bit>
 #include <catch2/catch_test_macros.hpp>
 #include <cstddef>
@@ -57,6 +58,41 @@ TEST_CASE("canonical_reduce equals the formula, bit by bit") {
     }
   }
   CHECK(cases == 8 * 7 * 2 * (16 * 2 + 4));
+}
+
+TEST_CASE(
+    "results that go past the caches are the same, wherever they begin, and end where they do") {
+  constexpr std::size_t room = 128;  // bytes before and after
+  constexpr std::size_t count = 1047;
+  for (const DType dtype : all_dtypes) {
+    for (const DType output : outputs_of(dtype)) {
+      for (const std::size_t ranks : {1u, 2u, 3u}) {
+        for (const bool accumulate : {false, true}) {
+          const std::vector<double> weights(ranks, 1);
+          std::vector<Bytes> inputs;
+          std::vector<const void*> pointers;
+          for (std::size_t r = 0; r < ranks; ++r)
+            inputs.push_back(contribution(dtype, r, 4, count));
+          for (const Bytes& input : inputs) pointers.push_back(input.data());
+          const ReduceSpec spec{.output = output, .accumulate = accumulate};
+          const Bytes old = contribution(output, 99, 2, count);
+          const Bytes expected = reduced(inputs, weights, dtype, 0, count, old, spec);
+          for (std::size_t begin = room; begin < room + 64; begin += size_of(output)) {
+            Bytes out(2 * room + old.size(), std::byte{0x5a});
+            Bytes wanted = out;
+            std::copy(old.begin(), old.end(), out.begin() + static_cast<std::ptrdiff_t>(begin));
+            std::copy(expected.begin(), expected.end(),
+                      wanted.begin() + static_cast<std::ptrdiff_t>(begin));
+            canonical_reduce(pointers, weights, dtype, count, out.data() + begin, spec, true);
+            if (out != wanted) {
+              FAIL(name_of(dtype) << " -> " << name_of(output) << ", ranks " << ranks
+                                  << ", accumulate " << accumulate << ", byte " << begin);
+            }
+          }
+        }
+      }
+    }
+  }
 }
 
 TEST_CASE("canonical_reduce works in place on any input") {

@@ -83,7 +83,6 @@ FOREIGN = {
     "comm/file_rendezvous.hpp": {"unistd.h"},
     "comm/launch.hpp": {"unistd.h"},
     "comm/private_directory.hpp": {"dirent.h", "fcntl.h", "sys/stat.h", "unistd.h"},
-    "comm/thread_group.hpp": {"unistd.h"},
     **{f"comm/{header}.hpp": {"cuda_runtime_api.h", "nccl.h"}
        for header in ("nccl_api", "nccl_arena", "nccl_communicator", "nccl_connect", "nccl_endpoint", "nccl_handle",
                       "nccl_movement", "nccl_staging", "nccl_tracker", "nccl_transfer", "nccl_watchdog",
@@ -101,7 +100,8 @@ FOREIGN = {
     "kernels/copy.hpp": {"emmintrin.h"},
     "monitor/folder.hpp": {"sys/stat.h"},
     "monitor/json.hpp": {"nlohmann/json.hpp"},
-    "kernels/lanes.hpp": {"emmintrin.h"},
+    "kernels/lanes.hpp": {"arm_neon.h", "emmintrin.h"},
+    "kernels/octet.hpp": {"emmintrin.h"},
 }
 
 # (from, what it must not reach by any way, why)

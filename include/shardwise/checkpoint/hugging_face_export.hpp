@@ -16,7 +16,7 @@
 #include "../core/dtype.hpp"
 #include "../core/error.hpp"
 #include "../core/hash.hpp"
-#include "../kernels/cast.hpp"
+#include "../kernels/cast_elements.hpp"
 #include "agreement.hpp"
 #include "hugging_face_export_plan.hpp"
 #include "hugging_face_model.hpp"

@@ -15,7 +15,7 @@
 #include "../core/dtype.hpp"
 #include "../core/error.hpp"
 #include "../core/format.hpp"
-#include "../kernels/cast.hpp"
+#include "../kernels/cast_elements.hpp"
 #include "agreement.hpp"
 #include "hugging_face_files.hpp"
 #include "hugging_face_model.hpp"

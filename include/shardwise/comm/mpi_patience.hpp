@@ -24,23 +24,27 @@ class Patience {
     for (int i = 0; i <= spins_; ++i) {
       if (done()) return Outcome::done;
     }
-    Clock::time_point begin = Clock::now();
-    std::chrono::microseconds pause(20);
+    const Clock::time_point begin = Clock::now();
     for (int looks = 0;; ++looks) {
       if (done()) return Outcome::done;
       if (failed()) return done() ? Outcome::done : Outcome::failed;
-      if (looks < yields) {
+      const std::chrono::nanoseconds waited = Clock::now() - begin;
+      if (spins_ > 0 ? waited < awake : looks < yields) {
         std::this_thread::yield();
         continue;
       }
-      if (Clock::now() - begin >= timeout) return done() ? Outcome::done : Outcome::timed_out;
-      std::this_thread::sleep_for(pause);
-      pause = std::min(pause * 2, std::chrono::microseconds(200));
+      if (waited >= timeout) return done() ? Outcome::done : Outcome::timed_out;
+      // What comes while it sleeps waits for it: only a small part of what it has waited already.
+      std::this_thread::sleep_for(std::clamp(waited / 64, shortest_sleep, longest_sleep));
     }
   }
 
  private:
-  static constexpr int yields = 200;
+  // With a core for each rank; a sleep ends some 60 us late.
+  static constexpr std::chrono::nanoseconds awake = std::chrono::milliseconds(2);
+  static constexpr int yields = 200;  // without
+  static constexpr std::chrono::nanoseconds shortest_sleep = std::chrono::microseconds(20);
+  static constexpr std::chrono::nanoseconds longest_sleep = std::chrono::microseconds(200);
 
   int spins_;
 };

@@ -11,25 +11,33 @@ namespace shardwise::inline v0_1::detail {
 
 /// What backends on host memory do with the pieces of an item.
 
-/// Fills what of `item`'s receive buffer lies in elements [begin, begin + item.count): the part
-/// that `source`, the item of its owner, contributes. copy(to, from, bytes) moves.
+/// Fills elements [first, first + count) of `item`'s receive buffer, which lie in the part that
+/// begins at `begin`: `source`, the item of its owner, contributes it. copy(to, from, bytes) moves.
 template <class Copy>
-void fill_part(const GatherItem& item, const GatherItem& source, std::size_t begin,
-               const Copy& copy) noexcept {
+void fill_range(const GatherItem& item, const GatherItem& source, std::size_t begin,
+                std::size_t first, std::size_t count, const Copy& copy) noexcept {
   const std::size_t size = size_of(item.dtype);
   const auto* contiguous = static_cast<const std::byte*>(source.send);
   if (item.pieces.empty()) {
-    copy(static_cast<std::byte*>(item.recv) + begin * size, contiguous, item.count * size);
+    copy(static_cast<std::byte*>(item.recv) + first * size, contiguous + (first - begin) * size,
+         count * size);
     return;
   }
-  for_each_piece(item.pieces, begin, begin + item.count,
-                 [&](std::size_t index, std::size_t first, std::size_t count) {
-                   const std::size_t inside = (first - item.pieces[index].offset) * size;
+  for_each_piece(item.pieces, first, first + count,
+                 [&](std::size_t index, std::size_t at, std::size_t elements) {
+                   const std::size_t inside = (at - item.pieces[index].offset) * size;
                    const std::byte* from = contiguous == nullptr
                                                ? source.pieces[index].data + inside
-                                               : contiguous + (first - begin) * size;
-                   copy(item.pieces[index].data + inside, from, count * size);
+                                               : contiguous + (at - begin) * size;
+                   copy(item.pieces[index].data + inside, from, elements * size);
                  });
+}
+
+/// The whole part that begins at `begin`.
+template <class Copy>
+void fill_part(const GatherItem& item, const GatherItem& source, std::size_t begin,
+               const Copy& copy) noexcept {
+  fill_range(item, source, begin, begin, item.count, copy);
 }
 
 /// Calls sum(first, count, input) for the stretches of elements [begin, end) that lie in one place

@@ -1,7 +1,5 @@
 #pragma once
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -16,6 +14,7 @@
 #include <vector>
 
 #include "../core/error.hpp"
+#include "../device/host_caches.hpp"
 #include "fingerprint.hpp"
 #include "thread_family.hpp"
 #include "thread_wait.hpp"
@@ -27,12 +26,14 @@ enum class ThreadPoint : std::uint8_t { published, arrived, giving_up, committed
 
 /// How a group of thread ranks behaves.
 struct ThreadOptions {
-  /// Looks at a condition before a waiting rank yields, then sleeps; -1: some where every rank has
-  /// a core, none otherwise.
+  /// At most so many looks at a condition before a waiting rank yields, then sleeps; -1: some where
+  /// every rank has a core, none otherwise.
   int spins = -1;
-  /// Copies go past the caches where all ranks together write more than this; 0: half of the last
-  /// cache.
+  /// Results go past the caches where the buffers of all ranks together are larger than this; 0:
+  /// than half of the last cache.
   std::size_t cache_bytes = 0;
+  /// Sums do so already where one rank reads and writes more than this; 0: than the second cache.
+  std::size_t core_cache_bytes = 0;
   /// Where not null, called at each ThreadPoint. For tests: it may delay, nothing else.
   void (*at_point)(void* context, int rank, ThreadPoint point) noexcept = nullptr;
   void* context = nullptr;
@@ -68,6 +69,7 @@ class ThreadGroup final : public ThreadFamily::Member {
     std::atomic<std::uint64_t> stamp{0};         // generation + 1
     std::atomic<std::int64_t> waiting_since{0};  // Clock ticks; 0: not waiting
     std::uint64_t generation = 0;                // the rank's own
+    WaitPoint::Patience patience;                // the rank's own
     std::uint64_t exits = 0;                     // the rank's own: value of exits_ it waits for
     alignas(128) std::atomic<std::uint64_t> turn{0};  // the ticket that may run
     WaitPoint turn_changed;
@@ -87,7 +89,14 @@ class ThreadGroup final : public ThreadFamily::Member {
     if (options_.spins < 0) {
       options_.spins = world_ranks_.size() <= std::thread::hardware_concurrency() ? 1000 : 0;
     }
-    if (options_.cache_bytes == 0) options_.cache_bytes = last_cache_bytes() / 2;
+    if (options_.cache_bytes == 0 || options_.core_cache_bytes == 0) {
+      const detail::HostCaches caches = detail::HostCaches::of_this_machine();
+      if (options_.cache_bytes == 0) options_.cache_bytes = caches.last / 2;
+      if (options_.core_cache_bytes == 0) options_.core_cache_bytes = caches.second;
+    }
+    for (std::size_t r = 0; r < size(); ++r) {
+      slots_[r].patience = WaitPoint::Patience(options_.spins);
+    }
     family_->add(*this);
   }
   ThreadGroup(const ThreadGroup&) = delete;
@@ -147,7 +156,7 @@ class ThreadGroup final : public ThreadFamily::Member {
         const std::uint64_t now = word_.load();
         return (now & poison_bit) != 0 || generation_of(now) != generation;
       };
-      if (!WaitPoint::look(options_.spins, settled)) {
+      if (!WaitPoint::look(slot.patience, settled)) {
         slot.waiting_since.store(WaitPoint::Clock::now().time_since_epoch().count(),
                                  std::memory_order_relaxed);
         if (!arrivals_.wait_until(deadline(generation, timeout), settled)) {
@@ -184,7 +193,7 @@ class ThreadGroup final : public ThreadFamily::Member {
       return;
     }
     const auto all_here = [&] { return exits_.load() >= slot.exits; };
-    if (!WaitPoint::look(options_.spins, all_here)) leavers_.wait(all_here);
+    if (!WaitPoint::look(slot.patience, all_here)) leavers_.wait(all_here);
   }
 
   /// Which ranks made their call of `generation` and which are missing, each with its last calls.
@@ -214,15 +223,6 @@ class ThreadGroup final : public ThreadFamily::Member {
 
   static constexpr std::uint64_t generation_of(std::uint64_t word) noexcept {
     return (word & ~poison_bit) >> generation_shift;
-  }
-
-  static std::size_t last_cache_bytes() noexcept {
-    constexpr std::size_t usual = std::size_t{32} << 20;
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-    const long bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
-    if (bytes > 0) return static_cast<std::size_t>(bytes);
-#endif
-    return usual;
   }
 
   // Of the generations before `generation` all ranks' prints are still; of it, those that came.

@@ -40,51 +40,55 @@ class ThreadTransfer {
         colors_(group.size()) {}
 
   void move(Operation, int, std::span<const GatherItem> items) noexcept {
-    choose_copy(items, group_.size());
+    // What is gathered, and every rank's copy of it.
+    choose_stores(items, group_.size() * (group_.size() + 1));
     for (std::size_t i = 0; i < items.size(); ++i) {
-      for_peers([&](std::size_t peer) {
-        detail::fill_part(
-            items[i], peer_item<GatherItem>(peer, i), peer * items[i].count,
-            [&](void* to, const void* from, std::size_t bytes) { copy(to, from, bytes); });
-      });
+      if (streaming_) {
+        give_part(items[i], i);
+      } else {
+        take_parts(items[i], i);
+      }
     }
+    end_copies();
   }
 
   void move(Operation operation, int, std::span<const ReduceItem> items) noexcept {
+    const bool is_scatter = operation == Operation::reduce_scatter;
+    choose_stores(items, group_.size() * (is_scatter ? group_.size() + 1 : 2));
+    // A sum that is stored through the caches reads what it replaces from beyond the core's own.
+    if (is_scatter)
+      streaming_ = streaming_ || touched_ / group_.size() > group_.options().core_cache_bytes;
     for (std::size_t i = 0; i < items.size(); ++i) {
-      const bool scatter = operation == Operation::reduce_scatter;
-      const std::size_t begin = scatter ? rank_ * items[i].count : part_begin(items[i], rank_);
-      const std::size_t count = scatter ? items[i].count : part_begin(items[i], rank_ + 1) - begin;
-      if (count == 0) continue;
       for (std::size_t r = 0; r < group_.size(); ++r) {
         weights_[r] = peer_item<ReduceItem>(r, i).spec.weight;
       }
-      auto* out = static_cast<std::byte*>(items[i].recv) +
-                  (scatter ? 0 : begin * size_of(items[i].spec.output));
-      detail::for_each_stretch(
-          items[i], begin, begin + count, out,
-          [&](std::size_t first, std::size_t elements, const auto& input) {
-            for (std::size_t r = 0; r < group_.size(); ++r) {
-              inputs_[r] = input(peer_item<ReduceItem>(r, i));
-            }
-            canonical_reduce(inputs_, weights_, items[i].dtype, elements,
-                             out + (first - begin) * size_of(items[i].spec.output), items[i].spec);
-          });
+      if (is_scatter) {
+        const std::size_t begin = rank_ * items[i].count;
+        sum(items[i], i, begin, begin + items[i].count, items[i].recv, streaming_);
+      } else {
+        sum_for_all(items[i], i);
+      }
     }
-    if (operation == Operation::all_reduce) spread(items);
+    end_copies();
   }
 
   void move(Operation, int root, std::span<const BroadcastItem> items) noexcept {
-    if (root < 0 || rank_ == static_cast<std::size_t>(root)) return;
-    choose_copy(items, 1);
+    if (root < 0) return;
+    choose_stores(items, group_.size());
+    const auto owner = static_cast<std::size_t>(root);
     for (std::size_t i = 0; i < items.size(); ++i) {
-      copy(items[i].buffer, peer_item<BroadcastItem>(static_cast<std::size_t>(root), i).buffer,
-           items[i].count * size_of(items[i].dtype));
+      const std::size_t bytes = items[i].count * size_of(items[i].dtype);
+      if (bytes >= shared_work) {
+        hand_out(owner, i, bytes);
+      } else if (rank_ != owner) {
+        copy(items[i].buffer, peer_item<BroadcastItem>(owner, i).buffer, bytes);
+      }
     }
+    end_copies();
   }
 
   void move(Operation, int, std::span<const ExchangeItem> items) noexcept {
-    choose_copy(items, group_.size());
+    choose_stores(items, 2 * group_.size() * group_.size());
     for (std::size_t i = 0; i < items.size(); ++i) {
       const std::size_t part = items[i].count * size_of(items[i].dtype);
       for_peers([&](std::size_t peer) {
@@ -93,6 +97,7 @@ class ThreadTransfer {
              part);
       });
     }
+    end_copies();
   }
 
   void move(Operation, int, std::span<const SplitItem>) noexcept {
@@ -133,12 +138,17 @@ class ThreadTransfer {
   [[nodiscard]] std::span<const Fingerprint> noted() const noexcept { return prints_; }
 
  private:
+  // What is written several times stays in the first cache, or the second, meanwhile.
+  static constexpr std::size_t near_bytes = std::size_t{1} << 14;
+  // Where the bytes of a broadcast are worth being copied by all ranks.
+  static constexpr std::size_t shared_work = std::size_t{1} << 16;
+
   template <class Item>
-  [[nodiscard]] const Item& peer_item(std::size_t rank, std::size_t index) noexcept {
+  [[nodiscard]] const Item& peer_item(std::size_t rank, std::size_t index) const noexcept {
     return static_cast<const Item*>(group_.slot(rank).items)[index];
   }
 
-  [[nodiscard]] ItemPrint item_print(std::size_t rank, std::size_t index) noexcept {
+  [[nodiscard]] ItemPrint item_print(std::size_t rank, std::size_t index) const noexcept {
     switch (group_.committed(rank_, rank).operation) {
       case Operation::all_gather:
         return print_of(peer_item<GatherItem>(rank, index));
@@ -163,16 +173,109 @@ class ThreadTransfer {
     }
   }
 
-  // Past the caches where all ranks together write more than these hold.
   void copy(void* to, const void* from, std::size_t bytes) const noexcept {
-    copy_bytes(to, from, bytes, streaming_);
+    if (bytes == 0 || to == from) return;
+    if (streaming_) {
+      detail::stream_bytes(static_cast<std::byte*>(to), static_cast<const std::byte*>(from), bytes);
+    } else {
+      copy_bytes(to, from, bytes);
+    }
+  }
+  [[nodiscard]] auto copier() const noexcept {
+    return [this](void* to, const void* from, std::size_t bytes) { copy(to, from, bytes); };
+  }
+  void end_copies() const noexcept {
+    if (streaming_) detail::end_streaming();
   }
 
+  // Within the caches each rank copies what it will read: it lands in its own core's.
+  void take_parts(const GatherItem& item, std::size_t index) const noexcept {
+    for_peers([&](std::size_t peer) {
+      detail::fill_part(item, peer_item<GatherItem>(peer, index), peer * item.count, copier());
+    });
+  }
+
+  // Past the caches each rank reads its own part once and writes it into all buffers.
+  void give_part(const GatherItem& item, std::size_t index) const noexcept {
+    const std::size_t begin = rank_ * item.count;
+    for_ranges(begin, begin + item.count, near_bytes / size_of(item.dtype),
+               [&](std::size_t first, std::size_t count) {
+                 for_peers([&](std::size_t peer) {
+                   detail::fill_range(peer_item<GatherItem>(peer, index), item, begin, first, count,
+                                      copier());
+                 });
+               });
+  }
+
+  // out = what all ranks contribute to elements [begin, end) of an item.
+  void sum(const ReduceItem& item, std::size_t index, std::size_t begin, std::size_t end, void* out,
+           bool streaming) noexcept {
+    auto* const results = static_cast<std::byte*>(out);
+    detail::for_each_stretch(
+        item, begin, end, results, [&](std::size_t first, std::size_t elements, const auto& input) {
+          for (std::size_t r = 0; r < group_.size(); ++r) {
+            inputs_[r] = input(peer_item<ReduceItem>(r, index));
+          }
+          canonical_reduce(inputs_, weights_, item.dtype, elements,
+                           results + (first - begin) * size_of(item.spec.output), item.spec,
+                           streaming);
+        });
+  }
+
+  // An all_reduce: each rank sums its part and writes it into all buffers. Old values that are
+  // added to are equal on all ranks.
+  void sum_for_all(const ReduceItem& item, std::size_t index) noexcept {
+    alignas(detail::cache_line) std::byte staged[near_bytes];
+    const std::size_t size = size_of(item.spec.output);
+    const bool stages = streaming_ && !item.spec.accumulate;
+    for_ranges(part_begin(item, rank_), part_begin(item, rank_ + 1),
+               near_bytes / std::max(size, size_of(item.dtype)),
+               [&](std::size_t first, std::size_t count) {
+                 std::byte* const own = static_cast<std::byte*>(item.recv) + first * size;
+                 std::byte* const results = stages ? staged : own;
+                 sum(item, index, first, first + count, results, false);
+                 for_peers([&](std::size_t peer) {
+                   auto* const theirs =
+                       static_cast<std::byte*>(peer_item<ReduceItem>(peer, index).recv);
+                   copy(theirs + first * size, results, count * size);
+                 });
+               });
+  }
+
+  // A broadcast of many bytes: each rank, the root too, writes a part of them into all buffers.
+  void hand_out(std::size_t root, std::size_t index, std::size_t bytes) const noexcept {
+    const std::size_t lines = bytes / detail::cache_line + 1;
+    const auto begin_of = [&](std::size_t rank) {
+      return std::min(bytes, lines * rank / group_.size() * detail::cache_line);
+    };
+    const auto* const from =
+        static_cast<const std::byte*>(peer_item<BroadcastItem>(root, index).buffer);
+    for_ranges(begin_of(rank_), rank_ + 1 == group_.size() ? bytes : begin_of(rank_ + 1),
+               near_bytes, [&](std::size_t first, std::size_t count) {
+                 for_peers([&](std::size_t peer) {
+                   auto* const to =
+                       static_cast<std::byte*>(peer_item<BroadcastItem>(peer, index).buffer);
+                   if (peer != root) copy(to + first, from + first, count);
+                 });
+               });
+  }
+
+  // body(first, count) for ranges of at most `length` that cover [begin, end), in order.
+  template <class Body>
+  static void for_ranges(std::size_t begin, std::size_t end, std::size_t length,
+                         const Body& body) noexcept {
+    for (; begin < end; begin += std::min(length, end - begin)) {
+      body(begin, std::min(length, end - begin));
+    }
+  }
+
+  // Past the caches where these would not hold what all ranks together read and write: `counts`
+  // times each item's count.
   template <class Item>
-  void choose_copy(std::span<const Item> items, std::size_t parts) noexcept {
-    std::size_t written = 0;
-    for (const Item& item : items) written += item.count * size_of(item.dtype) * parts;
-    streaming_ = written > group_.options().cache_bytes / group_.size();
+  void choose_stores(std::span<const Item> items, std::size_t counts) noexcept {
+    touched_ = 0;
+    for (const Item& item : items) touched_ += item.count * size_of(item.dtype) * counts;
+    streaming_ = touched_ > group_.options().cache_bytes;
   }
 
   // Where rank's part of an all_reduce begins: parts of whole cache lines.
@@ -183,22 +286,6 @@ class ThreadTransfer {
                     (lines / group_.size() * rank + std::min(rank, lines % group_.size())) * line);
   }
 
-  // An all_reduce's second half: every part is where its rank has summed it.
-  void spread(std::span<const ReduceItem> items) noexcept {
-    choose_copy(items, 1);
-    group_.meet(rank_);
-    for (std::size_t i = 0; i < items.size(); ++i) {
-      const std::size_t bytes = size_of(items[i].spec.output);
-      for_peers([&](std::size_t peer) {
-        if (peer == rank_) return;
-        const std::size_t begin = part_begin(items[i], peer);
-        copy(static_cast<std::byte*>(items[i].recv) + begin * bytes,
-             static_cast<const std::byte*>(peer_item<ReduceItem>(peer, i).recv) + begin * bytes,
-             (part_begin(items[i], peer + 1) - begin) * bytes);
-      });
-    }
-  }
-
   ThreadGroup& group_;
   std::size_t rank_;
   std::vector<const void*> inputs_;
@@ -206,6 +293,7 @@ class ThreadTransfer {
   std::vector<Fingerprint> prints_;
   std::vector<SplitItem> colors_;
   std::shared_ptr<ThreadGroup> handed_over_;
+  std::size_t touched_ = 0;  // bytes, by all ranks
   bool streaming_ = false;
 };
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -16,19 +17,41 @@ class WaitPoint {
  public:
   using Clock = std::chrono::steady_clock;
 
-  /// True as soon as `ready()`; false when `spins` quick looks were in vain, and some more that let
-  /// other threads run: where ranks outnumber cores these are what makes a barrier quick.
+  /// How often one thread looks before it lets others run: less where that was in vain the last
+  /// time, because a core is missing or the others are late, and more again where it was not.
+  class Patience {
+   public:
+    explicit Patience(int most = 0) noexcept : most_(most), now_(most) {}
+    [[nodiscard]] int spins() const noexcept { return now_; }
+    void learn(bool in_vain) noexcept {
+      now_ = in_vain ? now_ / 4 : std::min(most_, 2 * now_ + most_ / 64);
+    }
+
+   private:
+    int most_;
+    int now_;
+  };
+
+  /// True as soon as `ready()`; false when quick looks were in vain, and some more that let other
+  /// threads run: where ranks outnumber cores these are what makes a barrier quick.
   template <class Ready>
-  static bool look(int spins, const Ready& ready) {
+  static bool look(Patience& patience, const Ready& ready) {
     constexpr int yields = 20;
-    for (int i = 0; i < spins; ++i) {
-      if (ready()) return true;
+    for (int i = 0; i < patience.spins(); ++i) {
+      if (ready()) {
+        patience.learn(false);
+        return true;
+      }
       relax();
     }
     for (int i = 0; i < yields; ++i) {
-      if (ready()) return true;
+      if (ready()) {
+        patience.learn(i > 1);
+        return true;
+      }
       std::this_thread::yield();
     }
+    patience.learn(true);
     return ready();
   }
 

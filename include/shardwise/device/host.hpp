@@ -5,16 +5,20 @@
 #include <cstring>
 #include <new>
 #include <span>
+#include <type_traits>
 
 #include "../core/dtype.hpp"
 #include "../core/stream_ref.hpp"
-#include "../kernels/cast.hpp"
+#include "../kernels/cast_elements.hpp"
 #include "../kernels/norm.hpp"
 #include "../kernels/segments.hpp"
 #include "host_stream.hpp"
 #include "host_timeline.hpp"
 
 namespace shardwise::inline v0_1 {
+
+struct Adam;
+struct AdamW;
 
 /// The CPU as a device: where buffers come from, what a stream is, how a functor runs over
 /// elements. Every device has these members.
@@ -28,9 +32,12 @@ struct HostDevice {
   static constexpr std::size_t alignment = 128;
 
   /// Whether steps of this optimizer write what leases see, too, where that is a copy in bf16: for
-  /// the CPU the second pass at the next gather is cheaper than twice as many loops to compile.
+  /// those whose step memory limits, so that a second pass costs more than what it saves others in
+  /// loops to compile.
   template <class Optimizer, class T, class G>
-  static constexpr bool fuses_cast = false;
+  static constexpr bool fuses_cast = (std::is_same_v<Optimizer, AdamW> ||
+                                      std::is_same_v<Optimizer, Adam>)&&std::is_same_v<T, float> &&
+                                     (std::is_same_v<G, float> || std::is_same_v<G, bf16>);
 
   /// The stream of the host's compute: inline. UsageError where the host names another.
   [[nodiscard]] static Stream compute_stream(StreamRef adopted) {

@@ -3,7 +3,6 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 
 #include "../core/dtype.hpp"
 #include "../core/host_device.hpp"
@@ -87,43 +86,5 @@ struct Fill {
     out.store(to + first);
   }
 };
-
-namespace detail {
-
-template <class From, class To>
-void cast_host(const From* from, To* to, std::size_t count) noexcept {
-  constexpr std::size_t width = 16;
-  const Cast<From, To> cast{from, to};
-  if constexpr (sizeof(To) <= sizeof(From)) {
-    std::size_t first = 0;
-    for (; first + width <= count; first += width) cast.template run<width>(first);
-    for (; first < count; ++first) cast.template run<1>(first);
-  } else {
-    // In place, the elements beyond those being written have been read already.
-    std::size_t end = count;
-    for (; end % width != 0; --end) cast.template run<1>(end - 1);
-    for (; end > 0; end -= width) cast.template run<width>(end - width);
-  }
-}
-
-}  // namespace detail
-
-/// Casts `count` elements on the host, at once, by cast_element. Both types are floating ones. The
-/// buffers do not overlap, or begin at one address (in place; the buffer has room for the larger
-/// type).
-inline void cast_elements(const void* from, DType from_type, void* to, DType to_type,
-                          std::size_t count) noexcept {
-  if (from_type == to_type) {
-    if (from != to && count > 0) std::memcpy(to, from, count * size_of(to_type));
-    return;
-  }
-  dispatch_floating(from_type, [&]<class From>() {
-    dispatch_floating(to_type, [&]<class To>() {
-      if constexpr (!std::same_as<From, To>) {
-        detail::cast_host(static_cast<const From*>(from), static_cast<To*>(to), count);
-      }
-    });
-  });
-}
 
 }  // namespace shardwise::inline v0_1

@@ -8,6 +8,8 @@
 
 #if defined(__SSE2__) && !defined(__CUDA_ARCH__)
 #include <emmintrin.h>
+#elif defined(__aarch64__) && !defined(__CUDA_ARCH__)
+#include <arm_neon.h>
 #endif
 
 namespace shardwise::inline v0_1 {
@@ -39,6 +41,13 @@ using Lanes = typename detail::LanesOf<Real>::type;
 #if defined(__SSE2__) && !defined(__CUDA_ARCH__)
 inline FloatLanes square_root(FloatLanes x) noexcept { return _mm_sqrt_ps(x); }
 inline DoubleLanes square_root(DoubleLanes x) noexcept { return _mm_sqrt_pd(x); }
+#elif defined(__aarch64__) && !defined(__CUDA_ARCH__)
+inline FloatLanes square_root(FloatLanes x) noexcept {
+  return reinterpret_cast<FloatLanes>(vsqrtq_f32(reinterpret_cast<float32x4_t>(x)));
+}
+inline DoubleLanes square_root(DoubleLanes x) noexcept {
+  return reinterpret_cast<DoubleLanes>(vsqrtq_f64(reinterpret_cast<float64x2_t>(x)));
+}
 #else
 inline FloatLanes square_root(FloatLanes x) noexcept {
   for (std::size_t i = 0; i < sizeof(x) / sizeof(x[0]); ++i) x[i] = square_root(x[i]);

@@ -7,21 +7,26 @@
 #include <cstring>
 #include <span>
 #include <type_traits>
+#include <utility>
 
 #include "../core/dtype.hpp"
 #include "../core/host_device.hpp"
 #include "../core/reduce_spec.hpp"
 #include "canonical_sum.hpp"
 #include "cast.hpp"
+#include "copy.hpp"
+#include "octet.hpp"
 
 namespace shardwise::inline v0_1 {
 
 namespace detail {
 
-inline constexpr std::size_t reduce_chunk = 512;  // accumulators on the stack per tree level
+/// Accumulators on the stack per tree level.
+inline constexpr std::size_t reduce_chunk = 512;
 
 /// Calls body.operator()<Width>(first) so that [0, count) is covered in ascending order. Constant
-/// trip counts over pointers that do not alias are what g++ vectorises at a plain -O2.
+/// trip counts over pointers that do not alias are what g++ vectorises at a plain -O2; floating
+/// types are written in lanes.
 template <class Body>
 inline void for_blocks(std::size_t count, const Body& body) {
   std::size_t first = 0;
@@ -44,48 +49,228 @@ template <class T>
   }
 }
 
+/// Elements of T in one cache line, and how far ahead loops over several streams fetch.
+template <class T>
+inline constexpr std::size_t per_line = cache_line / sizeof(T);
+inline constexpr std::size_t reduce_ahead = 1024;
+
+template <std::size_t Width, class Sum>
+inline constexpr bool in_octets = std::floating_point<Sum>&& Width % octet == 0;
+
 template <std::size_t Width, class In, class Sum>
 inline void load(const In* __restrict in, Sum* __restrict sums) noexcept {
-  for (std::size_t k = 0; k < Width; ++k) sums[k] = static_cast<Sum>(in[k]);
+  if constexpr (in_octets<Width, Sum>) {
+    for (std::size_t k = 0; k < Width; k += octet) store_octet(sums + k, load_octet<Sum>(in + k));
+  } else {
+    for (std::size_t k = 0; k < Width; ++k) sums[k] = static_cast<Sum>(in[k]);
+  }
 }
 
 template <std::size_t Width, class In, class Sum>
 inline void load_weighted(const In* __restrict in, Sum* __restrict sums, Sum weight) noexcept {
-  for (std::size_t k = 0; k < Width; ++k) sums[k] = static_cast<Sum>(in[k]) * weight;
+  if constexpr (in_octets<Width, Sum>) {
+    for (std::size_t k = 0; k < Width; k += octet) {
+      store_octet(sums + k, load_octet<Sum>(in + k) * weight);
+    }
+  } else {
+    for (std::size_t k = 0; k < Width; ++k) sums[k] = static_cast<Sum>(in[k]) * weight;
+  }
 }
 
 template <std::size_t Width, class In, class Sum>
 inline void add_pair(const In* __restrict a, const In* __restrict b,
                      Sum* __restrict sums) noexcept {
-  for (std::size_t k = 0; k < Width; ++k) {
-    sums[k] = add(static_cast<Sum>(a[k]), static_cast<Sum>(b[k]));
+  if constexpr (in_octets<Width, Sum>) {
+    for (std::size_t k = 0; k < Width; k += octet) {
+      if (k % per_line<In> == 0) {
+        prefetch_line(a + k, reduce_ahead);
+        prefetch_line(b + k, reduce_ahead);
+      }
+      store_octet(sums + k, load_octet<Sum>(a + k) + load_octet<Sum>(b + k));
+    }
+  } else {
+    for (std::size_t k = 0; k < Width; ++k) {
+      sums[k] = add(static_cast<Sum>(a[k]), static_cast<Sum>(b[k]));
+    }
   }
 }
 
 template <std::size_t Width, class Sum>
 inline void add_to(Sum* __restrict sums, const Sum* __restrict other) noexcept {
-  for (std::size_t k = 0; k < Width; ++k) sums[k] = add(sums[k], other[k]);
+  if constexpr (in_octets<Width, Sum>) {
+    for (std::size_t k = 0; k < Width; k += octet) {
+      store_octet(sums + k, load_octet<Sum>(sums + k) + load_octet<Sum>(other + k));
+    }
+  } else {
+    for (std::size_t k = 0; k < Width; ++k) sums[k] = add(sums[k], other[k]);
+  }
 }
 
-/// The contributions of all ranks to one result.
+/// How results are stored: as they are, added to what is there, or past the caches.
+enum class Store : std::uint8_t { plain, accumulate, streaming };
+
+/// out = round(old + scale * sum), element by element.
+template <Store mode, class Sum, class Out>
+struct Finish {
+  using Wide = std::common_type_t<Sum, Accumulator<Out>>;
+  Sum scale;  // by 1 changes no bit
+
+  void element(Sum sum, Out* out) const noexcept {
+    Wide old = 0;  // adding it turns -0 into +0, as accumulation onto zeroed storage does
+    if constexpr (mode == Store::accumulate) old = static_cast<Wide>(*out);
+    const Sum scaled = scale * sum;
+    *out = cast_element<Out>(old + static_cast<Wide>(scaled));
+  }
+  void elements(const Octet<Sum>& sums, Out* out) const noexcept {
+    constexpr bool streaming = mode == Store::streaming;
+    Octet<Wide> old{};
+    if constexpr (mode == Store::accumulate) old = load_octet<Wide>(out);
+    if constexpr (std::same_as<Wide, Sum>) {
+      store_octet<streaming>(out, old + sums * scale);
+    } else {
+      store_octet<streaming>(out, old + widened(sums * scale));
+    }
+  }
+};
+
+/// Finishes sums, or a + b where there is a b. `out` may be one of them.
+template <Store mode, class Sum, class In, class Out>
+inline void finish_as(const In* a, const In* b, Out* out, std::size_t count, Sum scale) noexcept {
+  const Finish<mode, Sum, Out> finish{scale};
+  std::size_t k = 0;
+  const auto one = [&] {
+    const Sum sum = static_cast<Sum>(a[k]);
+    finish.element(b == nullptr ? sum : sum + static_cast<Sum>(b[k]), out + k);
+    ++k;
+  };
+  if constexpr (mode == Store::streaming) {
+    while (k < count && reinterpret_cast<std::uintptr_t>(out + k) % cache_line != 0) one();
+  }
+  if (b == nullptr) {
+    for (; k + octet <= count; k += octet) finish.elements(load_octet<Sum>(a + k), out + k);
+  } else {
+    const auto eight = [&](std::size_t i) {
+      finish.elements(load_octet<Sum>(a + i) + load_octet<Sum>(b + i), out + i);
+    };
+    for (; k + per_line<In> <= count; k += per_line<In>) {
+      prefetch_line(a + k, reduce_ahead);
+      prefetch_line(b + k, reduce_ahead);
+      for (std::size_t i = 0; i < per_line<In>; i += octet) eight(k + i);
+    }
+    for (; k + octet <= count; k += octet) eight(k);
+  }
+  while (k < count) one();
+}
+
+template <class Sum, class In, class Out>
+inline void finish_as(const In* a, const In* b, Out* out, std::size_t count, const ReduceSpec& spec,
+                      bool streaming) noexcept {
+  const auto scale = static_cast<Sum>(spec.scale);
+  if (spec.accumulate) {
+    finish_as<Store::accumulate>(a, b, out, count, scale);
+  } else if (streaming) {
+    finish_as<Store::streaming>(a, b, out, count, scale);
+  } else {
+    finish_as<Store::plain>(a, b, out, count, scale);
+  }
+}
+
+template <bool Accumulate, std::size_t Width, class T>
+inline void finish_integers(const T* __restrict sums, T* __restrict out) noexcept {
+  for (std::size_t k = 0; k < Width; ++k) out[k] = Accumulate ? add(out[k], sums[k]) : sums[k];
+}
+
+/// The contributions of all ranks to one result, and what becomes of their sum.
 template <class In>
-struct Contributions {
+class HostReduction {
+ public:
+  /// `weights`: null where all are 1.
+  HostReduction(std::span<const void* const> inputs, const double* weights, const ReduceSpec& spec)
+      : inputs_(inputs.data()), weights_(weights), ranks_(inputs.size()), spec_(spec) {}
+
+  void run(std::size_t count, std::byte* out, bool streaming) const noexcept {
+    const std::size_t size = size_of(spec_.output);
+    // Results begin a line in all chunks but the first.
+    std::size_t length = reduce_chunk - reinterpret_cast<std::uintptr_t>(out) % cache_line / size;
+    for (std::size_t first = 0; first < count; first += std::exchange(length, reduce_chunk)) {
+      length = std::min(length, count - first);
+      chunk(first, length, out + first * size, streaming);
+    }
+    if (streaming) end_streaming();
+  }
+
+ private:
   using Sum = Accumulator<In>;
-  const void* const* inputs;
-  const double* weights;  // null: all 1
-  std::size_t ranks;
+
+  void chunk(std::size_t first, std::size_t count, void* out, bool streaming) const noexcept {
+    if constexpr (std::integral<Sum>) {
+      Sum sums[reduce_chunk];
+      tree(0, ranks_, first, count, sums);
+      auto* const results = static_cast<In*>(out);
+      if (spec_.accumulate) {
+        for_blocks(count, [=]<std::size_t Width>(std::size_t i) {
+          finish_integers<true, Width>(sums + i, results + i);
+        });
+      } else {
+        for_blocks(count, [=]<std::size_t Width>(std::size_t i) {
+          finish_integers<false, Width>(sums + i, results + i);
+        });
+      }
+    } else {
+      floats(first, count, out, streaming);
+    }
+  }
+
+  // The last addition, the scaling and the rounding are one pass.
+  void floats(std::size_t first, std::size_t count, void* out, bool streaming) const noexcept {
+    if constexpr (!std::same_as<In, Sum>) {
+      if (ranks_ == 2 && weights_ == nullptr) {
+        if (spec_.output == dtype_of<In>) {
+          return finish_as<Sum>(input(0) + first, input(1) + first, static_cast<In*>(out), count,
+                                spec_, streaming);
+        }
+        if (spec_.output == DType::f32) {
+          return finish_as<Sum>(input(0) + first, input(1) + first, static_cast<float*>(out), count,
+                                spec_, streaming);
+        }
+      }
+    }
+    Sum left[reduce_chunk];
+    Sum right[reduce_chunk];
+    const std::size_t split = ranks_ == 1 ? 1 : canonical_split(ranks_);
+    const Sum* const a = subtree(0, split, first, count, left);
+    const Sum* const b =
+        ranks_ == 1 ? nullptr : subtree(split, ranks_ - split, first, count, right);
+    dispatch_floating(spec_.output, [&]<class Out>() {
+      finish_as<Sum>(a, b, static_cast<Out*>(out), count, spec_, streaming);
+    });
+  }
+
+  [[nodiscard]] const In* input(std::size_t rank) const noexcept {
+    return static_cast<const In*>(inputs_[rank]);
+  }
+
+  // Where the sum over ranks [begin, begin + n) lies: in `sums`, or where a rank has it.
+  [[nodiscard]] const Sum* subtree(std::size_t begin, std::size_t n, std::size_t first,
+                                   std::size_t count, Sum* sums) const noexcept {
+    if constexpr (std::same_as<In, Sum>) {
+      if (n == 1 && weights_ == nullptr) return input(begin) + first;
+    }
+    tree(begin, n, first, count, sums);
+    return sums;
+  }
 
   // sums[0, count) = the canonical tree's sum over ranks [begin, begin + n) of elements
   // [first, first + count).
   void tree(std::size_t begin, std::size_t n, std::size_t first, std::size_t count,
             Sum* sums) const noexcept {
-    const In* in = static_cast<const In*>(inputs[begin]) + first;
     if (n == 1) {
-      leaf(in, begin, count, sums);
-    } else if (n == 2 && weights == nullptr) {
-      const In* second = static_cast<const In*>(inputs[begin + 1]) + first;
+      leaf(begin, first, count, sums);
+    } else if (n == 2 && weights_ == nullptr) {
+      const In* const a = input(begin) + first;
+      const In* const b = input(begin + 1) + first;
       for_blocks(count, [=]<std::size_t Width>(std::size_t i) {
-        add_pair<Width>(in + i, second + i, sums + i);
+        add_pair<Width>(a + i, b + i, sums + i);
       });
     } else {
       const std::size_t split = canonical_split(n);
@@ -97,10 +282,11 @@ struct Contributions {
     }
   }
 
-  void leaf(const In* in, std::size_t rank, std::size_t count, Sum* sums) const noexcept {
+  void leaf(std::size_t rank, std::size_t first, std::size_t count, Sum* sums) const noexcept {
+    const In* const in = input(rank) + first;
     if constexpr (std::floating_point<Sum>) {
-      if (weights != nullptr) {
-        const auto weight = static_cast<Sum>(weights[rank]);
+      if (weights_ != nullptr) {
+        const auto weight = static_cast<Sum>(weights_[rank]);
         for_blocks(count, [=]<std::size_t Width>(std::size_t i) {
           load_weighted<Width>(in + i, sums + i, weight);
         });
@@ -109,58 +295,12 @@ struct Contributions {
     }
     for_blocks(count, [=]<std::size_t Width>(std::size_t i) { load<Width>(in + i, sums + i); });
   }
+
+  const void* const* inputs_;
+  const double* weights_;
+  std::size_t ranks_;
+  const ReduceSpec& spec_;
 };
-
-template <std::size_t Width, bool Accumulate, class Sum, class Out>
-inline void finish_block(const Sum* __restrict sums, Out* __restrict out,
-                         [[maybe_unused]] Sum scale) noexcept {
-  if constexpr (std::integral<Sum>) {
-    for (std::size_t k = 0; k < Width; ++k) out[k] = Accumulate ? add(out[k], sums[k]) : sums[k];
-  } else {
-    using Wide = std::common_type_t<Sum, Accumulator<Out>>;
-    for (std::size_t k = 0; k < Width; ++k) {
-      Wide old = 0;  // adding it turns -0 into +0, as accumulation onto zeroed storage does
-      if constexpr (Accumulate) old = static_cast<Wide>(out[k]);
-      const Sum scaled = scale * sums[k];  // by 1 changes no bit
-      out[k] = cast_element<Out>(old + static_cast<Wide>(scaled));
-    }
-  }
-}
-
-/// out = round(old + scale * sum) over one chunk.
-template <class Sum, class Out>
-inline void finish_sums(const Sum* sums, Out* out, std::size_t count,
-                        const ReduceSpec& spec) noexcept {
-  const auto scale = static_cast<Sum>(spec.scale);
-  if (spec.accumulate) {
-    for_blocks(count, [=]<std::size_t Width>(std::size_t i) {
-      finish_block<Width, true>(sums + i, out + i, scale);
-    });
-  } else {
-    for_blocks(count, [=]<std::size_t Width>(std::size_t i) {
-      finish_block<Width, false>(sums + i, out + i, scale);
-    });
-  }
-}
-
-template <class In>
-inline void reduce_as(std::span<const void* const> inputs, const double* weights, std::size_t count,
-                      void* out, const ReduceSpec& spec) noexcept {
-  using Sum = Accumulator<In>;
-  const Contributions<In> contributions{inputs.data(), weights, inputs.size()};
-  Sum sums[reduce_chunk];
-  for (std::size_t first = 0; first < count; first += reduce_chunk) {
-    const std::size_t chunk = std::min(reduce_chunk, count - first);
-    contributions.tree(0, inputs.size(), first, chunk, sums);
-    if constexpr (std::floating_point<Sum>) {
-      dispatch_floating(spec.output, [&]<class Out>() {
-        finish_sums(sums, static_cast<Out*>(out) + first, chunk, spec);
-      });
-    } else {
-      finish_sums(sums, static_cast<In*>(out) + first, chunk, spec);
-    }
-  }
-}
 
 }  // namespace detail
 
@@ -169,16 +309,19 @@ inline void reduce_as(std::span<const void* const> inputs, const double* weights
 /// ReduceSpec. Contributions are added in the canonical order, so the result depends on nothing but
 /// the inputs. `weights` holds one number per rank, or is empty where all are 1 (spec.weight is not
 /// looked at). `out` may be one of the inputs where the types are equal, and overlaps none
-/// otherwise. At least one input. Integers: spec.output is `dtype`, scale and weights are 1. Does
-/// not allocate.
+/// otherwise. At least one input. Integers: spec.output is `dtype`, scale and weights are 1.
+/// `streaming`: past the caches, as copy_bytes. Does not allocate.
 inline void canonical_reduce(std::span<const void* const> inputs, std::span<const double> weights,
-                             DType dtype, std::size_t count, void* out,
-                             const ReduceSpec& spec) noexcept {
+                             DType dtype, std::size_t count, void* out, const ReduceSpec& spec,
+                             bool streaming = false) noexcept {
   const double* scales = nullptr;
   for (const double weight : weights) {
     if (weight != 1) scales = weights.data();
   }
-  dispatch(dtype, [&]<class In>() { detail::reduce_as<In>(inputs, scales, count, out, spec); });
+  dispatch(dtype, [&]<class In>() {
+    detail::HostReduction<In>(inputs, scales, spec)
+        .run(count, static_cast<std::byte*>(out), streaming);
+  });
 }
 
 }  // namespace shardwise::inline v0_1

@@ -10,6 +10,7 @@
 #include "../core/host_device.hpp"
 #include "cast.hpp"
 #include "lanes.hpp"
+#include "octet.hpp"
 #include "pack.hpp"
 
 namespace shardwise::inline v0_1 {
@@ -118,7 +119,9 @@ struct Update {
    public:
     SHARDWISE_HOST_DEVICE explicit Block(T* home) : home_(home) {
       if constexpr (!std::is_same_v<Value, Real>) prefetch();
-      if constexpr (is_copy) {
+      if constexpr (is_copy && in_octets) {
+        detail::convert_octets<Real, Width>(home, copy_);
+      } else if constexpr (is_copy) {
         for (std::size_t i = 0; i < Width; ++i) copy_[i] = cast_element<Real>(home[i]);
       }
     }
@@ -131,7 +134,9 @@ struct Update {
       std::memcpy(reals() + i, &value, sizeof(Value));
     }
     SHARDWISE_HOST_DEVICE void commit() const {
-      if constexpr (is_copy) {
+      if constexpr (is_copy && in_octets) {
+        detail::convert_octets<Real, Width>(copy_, home_);
+      } else if constexpr (is_copy) {
         T out[Width];
         for (std::size_t i = 0; i < Width; ++i) out[i] = cast_element<T>(copy_[i]);
         std::memcpy(home_, out, sizeof(out));
@@ -141,6 +146,7 @@ struct Update {
    private:
     static constexpr bool is_copy =
         !std::is_same_v<std::remove_const_t<T>, Real> || std::is_same_v<Value, Real>;
+    static constexpr bool in_octets = !std::is_same_v<Value, Real> && Width % detail::octet == 0;
 
     // Division and root keep the core busy for so long that it sees too few loads ahead by itself.
     SHARDWISE_HOST_DEVICE void prefetch() const {
@@ -219,6 +225,12 @@ struct UpdateAndCast {
   template <std::size_t Width>
   SHARDWISE_HOST_DEVICE void run(std::size_t first) const {
     step.template run<Width>(first);
+#if !defined(__CUDA_ARCH__)
+    if constexpr (Width % detail::octet == 0) {
+      return detail::convert_octets<typename Step::Real, Width>(step.parameter + first,
+                                                                out + first);
+    }
+#endif
     for (std::size_t i = first; i < first + Width; ++i) {
       out[i] = cast_element<Out>(step.parameter[i]);
     }

@@ -1,0 +1,40 @@
+// What check_host_codegen.py compiles as a consumer would and reads as assembly: one function for
+// each step, over blocks alone, so that nothing in it has a reason to be scalar.
+
+#include <cstddef>
+#include <shardwise/kernels/update.hpp>
+#include <shardwise/optim/adam.hpp>
+#include <shardwise/optim/adamw.hpp>
+#include <shardwise/optim/lion.hpp>
+#include <shardwise/optim/sgd.hpp>
+
+namespace {
+
+using namespace shardwise;
+
+template <class Functor>
+inline void run_blocks(const Functor& functor, std::size_t count) {
+  constexpr std::size_t width = 16;
+  for (std::size_t first = 0; first < count; first += width) functor.template run<width>(first);
+}
+
+template <class Step>
+using WithCopy = UpdateAndCast<Step, bf16>;
+
+}  // namespace
+
+#define STEP(name, ...)                                          \
+  extern "C" void name(const __VA_ARGS__& f, std::size_t count); \
+  void name(const __VA_ARGS__& f, std::size_t count) { run_blocks(f, count); }
+
+STEP(step_adamw_f32_f32, UpdateOf<AdamW, float, float>)
+STEP(step_adamw_f32_bf16, UpdateOf<AdamW, float, bf16>)
+STEP(step_adamw_f32_f16, UpdateOf<AdamW, float, f16>)
+STEP(step_adamw_bf16_bf16, UpdateOf<AdamW, bf16, bf16>)
+STEP(step_adamw_f64_f64, UpdateOf<AdamW, double, double>)
+STEP(step_adamw_f32_f32_copy, WithCopy<UpdateOf<AdamW, float, float>>)
+STEP(step_adamw_f32_bf16_copy, WithCopy<UpdateOf<AdamW, float, bf16>>)
+STEP(step_adam_f32_f32, UpdateOf<Adam, float, float>)
+STEP(plain_sgd_f32_f32, UpdateOf<Sgd, float, float>)
+STEP(plain_momentum_f32_bf16, UpdateOf<SgdMomentum, float, bf16>)
+STEP(plain_lion_f32_f32, UpdateOf<Lion, float, float>)
