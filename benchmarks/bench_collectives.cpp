@@ -193,7 +193,9 @@ int main(int count, char** arguments) {
       "bench_collectives",
       "Times shardwise's collectives in the form of nccl-tests, against the memory's limit");
   CLI::App& app = program.options;
-  app.add_option("--backend", options.backend, "mpi: started by mpirun, which says how many ranks")
+  app.add_option("--backend", options.backend,
+                 "mpi: started by mpirun, which says how many ranks; CUDA devices have "
+                 "bench_cuda_collectives")
       ->check(CLI::IsMember({"threads", "mpi"}));
   app.add_option("--ranks", options.ranks, "of backend threads")->check(CLI::PositiveNumber);
   program.add_bytes("--min", options.min, "bytes of the whole buffer, as 1KiB");

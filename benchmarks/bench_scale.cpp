@@ -10,8 +10,6 @@
 
 #include <malloc.h>
 
-#include <CLI/CLI.hpp>
-#include <chrono>
 #include <cstddef>
 #include <cstdio>
 #include <cstdlib>
@@ -26,8 +24,7 @@
 #include <utility>
 #include <vector>
 
-#include "results.hpp"
-#include "sampling.hpp"
+#include "program.hpp"
 
 namespace {
 
@@ -38,23 +35,9 @@ constexpr double most_step_microseconds = 2;  // of a parameter in a step
 constexpr double most_heap_bytes = 1024;      // of a registered tensor, twelve a parameter
 
 struct Options {
-  int samples = 7;
-  std::string json;
+  int ranks = 100000;
+  std::size_t parameters = 100000;
 };
-
-double seconds_of(const std::function<void()>& f) {
-  const auto begin = std::chrono::steady_clock::now();
-  f();
-  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
-  return took.count();
-}
-
-double median_seconds(const Options& options, const std::function<void()>& f) {
-  f();
-  std::vector<double> samples;
-  for (int i = 0; i < options.samples; ++i) samples.push_back(seconds_of(f));
-  return benchmarks::median(std::move(samples));
-}
 
 std::vector<TensorSpec> tensors(std::size_t count, std::size_t elements) {
   std::vector<TensorSpec> result;
@@ -76,28 +59,43 @@ std::vector<PlannedParameter> planned(std::size_t count, std::size_t elements) {
 
 class Scale {
  public:
-  explicit Scale(const Options& options) : options_(options) {}
+  Scale(benchmarks::Program& program, const Options& options)
+      : program_(program), options_(options) {}
 
   [[nodiscard]] bool run() {
-    std::printf("%-9s %8s %11s %14s\n", "what", "ranks", "parameters", "");
     plans();
     shards();
     simulations();
     steps();
     registrations();
-    results_.write(options_.json);
     return holds_;
   }
 
  private:
-  void row(const char* what, int ranks, std::size_t parameters, const char* unit, double value,
-           double bound = 0) {
+  /// `scale`: of the samples' seconds.
+  void row(const char* what, int ranks, std::size_t parameters, const std::string& unit,
+           const benchmarks::Series& samples, double scale = 1, double bound = 0) {
+    const double value = samples.middle() * scale;
     const bool above = bound > 0 && value > bound;
     holds_ = holds_ && !above;
-    std::printf("%-9s %8d %11zu %14.4f %s%s\n", what, ranks, parameters, value, unit,
-                above ? "  <- above the bound" : "");
-    std::fflush(stdout);
-    results_.add({{"what", what}, {"ranks", ranks}, {"parameters", parameters}, {unit, value}});
+    program_.results.add({{"what", what},
+                          {"ranks", ranks},
+                          {"parameters", parameters},
+                          {unit, value},
+                          {unit + "_min", samples.least() * scale},
+                          {unit + "_max", samples.most() * scale}});
+    if (above) std::printf("above its bound, %g\n", bound);
+  }
+
+  [[nodiscard]] bool leaves_out(int ranks, std::size_t parameters) const {
+    return ranks > options_.ranks || parameters > options_.parameters;
+  }
+
+  /// Each sample is one call, after one that warms up.
+  [[nodiscard]] benchmarks::Series samples_of(const std::function<void()>& f) const {
+    benchmarks::Sampling once = program_.sampling;
+    once.seconds = 1e-9;
+    return benchmarks::in_turns(once, {f})[0];
   }
 
   void plans() {
@@ -107,23 +105,25 @@ class Scale {
                                        {8, 10000},
                                        {100000, 10000},
                                        {100000, 100000}}) {
+      if (leaves_out(ranks, static_cast<std::size_t>(count))) continue;
       const auto parameters = planned(static_cast<std::size_t>(count), 1000000);
       PlanOptions plan;
       plan.world = ranks;
-      const double seconds = median_seconds(options_, [&] {
+      const benchmarks::Series seconds = samples_of([&] {
         if (plan_memory(parameters, Strategy::zero3(), plan).bytes.total() == 0) std::abort();
       });
       const bool bounded = ranks == 100000 && count == 10000;
-      row("plan", ranks, parameters.size(), "seconds", seconds, bounded ? most_plan_seconds : 0);
+      row("plan", ranks, parameters.size(), "seconds", seconds, 1, bounded ? most_plan_seconds : 0);
     }
   }
 
   // The layout knows by bisection where a shard begins, so that only its own tensors are visited.
   void shards() {
     for (const auto& [ranks, count] : {std::pair{8, 100000}, {1000, 100000}, {100000, 100000}}) {
+      if (leaves_out(ranks, static_cast<std::size_t>(count))) continue;
       const Layout layout(tensors(static_cast<std::size_t>(count), 4096), ranks);
       std::size_t found = 0;
-      const double seconds = median_seconds(options_, [&] {
+      const benchmarks::Series seconds = samples_of([&] {
         for (int i = 0; i < 1000; ++i) {
           const std::size_t begin = layout.shard_begin(i * (ranks / 8) % ranks);
           layout.for_each_segment(begin, begin + layout.shard_size(),
@@ -131,7 +131,7 @@ class Scale {
         }
       });
       if (found == 0) std::abort();
-      row("shard", ranks, static_cast<std::size_t>(count), "microseconds", seconds * 1e6 / 1000);
+      row("shard", ranks, static_cast<std::size_t>(count), "microseconds", seconds, 1e6 / 1000);
     }
   }
 
@@ -143,6 +143,7 @@ class Scale {
     // Norms gather a number of every rank for every parameter.
     for (const auto& [ranks, count] :
          {std::pair{8, 1000}, {8, 10000}, {1000, 1000}, {100000, 100}}) {
+      if (leaves_out(ranks, static_cast<std::size_t>(count))) continue;
       PlannedModel model;
       model.parameters = planned(static_cast<std::size_t>(count), 1000000);
       for (std::size_t i = 0; i < model.parameters.size(); ++i) {
@@ -150,7 +151,7 @@ class Scale {
       }
       StepOptions step;
       step.world = ranks;
-      const double seconds = median_seconds(options_, [&] {
+      const benchmarks::Series seconds = samples_of([&] {
         if (predict_step(model, Strategy::zero3(), hardware, step).seconds <= 0) std::abort();
       });
       row("simulate", ranks, model.parameters.size(), "seconds", seconds);
@@ -173,6 +174,7 @@ class Scale {
 
   void steps() {
     for (const std::size_t count : {10u, 100u, 1000u, 10000u}) {
+      if (leaves_out(1, count)) continue;
       SelfCommunicator comm;
       Context<> context(comm, inline_zero3());
       std::vector<std::unique_ptr<Unit>> units;
@@ -180,7 +182,7 @@ class Scale {
         units.push_back(std::make_unique<Unit>(context, std::vector{std::move(tensor)}));
       }
       const std::size_t repeats = 10000 / count;
-      const double seconds = median_seconds(options_, [&] {
+      const benchmarks::Series seconds = samples_of([&] {
         for (std::size_t i = 0; i < repeats; ++i) {
           for (auto& unit : units) unit->parameter.gather().release();
           for (auto& unit : units) {
@@ -192,7 +194,7 @@ class Scale {
           for (auto& unit : units) unit->state.step(unit->parameter, unit->gradient);
         }
       });
-      row("step", 1, count, "microseconds", seconds * 1e6 / static_cast<double>(repeats * count),
+      row("step", 1, count, "microseconds", seconds, 1e6 / static_cast<double>(repeats * count),
           most_step_microseconds);
     }
   }
@@ -200,40 +202,46 @@ class Scale {
   // One tensor each, and twelve as a layer of a transformer has.
   void registrations() {
     for (const auto& [count, each] : {std::pair{1000u, 1u}, {10000u, 1u}, {1000u, 12u}}) {
-      SelfCommunicator comm;
-      Context<> context(comm, inline_zero3());
-      std::vector<TensorSpec> specs = tensors(count * each, 32);
-      std::vector<std::unique_ptr<Unit>> units;
-      units.reserve(count);
-      const std::size_t before = mallinfo2().uordblks;
-      const double seconds = seconds_of([&] {
-        for (auto next = specs.begin(); next != specs.end(); next += each) {
-          units.push_back(std::make_unique<Unit>(context, std::vector(next, next + each)));
-        }
-        context.prepare();
-      });
-      const std::size_t heap = mallinfo2().uordblks - before - context.held().total();
-      row("register", 1, count, "microseconds", seconds * 1e6 / count);
-      row("register", 1, count, "heap_bytes_a_tensor", static_cast<double>(heap) / (count * each),
+      if (leaves_out(1, count * each)) continue;
+      benchmarks::Series seconds;
+      benchmarks::Series heap;
+      for (int sample = -1; sample < program_.sampling.samples; ++sample) {  // the first warms up
+        SelfCommunicator comm;
+        Context<> context(comm, inline_zero3());
+        std::vector<TensorSpec> specs = tensors(count * each, 32);
+        std::vector<std::unique_ptr<Unit>> units;
+        units.reserve(count);
+        const std::size_t before = mallinfo2().uordblks;
+        const auto registers = [&] {
+          for (auto next = specs.begin(); next != specs.end(); next += each) {
+            units.push_back(std::make_unique<Unit>(context, std::vector(next, next + each)));
+          }
+          context.prepare();
+        };
+        const double took = benchmarks::seconds_of({}, registers, 1);
+        const std::size_t held = mallinfo2().uordblks - before - context.held().total();
+        if (sample < 0) continue;
+        seconds.values.push_back(took);
+        heap.values.push_back(static_cast<double>(held));
+      }
+      row("register", 1, count, "microseconds", seconds, 1e6 / count);
+      row("register", 1, count, "heap_bytes_a_tensor", heap, 1.0 / (count * each),
           each > 1 ? most_heap_bytes : 0);
     }
   }
 
+  benchmarks::Program& program_;
   Options options_;
-  benchmarks::Results results_;
   bool holds_ = true;
 };
 
 }  // namespace
 
-int main(int count, char** arguments) try {
+int main(int count, char** arguments) {
   Options options;
-  CLI::App app("What the library's own bookkeeping costs, by ranks and parameters");
-  app.add_option("--samples", options.samples, "runs of each case")->check(CLI::PositiveNumber);
-  app.add_option("--json", options.json, "file for the results");
-  CLI11_PARSE(app, count, arguments);
-  return Scale(options).run() ? EXIT_SUCCESS : EXIT_FAILURE;
-} catch (const std::exception& error) {
-  std::fprintf(stderr, "bench_scale: %s\n", error.what());
-  return EXIT_FAILURE;
+  benchmarks::Program program("bench_scale",
+                              "What the library's own bookkeeping costs, by ranks and parameters");
+  program.options.add_option("--ranks", options.ranks, "cases with more are left out");
+  program.options.add_option("--parameters", options.parameters, "cases with more are left out");
+  return program.run(count, arguments, [&] { return Scale(program, options).run(); });
 }
