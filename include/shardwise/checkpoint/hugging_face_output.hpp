@@ -20,6 +20,7 @@
 #include "../comm/private_directory.hpp"
 #include "../core/error.hpp"
 #include "../core/format.hpp"
+#include "file.hpp"
 #include "posix_file_system.hpp"
 #include "shown.hpp"
 
@@ -102,14 +103,9 @@ class OutputFolder {
   template <class IsTaken>
   void prepare(const IsTaken& is_taken) const {
     PosixFileSystem files;
-    FileSystem::Status status = 0;
-    for (std::size_t end = 0; end != std::string::npos;) {  // those above it, too
-      end = path_.find('/', end + 1);
-      status = files.make_directory(path_.substr(0, end));
-    }
-    if (status < 0 && status != -EEXIST) fail(path_, "cannot make the directory", -status);
+    make_directories(files, path_);
     std::vector<std::string> there;
-    status = files.list(path_, there);
+    const FileSystem::Status status = files.list(path_, there);
     if (status < 0) fail(path_, "cannot list the directory", -status);
     for (const std::string& name : there) {
       if (is_taken(name)) {

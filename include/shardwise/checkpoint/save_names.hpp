@@ -74,30 +74,6 @@ struct SaveName {
   return path += name;
 }
 
-/// The directory that holds `path`.
-[[nodiscard]] inline std::string parent_of(std::string path) {
-  while (path.size() > 1 && path.back() == '/') path.pop_back();
-  const std::size_t slash = path.rfind('/');
-  if (slash == std::string::npos) return ".";
-  return slash == 0 ? "/" : path.substr(0, slash);
-}
-
-/// Makes `path` and what is missing above it, for good.
-inline void make_directories(FileSystem& files, const std::string& path) {
-  auto status = files.make_directory(path);
-  const std::string parent = parent_of(path);
-  if (status == -ENOENT && parent != path && parent != ".") {
-    make_directories(files, parent);
-    status = files.make_directory(path);
-  }
-  const bool was_there = status == -EEXIST;
-  if (!was_there) expect_file(status, "cannot make the directory", path);
-  // Also where it was there: who made it may not have come to that.
-  const auto synced = files.sync_directory(parent);
-  if (was_there && synced == -EACCES) return;  // not ours to read, so it was not a run's to make
-  expect_file(synced, "fsync of the directory failed", parent);
-}
-
 /// What the pointer says.
 struct Latest {
   std::string name;
