@@ -5,9 +5,12 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <shardwise/comm/checked.hpp>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "support/debug_host.hpp"
@@ -113,6 +116,55 @@ struct Host {
 
   Context<Device> context;
   std::vector<Parameter<float>> parameters;
+};
+
+/// A host's own backend, which says nothing of addresses.
+class SilentRank final : public Communicator {
+ public:
+  explicit SilentRank(Communicator& inner) : inner_(inner) {}
+
+  [[nodiscard]] int rank() const noexcept override { return inner_.rank(); }
+  [[nodiscard]] int size() const noexcept override { return inner_.size(); }
+  [[nodiscard]] std::string_view backend() const noexcept override { return "silent"; }
+  [[nodiscard]] bool accepts(MemoryKind memory) const noexcept override {
+    return inner_.accepts(memory);
+  }
+  [[nodiscard]] std::size_t landing_bytes(const ReduceItem& item,
+                                          bool scatter) const noexcept override {
+    return inner_.landing_bytes(item, scatter);
+  }
+  void all_gather(std::span<const GatherItem> items, const CallInfo& info,
+                  StreamRef stream) override {
+    inner_.all_gather(items, info, stream);
+  }
+  void reduce_scatter(std::span<const ReduceItem> items, const CallInfo& info,
+                      StreamRef stream) override {
+    inner_.reduce_scatter(items, info, stream);
+  }
+  void all_reduce(std::span<const ReduceItem> items, const CallInfo& info,
+                  StreamRef stream) override {
+    inner_.all_reduce(items, info, stream);
+  }
+  void broadcast(std::span<const BroadcastItem> items, int root, const CallInfo& info,
+                 StreamRef stream) override {
+    inner_.broadcast(items, root, info, stream);
+  }
+  void all_to_all(std::span<const ExchangeItem> items, const CallInfo& info,
+                  StreamRef stream) override {
+    inner_.all_to_all(items, info, stream);
+  }
+  void barrier(const CallInfo& info, StreamRef stream) override { inner_.barrier(info, stream); }
+  [[nodiscard]] std::unique_ptr<Communicator> split(int color, int key,
+                                                    const CallInfo& info) override {
+    return inner_.split(color, key, info);
+  }
+  void abort(std::string_view message, bool provisional) noexcept override {
+    inner_.abort(message, provisional);
+  }
+  void check() override { inner_.check(); }
+
+ private:
+  Communicator& inner_;
 };
 
 /// The collectives that ranks call: each is published once by each rank.
@@ -336,6 +388,43 @@ TEST_CASE("what ranks cannot share is refused on all of them, and says what to t
     for (const std::string& error : refused(2, wrong, make)) {
       CHECK_THAT(error, ContainsSubstring(std::string("found ") + std::string(name_of(residency))));
     }
+  }
+}
+
+TEST_CASE("a communicator that does not say that its ranks share addresses is refused") {
+  const auto errors = on_ranks(3, [](Communicator& communicator) -> std::string {
+    SilentRank silent(communicator);
+    CheckedCommunicator checked(silent);
+    for (Communicator* comm :
+         {static_cast<Communicator*>(&silent), static_cast<Communicator*>(&checked)}) {
+      try {
+        Host host(*comm, shared(Strategy::zero3()));
+        return "nothing";
+      } catch (const UsageError& error) {
+        if (comm == &checked) return error.what();
+      }
+    }
+    return "nothing";
+  });
+  for (const std::string& error : errors) {
+    CHECK_THAT(error, ContainsSubstring("threads of one process") &&
+                          ContainsSubstring("the silent communicator") &&
+                          ContainsSubstring("use residency slots"));
+  }
+}
+
+TEST_CASE("a shared gradient is refused: each rank writes its own") {
+  const auto errors = on_ranks(2, [](Communicator& communicator) -> std::string {
+    Host host(communicator, shared(Strategy::zero3()));
+    try {
+      Gradient<float> gradient(host.parameters[0], Residency::shared);
+    } catch (const UsageError& error) {
+      return error.what();
+    }
+    return "nothing";
+  });
+  for (const std::string& error : errors) {
+    CHECK_THAT(error, ContainsSubstring("'a'") && ContainsSubstring("take slots"));
   }
 }
 

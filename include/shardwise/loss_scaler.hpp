@@ -70,7 +70,7 @@ class LossScaler {
       ++skipped_;
       good_ = 0;
       scale_ = std::max(scale_ * options_.backoff_factor, options_.minimum_scale);
-    } else if (++good_ == options_.growth_interval) {
+    } else if (++good_ >= options_.growth_interval) {  // above it where that has become shorter
       good_ = 0;
       scale_ *= options_.growth_factor;
     }

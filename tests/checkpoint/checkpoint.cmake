@@ -3,8 +3,8 @@ shardwise_add_test(NAME checkpoint_crash SOURCES checkpoint/crash_test.cpp check
                    LINK shardwise::checkpoint LABELS quick full)
 shardwise_add_test(NAME checkpoint_resharding SOURCES checkpoint/resharding_test.cpp
                    LINK shardwise::checkpoint LABELS quick full)
-shardwise_add_test(NAME checkpoint_folder SOURCES checkpoint/folder_test.cpp checkpoint/resume_test.cpp
-                   LINK shardwise::checkpoint LABELS quick full sanitize)
+shardwise_add_test(NAME checkpoint_folder SOURCES checkpoint/folder_test.cpp checkpoint/history_test.cpp
+                   checkpoint/resume_test.cpp LINK shardwise::checkpoint LABELS quick full sanitize)
 if(NOT SHARDWISE_SANITIZE_ONLY)
   shardwise_add_test(NAME checkpoint_kill SOURCES checkpoint/kill_test.cpp
                      LINK shardwise::checkpoint LABELS full TIMEOUT 900)

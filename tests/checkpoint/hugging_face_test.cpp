@@ -560,6 +560,7 @@ TEST_CASE("index and files that disagree are refused") {
   folder.write("two.safetensors", file_of({expected[1], expected[0]}));
   CHECK_THAT(refused("{" + map + "}"),
              ContainsSubstring("tensor 'wte' of 'two.safetensors' is listed as another file's"));
+  CHECK_THAT(refused(R"({"weight_map": {}})"), ContainsSubstring("weight_map: it names no file"));
   for (const std::string path : {"../x", "/etc/passwd", "a/../one.safetensors", "absent"}) {
     CHECK_THAT(refused(R"({"weight_map": {"wte": ")" + path + R"("}})"),
                ContainsSubstring(folder.name()));

@@ -23,7 +23,7 @@ MUTATIONS = [
     ("fsync of the manifest's name", "save", "    sync_directory(files, directory_);\n", "", 1, 0, "crash"),
     ("fsync of the directory's name", "save", "    sync_directory(files, request_.folder);", "", 2, 0, "crash"),
     ("fsync of the pointer's name", "save", "    sync_directory(files, request_.folder);", "", 2, 1, "crash"),
-    ("fsync of the folder's name", "save_names", "  sync_directory(files, parent);\n", "", 1, 0, "crash"),
+    ("fsync of the folder's name", "save_names", "= files.sync_directory(parent)", "= 0", 1, 0, "crash"),
     ("fsync of a manifest's removal", "save_names", "    sync_directory(files, path);\n", "", 1, 0, "crash"),
     ("agreement on the directory", "save", "outcome.agree(group_, \"save: directory\"",
      "if (name.empty()) name = \"step-000000\";\n    static_cast<void>(0", 1, 0, "faults"),

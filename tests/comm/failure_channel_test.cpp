@@ -192,6 +192,31 @@ TEST_CASE("a rank that returns early has left, which ends later calls and no ear
   });
 }
 
+TEST_CASE("who has left a communicator is remembered while that can matter, and no longer") {
+  using detail::failures::Birth;
+  using detail::failures::Calls;
+  Calls calls;
+  const Birth split{0, 3};
+  CHECK(calls.enter(call(3, "split"), 0).rank == -1);
+  // Others may be done with what this split makes before this rank has it.
+  CHECK(calls.add({2, 77, 0, split}).rank == -1);
+  CHECK(calls.add({1, 78, 0, split}).rank == -1);  // of another color
+  calls.join(77, split);
+  calls.complete(0);
+  CHECK(calls.enter(call(1), 77).rank == 2);
+  CHECK(calls.enter(call(1), 78).rank == -1);
+  CHECK(calls.leave(78).last == 0);
+  calls.complete(77);
+  CHECK(calls.leave(77).birth == split);
+  // This rank has left, too, or the split is over: nobody asks any more.
+  for (const std::uint64_t group : {77u, 79u}) {
+    CHECK(calls.add({1, group, 0, split}).rank == -1);
+    CHECK(calls.enter(call(1), group).rank == -1);
+  }
+  CHECK(calls.add({1, 80, 0, {}}).rank == -1);  // of unknown origin
+  CHECK(calls.enter(call(1), 80).rank == 1);
+}
+
 TEST_CASE("ranks that end in peace, in any order, are no failure") {
   for (const int size : worlds) {
     Run run(size);

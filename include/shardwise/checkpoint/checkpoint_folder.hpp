@@ -21,7 +21,8 @@ namespace shardwise::inline v0_1 {
 
 /// How a CheckpointFolder saves. Equal on all ranks.
 struct CheckpointOptions {
-  /// So many saves stay, the newest ones; 0: all of them.
+  /// So many saves stay, the newest ones of the run; 0: all of them. Those that it has gone back
+  /// on, by loading an older one, go when it has saved a later step.
   std::size_t keep = 0;
   /// What one checksum covers, and a load reads at once: 1 KiB to 16 MiB.
   std::uint64_t chunk_bytes = std::uint64_t{4} << 20;
@@ -117,7 +118,13 @@ class CheckpointFolder {
           }
         }};
     detail::Loader loader(group_of(state), files(), path_, options);
-    return loader.load(target);
+    auto loaded = loader.load(target);
+    if (loaded) {
+      loaded_into_ = &state;
+      loaded_ =
+          std::make_shared<std::string>(loaded->directory.substr(detail::join(path_, "").size()));
+    }
+    return loaded;
   }
 
  private:
@@ -147,6 +154,7 @@ class CheckpointFolder {
                                 options_.keep,
                                 options_.chunk_bytes,
                                 std::exchange(options_.save_id, {}),
+                                loaded_into_ == &state ? loaded_ : nullptr,
                                 std::move(values),
                                 state.tensors(),
                                 {},
@@ -170,6 +178,8 @@ class CheckpointFolder {
   CheckpointOptions options_;
   PosixFileSystem own_files_;
   std::weak_ptr<SaveHandle::Job> in_flight_;
+  const void* loaded_into_ = nullptr;    // the state, and
+  std::shared_ptr<std::string> loaded_;  // as SaveRequest has it
   std::shared_ptr<detail::SnapshotMemory> snapshot_;
 };
 

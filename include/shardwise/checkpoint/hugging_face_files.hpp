@@ -105,6 +105,9 @@ class HuggingFaceFiles {
   void open_all(const std::string& directory, const RegularFile& index, HuggingFaceIndex content,
                 bool check_total) {
     index_ = std::move(content);
+    if (index_.files.empty()) {
+      raise<FileError>("{}: index, weight_map: it names no file", index.name());
+    }
     for (const std::string& name : index_.files) open(directory, name);
     for (const HuggingFaceIndex::Entry& entry : index_.tensors) {
       if (files_[entry.file]->header.find(entry.tensor) != nullptr) continue;

@@ -102,7 +102,7 @@ inline void load_file(FileSystem& files, const std::string& directory, const Man
     std::uint64_t at = piece.position;
     const std::uint64_t last = piece.position + piece.bytes;
     while (at < last) {
-      if (at >= end) {
+      if (at < begin || at >= end) {  // before it where pieces share bytes
         const std::uint64_t chunk = at / manifest.chunk_bytes;
         begin = chunk * manifest.chunk_bytes;
         end = std::min(begin + manifest.chunk_bytes, data.bytes);
@@ -133,8 +133,9 @@ inline void load_file(FileSystem& files, const std::string& directory, const Man
 /// UsageError where the save does not fit the training state, by name.
 class LoadMatch {
  public:
-  LoadMatch(const Manifest& manifest, const std::string& directory, const LoadOptions& options)
-      : manifest_(manifest), directory_(directory), options_(options) {}
+  LoadMatch(const Manifest& manifest, const std::string& directory, const LoadOptions& options,
+            int rank)
+      : manifest_(manifest), directory_(directory), options_(options), rank_(rank) {}
 
   void check(const std::vector<StateTensor>& tensors, const std::vector<StateOptimizer>& optimizers,
              bool has_scaler) const {
@@ -145,7 +146,7 @@ class LoadMatch {
       const Manifest::Tensor* const saved = manifest_.find(tensor.name);
       if (saved == nullptr) {
         missing.push_back(tensor.name);
-      } else if (!tensor.only_rank || tensor.held > 0) {
+      } else if (tensor.only_rank.value_or(rank_) == rank_) {
         check(tensor, *saved);
       }
     }
@@ -166,6 +167,7 @@ class LoadMatch {
     for (std::size_t i = 0; i < optimizers.size(); ++i) {
       static_cast<void>(optimizer(tensors, optimizers[i], i));
     }
+    if (!options_.allow_extra) require_optimizers(tensors);
     if (has_scaler && !manifest_.loss_scaler && !options_.allow_missing) {
       raise("{}: the save has no loss scaler; LoadOptions::allow_missing leaves it as it is",
             directory_);
@@ -199,13 +201,41 @@ class LoadMatch {
         raise("{}: tensors '{}' and '{}' have made {} and {} steps, but are one parameter '{}' now",
               directory_, first, tensor.name, found->steps, its.steps, wanted.parameter);
       }
-      if (found == nullptr) first = tensor.name;
-      found = &its;
+      if (found == nullptr) {
+        first = tensor.name;
+        found = &its;
+      } else if (found != &its && options_.hyperparameters) {
+        require_equal(*found, its, first, tensor.name, wanted.parameter);
+      }
     }
     return found;
   }
 
  private:
+  // One without values has no tensor that would be one too many.
+  void require_optimizers(const std::vector<StateTensor>& tensors) const {
+    for (const StateTensor& tensor : tensors) {
+      const Manifest::Tensor* const saved = manifest_.find(tensor.name);
+      if (saved == nullptr || !saved->optimizer || tensor.optimizer) continue;
+      raise(
+          "{}: tensor '{}' was saved with the optimizer '{}', and the training state has none of "
+          "it; LoadOptions::allow_extra leaves it out",
+          directory_, tensor.name, manifest_.optimizers[*saved->optimizer].kind);
+    }
+  }
+  void require_equal(const Manifest::Optimizer& a, const Manifest::Optimizer& b,
+                     std::string_view of_a, std::string_view of_b,
+                     std::string_view parameter) const {
+    for (const auto& [name, value] : a.hyperparameters) {
+      const auto other = b.hyperparameters.find(name);
+      if (other != b.hyperparameters.end() && other->second == value) continue;
+      raise(
+          "{}: tensors '{}' and '{}' were saved with different settings '{}', but are one "
+          "parameter '{}' now; LoadOptions::hyperparameters = false keeps its own",
+          directory_, of_a, of_b, name, parameter);
+    }
+  }
+
   void check(const StateTensor& tensor, const Manifest::Tensor& saved) const {
     if (saved.shape != tensor.shape) {
       raise("{}: tensor '{}' was saved with the shape {}, expected {}", directory_, tensor.name,
@@ -238,6 +268,7 @@ class LoadMatch {
   const Manifest& manifest_;
   const std::string& directory_;
   const LoadOptions& options_;
+  int rank_;
 };
 
 }  // namespace detail

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <optional>
 #include <span>
 #include <string>
@@ -103,11 +104,16 @@ class Loader {
 
   void load_one(const std::string& directory, const LoadTarget& target, LoadedCheckpoint& result) {
     const Manifest manifest = read_manifest(directory);
-    const LoadMatch match(manifest, directory, options_);
+    const LoadMatch match(manifest, directory, options_, group_.rank());
     Outcome outcome;
-    outcome.run(
-        [&] { match.check(target.tensors, target.optimizers, target.restore_scaler != nullptr); });
+    outcome.run([&] {
+      match.check(target.tensors, target.optimizers, target.restore_scaler != nullptr);
+      require_untouched(directory, manifest, target);
+    });
     outcome.agree(group_, "load: match", "");
+    for (const StateTensor& tensor : target.tensors) {
+      if (manifest.find(tensor.name) != nullptr) touched_[tensor.name] = directory;
+    }
     target.begin_write();
     outcome.run([&] { read_data(directory, manifest, target); });
     target.end_write();
@@ -126,6 +132,21 @@ class Loader {
     result.step = manifest.step;
     result.world = manifest.world;
     result.values = manifest.values;
+  }
+
+  // A tensor that this save does not have is to keep what it held, which is gone where a damaged
+  // one was read before.
+  void require_untouched(const std::string& directory, const Manifest& manifest,
+                         const LoadTarget& target) const {
+    if (touched_.empty()) return;
+    for (const StateTensor& tensor : target.tensors) {
+      const auto found = touched_.find(tensor.name);
+      if (found == touched_.end() || manifest.find(tensor.name) != nullptr) continue;
+      raise<FileError>(
+          "{}: it has no tensor '{}', which {} has overwritten before it was found damaged: load "
+          "it by its name into a state that is as it was",
+          directory, tensor.name, found->second);
+    }
   }
 
   // Rank 0 reads it for all.
@@ -163,6 +184,7 @@ class Loader {
   FileSystem& files_;
   const std::string& folder_;
   const LoadOptions& options_;
+  std::map<std::string, std::string, std::less<>> touched_;  // tensors, and the save read last
 };
 
 }  // namespace shardwise::inline v0_1::detail

@@ -78,6 +78,8 @@ void restore_hyperparameters(Optimizer& optimizer, const CheckpointValues& value
       value = found->second.template as<bool>();
     } else if constexpr (std::floating_point<Value>) {
       value = static_cast<Value>(found->second.template as<double>());
+    } else if constexpr (std::unsigned_integral<Value>) {
+      value = static_cast<Value>(found->second.template as<std::uint64_t>());
     } else {
       value = static_cast<Value>(found->second.template as<std::int64_t>());
     }

@@ -34,6 +34,9 @@ struct SaveRequest {
   std::size_t keep;
   std::uint64_t chunk_bytes;
   std::string id;  ///< 32 digits; empty: drawn
+  /// The save that the state was loaded from; empty once there is a newer one, which is then the
+  /// pointer's. Null: never loaded.
+  std::shared_ptr<std::string> loaded;
   CheckpointValues values;
   std::vector<StateTensor> tensors;
   std::vector<Manifest::Optimizer> optimizers;
@@ -71,6 +74,7 @@ class Save {
     Outcome outcome;
     if (group_.rank() == 0) {
       outcome.run([&] {
+        static_cast<void>(dump(json_of(request_.values)));  // what cannot be written fails early
         name = make_directory();
         if (request_.id.empty()) request_.id = draw_id();
       });
@@ -126,8 +130,9 @@ class Save {
     outcome.agree(group_, "save: manifest",
                   "; it is not certain whether this save is there; those before it are as they "
                   "were");
+    if (request_.loaded != nullptr) request_.loaded->clear();
     if (leads) {
-      outcome.run([&] { retain(*request_.files, request_.folder, name_, request_.keep); });
+      outcome.run([&] { retain(*request_.files, request_.folder, name_, base_, request_.keep); });
     }
     outcome.agree(group_, "save: retention", "; the new save is there, an old one could not go");
   }
@@ -156,11 +161,16 @@ class Save {
     }
   }
 
-  [[nodiscard]] std::string make_directory() const {
+  [[nodiscard]] std::string make_directory() {
     FileSystem& files = *request_.files;
     make_directories(files, request_.folder);
     const SaveList list = list_saves(files, request_.folder);
     remove_leftovers(files, request_.folder, list);
+    if (request_.loaded != nullptr && !request_.loaded->empty()) {
+      base_ = SaveName::parse(*request_.loaded);
+    } else if (list.latest) {
+      base_ = SaveName::parse(list.latest->name);
+    }
     SaveName name{request_.step};
     for (const SaveName& save : list.saves) {
       if (save.step == name.step) name.attempt = save.attempt + 1;
@@ -258,6 +268,7 @@ class Save {
   CheckpointGroup group_;
   SaveRequest request_;
   SaveName name_;
+  std::optional<SaveName> base_;  // rank 0: what it continues
   std::string directory_;
   DataFilePlan plan_;
   Manifest::DataFile file_;

@@ -57,8 +57,12 @@ struct SaveName {
         digits = 0;
         continue;
       }
-      if (c < '0' || c > '9' || ++digits > 18) return std::nullopt;
-      *number = *number * 10 + static_cast<std::uint64_t>(c - '0');
+      ++digits;
+      if (c < '0' || c > '9' || (number == &result.attempt && digits > 18) ||
+          __builtin_mul_overflow(*number, std::uint64_t{10}, number) ||
+          __builtin_add_overflow(*number, static_cast<std::uint64_t>(c - '0'), number)) {
+        return std::nullopt;
+      }
     }
     return result.text() == name ? std::optional(result) : std::nullopt;
   }
@@ -81,15 +85,17 @@ struct SaveName {
 /// Makes `path` and what is missing above it, for good.
 inline void make_directories(FileSystem& files, const std::string& path) {
   auto status = files.make_directory(path);
-  if (status == -EEXIST) return;
   const std::string parent = parent_of(path);
   if (status == -ENOENT && parent != path && parent != ".") {
     make_directories(files, parent);
     status = files.make_directory(path);
-    if (status == -EEXIST) return;
   }
-  expect_file(status, "cannot make the directory", path);
-  sync_directory(files, parent);
+  const bool was_there = status == -EEXIST;
+  if (!was_there) expect_file(status, "cannot make the directory", path);
+  // Also where it was there: who made it may not have come to that.
+  const auto synced = files.sync_directory(parent);
+  if (was_there && synced == -EACCES) return;  // not ours to read, so it was not a run's to make
+  expect_file(synced, "fsync of the directory failed", parent);
 }
 
 /// What the pointer says.
@@ -146,6 +152,7 @@ inline void read_latest(FileSystem& files, const std::string& folder, SaveList& 
     const std::string path = join(folder, name);
     const auto opened = files.list(path, inside);
     if (opened == -ENOTDIR) continue;  // a file of somebody's
+    if (opened == -ENOENT) continue;   // removed meanwhile, by the training that we look at
     expect_file(opened, "cannot list the directory", path);
     const bool whole = std::find(inside.begin(), inside.end(), manifest_name) != inside.end();
     (whole ? result.saves : result.leftovers).push_back(*save);
@@ -163,8 +170,12 @@ inline void read_latest(FileSystem& files, const std::string& folder, SaveList& 
 }
 
 /// Removes a save. Its manifest goes first, for good: at every moment the directory is a whole save
-/// or none. Files that no save has made stay, and so does the directory then.
+/// or none. Files that no save has made stay, and so does the directory then; a link that somebody
+/// has put there stays with what it leads to.
 inline void remove_save(FileSystem& files, const std::string& path) {
+  const auto status = files.remove_directory(path);  // what is not empty stays, and tells its kind
+  if (status >= 0 || status == -ENOTDIR) return;
+  if (status != -ENOTEMPTY && status != -EEXIST) expect_file(status, "cannot remove it", path);
   std::vector<std::string> names;
   expect_file(files.list(path, names), "cannot list the directory", path);
   const auto remove = [&](const std::string& name) {
@@ -201,10 +212,11 @@ inline void remove_leftovers(FileSystem& files, const std::string& folder, const
 }
 
 /// Removes the saves before `newest`, but for the last `keep` - 1; of a step that was saved more
-/// than once only the last counts. `keep` 0: none is removed. Later saves, of a run that this one
-/// does not continue, are left alone.
+/// than once only the last counts, and none between `base`, which `newest` continues, and it: the
+/// run has gone back on those, for damage perhaps. `keep` 0: none is removed. Later saves, of a run
+/// that this one does not continue, are left alone.
 inline void retain(FileSystem& files, const std::string& folder, const SaveName& newest,
-                   std::size_t keep) {
+                   const std::optional<SaveName>& base, std::size_t keep) {
   if (keep == 0) return;
   const SaveList list = list_saves(files, folder);
   std::size_t kept = 1;
@@ -212,7 +224,8 @@ inline void retain(FileSystem& files, const std::string& folder, const SaveName&
   std::vector<SaveName> removed;
   for (auto save = list.saves.rbegin(); save != list.saves.rend(); ++save) {
     if (*save >= newest) continue;
-    if (save->step != step && kept < keep) {
+    const bool is_ours = !base || *save <= *base;
+    if (is_ours && save->step != step && kept < keep) {
       ++kept;
       step = save->step;
     } else {

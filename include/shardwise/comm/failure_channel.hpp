@@ -98,6 +98,11 @@ class FailureChannel {
   /// This rank is in `call` from now on. Where a rank has destroyed its communicator of this group
   /// before this call, that is a failure of that rank.
   void entering(const Fingerprint& call, std::uint64_t group = 0) { state_->enter(call, group); }
+  /// This rank is in the call that splits `group` off `parent`, and has entered it as its call
+  /// number `call`. Not needed, but without it what others say of leaving stays for good.
+  void joining(std::uint64_t group, std::uint64_t parent, std::uint64_t call) {
+    state_->join(group, {parent, call});
+  }
   /// The last call that entered `group` is complete; not to be called where it failed.
   void leaving(std::uint64_t group = 0) { state_->complete(group); }
   /// This rank destroys its communicator: others' later calls of this group are in vain.

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -15,11 +16,20 @@ struct LastCall {
   std::string text;
 };
 
+/// The call of `parent` that made a communicator; call 0: none is known.
+struct Birth {
+  std::uint64_t parent = 0;
+  std::uint64_t call = 0;
+
+  bool operator==(const Birth&) const = default;
+};
+
 /// A rank that has destroyed a communicator after its call `last`.
 struct Leaver {
   int rank = -1;
   std::uint64_t group = 0;
   std::uint64_t last = 0;
+  Birth birth = {};
 };
 
 /// Where this rank is: its last call of each communicator; and who has left them.
@@ -34,22 +44,32 @@ class Calls {
     return leaver_of(call);
   }
 
+  /// This rank is in `birth`, which makes `group`. Who has left others that it made is of no
+  /// interest: programs that split again and again would keep them all.
+  void join(std::uint64_t group, const Birth& birth) {
+    of(group).birth = birth;
+    std::erase_if(leavers_,
+                  [&](const Leaver& each) { return each.group != group && each.birth == birth; });
+  }
+
   void complete(std::uint64_t group) {
     Call& call = of(group);
     call.inside = false;
     call.completed = call.print.sequence;
   }
 
-  /// Forgets the group; the last call that this rank completed.
-  std::uint64_t leave(std::uint64_t group) {
-    const std::uint64_t last = of(group).completed;
+  /// Forgets the group; what the others are to know.
+  [[nodiscard]] Leaver leave(std::uint64_t group) {
+    const Call& left = of(group);
+    const Leaver result{-1, group, left.completed, left.birth};
     std::erase_if(calls_, [&](const Call& call) { return call.group == group; });
     std::erase_if(leavers_, [&](const Leaver& each) { return each.group == group; });
-    return last;
+    return result;
   }
 
   /// Another rank has left; itself where a call that this rank is in is in vain, else rank -1.
   [[nodiscard]] Leaver add(const Leaver& leaver) {
+    if (!may_call(leaver)) return {};
     leavers_.push_back(leaver);
     for (const Call& call : calls_) {
       if (!call.inside) continue;
@@ -88,13 +108,24 @@ class Calls {
     std::uint64_t completed = 0;
     std::uint64_t order = 0;
     bool inside = false;
+    Birth birth = {};
   };
+
+  // Whether this rank has such a communicator, or may come to have it: all ranks are in the call
+  // that makes it before one can leave.
+  [[nodiscard]] bool may_call(const Leaver& leaver) const {
+    if (leaver.birth.call == 0) return true;
+    return std::any_of(calls_.begin(), calls_.end(), [&](const Call& call) {
+      return call.group == leaver.group || (call.group == leaver.birth.parent && call.inside &&
+                                            call.print.sequence == leaver.birth.call);
+    });
+  }
 
   Call& of(std::uint64_t group) {
     for (Call& call : calls_) {
       if (call.group == group) return call;
     }
-    calls_.push_back({group, {}, 0, 0, false});
+    calls_.push_back({group, {}, 0, 0, false, {}});
     return calls_.back();
   }
 

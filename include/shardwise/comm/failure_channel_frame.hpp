@@ -12,8 +12,8 @@
 namespace shardwise::inline v0_1::detail::failures {
 
 enum class Kind : std::uint8_t {
-  failed,   // {rank, provisional, left, died, text}
-  left,     // {group, last}: the origin destroyed a communicator after its call `last`
+  failed,  // {rank, provisional, left, died, text}
+  left,    // {group, last, parent, call}: the origin destroyed a communicator after its call `last`
   goodbye,  // {}: the origin closes its channel and is well
   ask,      // {question, group}
   answer    // {asker, question, sequence, inside, text}

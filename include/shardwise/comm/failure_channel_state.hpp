@@ -84,6 +84,11 @@ class State {
     look_at(calls_.enter(print, group));
   }
 
+  void join(std::uint64_t group, const Birth& birth) {
+    const std::lock_guard lock(mutex_);
+    calls_.join(group, birth);
+  }
+
   void complete(std::uint64_t group) {
     const std::lock_guard lock(mutex_);
     calls_.complete(group);
@@ -92,8 +97,10 @@ class State {
   void leave(std::uint64_t group) noexcept {
     try {
       const std::lock_guard lock(mutex_);
-      const std::uint64_t last = calls_.leave(group);
-      if (!failure_) broadcast(Kind::left, Writer().put(group).put(last));
+      const Leaver me = calls_.leave(group);
+      Writer writer;
+      writer.put(group).put(me.last).put(me.birth.parent).put(me.birth.call);
+      if (!failure_) broadcast(Kind::left, writer);
     } catch (...) {
       fail("there was no memory to say that it left the group", false);
     }
@@ -325,8 +332,13 @@ class State {
         return adopt(failure, false);
       }
       case Kind::left: {
-        const auto group = reader.get<std::uint64_t>();
-        return look_at(calls_.add({origin, group, reader.get<std::uint64_t>()}));
+        Leaver leaver;
+        leaver.rank = origin;
+        leaver.group = reader.get<std::uint64_t>();
+        leaver.last = reader.get<std::uint64_t>();
+        leaver.birth.parent = reader.get<std::uint64_t>();
+        leaver.birth.call = reader.get<std::uint64_t>();
+        return look_at(calls_.add(leaver));
       }
       case Kind::goodbye:
         gone_[static_cast<std::size_t>(origin)] = true;

@@ -5,8 +5,8 @@
 /// Needs the headers of an MPI of version 3 or later (component `mpi`).
 ///
 ///     shardwise::MpiSession mpi;                // initialises MPI where the host has not
-///     shardwise::MpiCommunicator world(mpi);    // or (mpi, comm): the ranks of the host's
-///     MPI_Comm shardwise::Context context(world, shardwise::Strategy::zero3());
+///     shardwise::MpiCommunicator world(mpi);    // or (mpi, comm): the host's MPI_Comm
+///     shardwise::Context context(world, shardwise::Strategy::zero3());
 ///
 /// run_mpi does the same and ends the job in good order where a rank throws.
 #include "mpi_arena.hpp"

@@ -225,7 +225,7 @@ class MpiCommunicator final : public HostCommunicator<MpiCommunicator> {
         case Outcome::failed:
           family_->fail_with_peer(print);
         case Outcome::timed_out:
-          family_->time_out(print, world_ranks_, group_);
+          family_->time_out(print, world_rank(), world_ranks_, group_);
         case Outcome::done:
           break;
       }
@@ -259,6 +259,7 @@ class MpiCommunicator final : public HostCommunicator<MpiCommunicator> {
       part.push_back(world_ranks_[member]);
     const auto group =
         detail::mix(detail::mix(group_ + 1, tickets()), static_cast<std::uint64_t>(index));
+    family_->joining(group, group_, tickets());
     return std::unique_ptr<Communicator>(
         new MpiCommunicator(*this, std::make_shared<detail::mpi::Handle>(*handle_, index, key),
                             std::move(part), group));

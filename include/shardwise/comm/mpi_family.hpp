@@ -43,6 +43,9 @@ class Family {
   void entering(const Fingerprint& call, std::uint64_t group) {
     if (channel_ != nullptr) channel_->entering(call, group);
   }
+  void joining(std::uint64_t group, std::uint64_t parent, std::uint64_t call) {
+    if (channel_ != nullptr) channel_->joining(group, parent, call);
+  }
   void leaving(std::uint64_t group) {
     if (channel_ != nullptr) channel_->leaving(group);
   }
@@ -60,12 +63,13 @@ class Family {
     throw channel_->peer_failed(call);
   }
 
-  /// Ends a call whose time is up; `members` are its ranks.
-  [[noreturn]] void time_out(const Fingerprint& call, std::span<const int> members,
+  /// Ends a call of rank `own` whose time is up; `members` are its ranks.
+  [[noreturn]] void time_out(const Fingerprint& call, int own, std::span<const int> members,
                              std::uint64_t group) {
     runtime_->fail();
     if (channel_ != nullptr) channel_->time_out(call, members, group);
-    raise<TimedOut>("not all ranks came in time to make an MpiCommunicator, in {}", describe(call));
+    raise<TimedOut>("rank {} waited in vain for all {} ranks to make an MpiCommunicator, in {}",
+                    own, members.size(), describe(call));
   }
 
  private:

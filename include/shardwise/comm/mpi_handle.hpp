@@ -19,6 +19,8 @@ class Handle {
   /// The host's, as it is.
   Handle(std::shared_ptr<Runtime> runtime, MPI_Comm comm)
       : runtime_(std::move(runtime)), comm_(comm), owns_(false) {
+    const auto lock = runtime_->lock();
+    refuse_others_than_groups(comm);
     look();
   }
   /// A duplicate of the host's; all its ranks call this.
@@ -27,6 +29,7 @@ class Handle {
     MPI_Request request = MPI_REQUEST_NULL;
     {
       const auto lock = runtime_->lock();
+      refuse_others_than_groups(comm);
       check(MPI_Comm_idup(comm, &comm_, &request), "MPI_Comm_idup", "MpiCommunicator");
     }
     const auto done = [&] {
@@ -37,9 +40,15 @@ class Handle {
     };
     if (Patience(0).wait(timeout, done, [] { return false; }) != Patience::Outcome::done) {
       runtime_->fail();
+      const auto lock = runtime_->lock();
+      comm_ = comm;
+      look();
       raise<TimedOut>(
-          "MpiCommunicator: not all ranks of the host's communicator duplicated it in time");
+          "MpiCommunicator: rank {} of {} waited {} ms in vain for all ranks of the host's "
+          "communicator to make theirs, in MPI_Comm_idup",
+          rank_, size_, std::chrono::duration_cast<std::chrono::milliseconds>(timeout).count());
     }
+    const auto lock = runtime_->lock();
     own();
   }
   /// This rank's part of `whole`; all its ranks call this at about the same time.
@@ -70,6 +79,25 @@ class Handle {
   [[nodiscard]] auto lock() const { return runtime_->lock(); }
 
  private:
+  // What follows needs the lock.
+
+  // A rank outside of what MPI_Comm_split made has MPI_COMM_NULL; messages of an intercommunicator
+  // go to the ranks of another group.
+  static void refuse_others_than_groups(MPI_Comm comm) {
+    if (comm == MPI_COMM_NULL) {
+      raise(
+          "MpiCommunicator: the host's communicator is MPI_COMM_NULL: a rank that MPI_Comm_split "
+          "left out makes none");
+    }
+    int joins_two = 0;
+    check(MPI_Comm_test_inter(comm, &joins_two), "MPI_Comm_test_inter", "MpiCommunicator");
+    if (joins_two != 0) {
+      raise(
+          "MpiCommunicator: the host's communicator is an intercommunicator; expected one group of "
+          "ranks (MPI_Intercomm_merge makes it)");
+    }
+  }
+
   void own() {
     owns_ = true;
     check(MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler",

@@ -71,12 +71,14 @@ struct Cut {
 /// saturates them.
 [[nodiscard]] constexpr bool has_mpi_sum(DType dtype) noexcept { return size_of(dtype) >= 4; }
 
-/// Whether MPI itself takes the sum. Weights differ between ranks, so that it cannot.
-[[nodiscard]] inline bool by_mpi(const ReduceItem& item, std::size_t ranks,
+/// Whether MPI itself takes the sum. Weights differ between ranks, so that it cannot. MPI counts in
+/// int; of a scattered sum its trees move what all ranks contribute together.
+[[nodiscard]] inline bool by_mpi(const ReduceItem& item, bool scatter, std::size_t ranks,
                                  const MpiOptions& options) noexcept {
-  constexpr std::size_t largest = std::size_t{1} << 30;  // elements: MPI counts in int
+  constexpr std::size_t largest = std::size_t{1} << 30;  // elements
   return ranks > 1 && options.order == MpiOrder::fast && has_mpi_sum(item.dtype) &&
-         !item.spec.weighted && item.pieces.empty() && item.count <= largest;
+         !item.spec.weighted && item.pieces.empty() &&
+         item.count <= (scatter ? largest / ranks : largest);
 }
 
 [[nodiscard]] inline std::size_t landing_bytes(const ReduceItem& item, bool scatter,
@@ -86,7 +88,7 @@ struct Cut {
   const Cut cut(item, scatter, ranks, chunk_bytes);
   const std::size_t chunks =
       std::min(window, cut.steps()) * (ranks - 1) * cut.slot_bytes(item.dtype);
-  if (!by_mpi(item, ranks, options)) return chunks;
+  if (!by_mpi(item, scatter, ranks, options)) return chunks;
   return std::max(chunks, rounded_up(item.count * size_of(item.dtype)));
 }
 

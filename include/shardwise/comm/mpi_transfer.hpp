@@ -298,7 +298,7 @@ class Transfer {
     for (; step.item < items.size(); ++step.item, step.chunk = 0) {
       const ReduceItem& item = items[step.item];
       const bool here =
-          !by_mpi(item, size_, options_) && step.chunk < cut_of(item, scatter).steps();
+          !by_mpi(item, scatter, size_, options_) && step.chunk < cut_of(item, scatter).steps();
       if (here) return true;
       step.weighted += item.spec.weighted ? 1 : 0;
     }
@@ -422,7 +422,7 @@ class Transfer {
       const auto lock = handle_.lock();
       for_pairs([&](std::size_t to, std::size_t from) {
         for (const ReduceItem& item : items) {
-          if (by_mpi(item, size_, options_)) continue;
+          if (by_mpi(item, false, size_, options_)) continue;
           const Cut cut = cut_of(item, false);
           const std::size_t bytes = size_of(item.spec.output);
           auto* const out = static_cast<std::byte*>(item.recv);
@@ -458,7 +458,7 @@ class Transfer {
   void start_sums_of_mpi(std::span<const ReduceItem> items, bool scatter) {
     for (std::size_t i = 0; i < items.size(); ++i) {
       const ReduceItem& item = items[i];
-      if (!by_mpi(item, size_, options_) || item.count == 0) continue;
+      if (!by_mpi(item, scatter, size_, options_) || item.count == 0) continue;
       const auto count = static_cast<int>(item.count);
       const MPI_Datatype type = type_of(item.dtype);
       const auto lock = handle_.lock();
@@ -485,7 +485,7 @@ class Transfer {
   void finish_sums_of_mpi(std::span<const ReduceItem> items, bool scatter) {
     for (std::size_t i = 0; i < items.size(); ++i) {
       const ReduceItem& item = items[i];
-      if (!by_mpi(item, size_, options_) || item.count == 0) continue;
+      if (!by_mpi(item, scatter, size_, options_) || item.count == 0) continue;
       if (!lands(item, scatter) && item.spec.scale == 1) continue;
       const void* const sum = lands(item, scatter) ? landings_[i] : item.recv;
       canonical_reduce({&sum, 1}, {}, item.dtype, item.count, item.recv, item.spec);
