@@ -1,12 +1,11 @@
 #pragma once
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstddef>
 #include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <shardwise/device/host_caches.hpp>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -49,9 +48,7 @@ class Results {
     Json result;
     result["processor"] = processor();
     result["cores"] = std::thread::hardware_concurrency();
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-    result["last_cache_bytes"] = std::max(0L, sysconf(_SC_LEVEL3_CACHE_SIZE));
-#endif
+    result["last_cache_bytes"] = shardwise::detail::HostCaches::of_this_machine().last;
     result["compiler"] = __VERSION__;
     return result;
   }
