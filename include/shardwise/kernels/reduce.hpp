@@ -49,7 +49,8 @@ template <class T>
   }
 }
 
-/// Elements of T in one cache line, and how far ahead loops over several streams fetch.
+/// Elements of T in one cache line, and how far ahead sums of pairs fetch: where they are finished
+/// in the same pass, the core sees enough loads ahead by itself.
 template <class T>
 inline constexpr std::size_t per_line = cache_line / sizeof(T);
 inline constexpr std::size_t reduce_ahead = 1024;
@@ -149,15 +150,9 @@ inline void finish_as(const In* a, const In* b, Out* out, std::size_t count, Sum
   if (b == nullptr) {
     for (; k + octet <= count; k += octet) finish.elements(load_octet<Sum>(a + k), out + k);
   } else {
-    const auto eight = [&](std::size_t i) {
-      finish.elements(load_octet<Sum>(a + i) + load_octet<Sum>(b + i), out + i);
-    };
-    for (; k + per_line<In> <= count; k += per_line<In>) {
-      prefetch_line(a + k, reduce_ahead);
-      prefetch_line(b + k, reduce_ahead);
-      for (std::size_t i = 0; i < per_line<In>; i += octet) eight(k + i);
+    for (; k + octet <= count; k += octet) {
+      finish.elements(load_octet<Sum>(a + k) + load_octet<Sum>(b + k), out + k);
     }
-    for (; k + octet <= count; k += octet) eight(k);
   }
   while (k < count) one();
 }
