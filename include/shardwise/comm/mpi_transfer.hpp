@@ -497,7 +497,7 @@ class Transfer {
   Handle& handle_;
   const MpiOptions& options_;
   std::size_t chunk_bytes_;
-  std::size_t cache_bytes_ = last_cache_bytes() / 4 * 3;
+  std::size_t cache_bytes_ = detail::HostCaches::of_this_machine().last / 4 * 3;
   std::size_t size_;
   std::size_t rank_;
   int tag_ = 0;
