@@ -32,7 +32,8 @@ struct ThreadOptions {
   /// Results go past the caches where the buffers of all ranks together are larger than this; 0:
   /// than half of the last cache.
   std::size_t cache_bytes = 0;
-  /// Sums do so already where one rank reads and writes more than this; 0: than the second cache.
+  /// Those of all_gather and reduce_scatter do so already where one rank reads and writes more than
+  /// this; 0: than the second cache.
   std::size_t core_cache_bytes = 0;
   /// Where not null, called at each ThreadPoint. For tests: it may delay, nothing else.
   void (*at_point)(void* context, int rank, ThreadPoint point) noexcept = nullptr;

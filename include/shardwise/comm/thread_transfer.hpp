@@ -41,7 +41,7 @@ class ThreadTransfer {
 
   void move(Operation, int, std::span<const GatherItem> items) noexcept {
     // What is gathered, and every rank's copy of it.
-    choose_stores(items, group_.size() * (group_.size() + 1));
+    choose_stores(items, group_.size() * (group_.size() + 1), true);
     for (std::size_t i = 0; i < items.size(); ++i) {
       if (streaming_) {
         give_part(items[i], i);
@@ -54,10 +54,7 @@ class ThreadTransfer {
 
   void move(Operation operation, int, std::span<const ReduceItem> items) noexcept {
     const bool is_scatter = operation == Operation::reduce_scatter;
-    choose_stores(items, group_.size() * (is_scatter ? group_.size() + 1 : 2));
-    // A sum that is stored through the caches reads what it replaces from beyond the core's own.
-    if (is_scatter)
-      streaming_ = streaming_ || touched_ / group_.size() > group_.options().core_cache_bytes;
+    choose_stores(items, group_.size() * (is_scatter ? group_.size() + 1 : 2), is_scatter);
     for (std::size_t i = 0; i < items.size(); ++i) {
       for (std::size_t r = 0; r < group_.size(); ++r) {
         weights_[r] = peer_item<ReduceItem>(r, i).spec.weight;
@@ -74,7 +71,7 @@ class ThreadTransfer {
 
   void move(Operation, int root, std::span<const BroadcastItem> items) noexcept {
     if (root < 0) return;
-    choose_stores(items, group_.size());
+    choose_stores(items, group_.size(), false);
     const auto owner = static_cast<std::size_t>(root);
     for (std::size_t i = 0; i < items.size(); ++i) {
       const std::size_t bytes = items[i].count * size_of(items[i].dtype);
@@ -88,7 +85,7 @@ class ThreadTransfer {
   }
 
   void move(Operation, int, std::span<const ExchangeItem> items) noexcept {
-    choose_stores(items, 2 * group_.size() * group_.size());
+    choose_stores(items, 2 * group_.size() * group_.size(), false);
     for (std::size_t i = 0; i < items.size(); ++i) {
       const std::size_t part = items[i].count * size_of(items[i].dtype);
       for_peers([&](std::size_t peer) {
@@ -269,13 +266,15 @@ class ThreadTransfer {
     }
   }
 
-  // Past the caches where these would not hold what all ranks together read and write: `counts`
-  // times each item's count.
+  // Past the caches where these would not hold what all ranks together read and write, `counts`
+  // times each item's count; `own`: where a core's own would not hold its rank's share, so that a
+  // store through it fetches first what it replaces.
   template <class Item>
-  void choose_stores(std::span<const Item> items, std::size_t counts) noexcept {
-    touched_ = 0;
-    for (const Item& item : items) touched_ += item.count * size_of(item.dtype) * counts;
-    streaming_ = touched_ > group_.options().cache_bytes;
+  void choose_stores(std::span<const Item> items, std::size_t counts, bool own) noexcept {
+    std::size_t touched = 0;
+    for (const Item& item : items) touched += item.count * size_of(item.dtype) * counts;
+    streaming_ = touched > group_.options().cache_bytes ||
+                 (own && touched / group_.size() > group_.options().core_cache_bytes);
   }
 
   // Where rank's part of an all_reduce begins: parts of whole cache lines.
@@ -293,7 +292,6 @@ class ThreadTransfer {
   std::vector<Fingerprint> prints_;
   std::vector<SplitItem> colors_;
   std::shared_ptr<ThreadGroup> handed_over_;
-  std::size_t touched_ = 0;  // bytes, by all ranks
   bool streaming_ = false;
 };
 

@@ -44,9 +44,12 @@ class WaitPoint {
       }
       relax();
     }
+    // A core that nobody else wants comes back at once.
+    constexpr std::chrono::microseconds soon(10);
+    const Clock::time_point begin = Clock::now();
     for (int i = 0; i < yields; ++i) {
       if (ready()) {
-        patience.learn(i > 1);
+        patience.learn(Clock::now() - begin > soon);
         return true;
       }
       std::this_thread::yield();
