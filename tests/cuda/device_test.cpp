@@ -4,6 +4,7 @@
 #include <cstring>
 #include <optional>
 #include <shardwise/device/cuda.hpp>
+#include <shardwise/kernels/cast_elements.hpp>
 #include <shardwise/memory.hpp>
 #include <shardwise/optim/sgd.hpp>
 #include <string>

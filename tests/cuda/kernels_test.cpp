@@ -12,6 +12,7 @@
 #include <shardwise/device/cuda.hpp>
 #include <shardwise/device/host.hpp>
 #include <shardwise/kernels/cast.hpp>
+#include <shardwise/kernels/cast_elements.hpp>
 #include <shardwise/kernels/e4m3.hpp>
 #include <shardwise/kernels/elements.hpp>
 #include <shardwise/kernels/norm.hpp>
