@@ -155,8 +155,8 @@ TEST_CASE("an event outlives its stream") {
     memory.emplace(other, filled(bytes, 1));
     other.synchronize();
     CudaDevice::poison(stream, memory->data(), bytes);
-    late = stream.record();
     asked = stream.record();
+    late = stream.record();
     const CudaEvent early = stream.record();
   }
   other.wait(late);
