@@ -139,13 +139,12 @@ template <Store mode, class Sum, class In, class Out>
 inline void finish_as(const In* a, const In* b, Out* out, std::size_t count, Sum scale) noexcept {
   const Finish<mode, Sum, Out> finish{scale};
   std::size_t k = 0;
-  const auto one = [&] {
-    const Sum sum = static_cast<Sum>(a[k]);
-    finish.element(b == nullptr ? sum : sum + static_cast<Sum>(b[k]), out + k);
-    ++k;
+  const auto one = [&](std::size_t i) {
+    const Sum sum = static_cast<Sum>(a[i]);
+    finish.element(b == nullptr ? sum : sum + static_cast<Sum>(b[i]), out + i);
   };
   if constexpr (mode == Store::streaming) {
-    while (k < count && reinterpret_cast<std::uintptr_t>(out + k) % cache_line != 0) one();
+    for (; k < count && reinterpret_cast<std::uintptr_t>(out + k) % cache_line != 0; ++k) one(k);
   }
   if (b == nullptr) {
     for (; k + octet <= count; k += octet) finish.elements(load_octet<Sum>(a + k), out + k);
@@ -154,7 +153,7 @@ inline void finish_as(const In* a, const In* b, Out* out, std::size_t count, Sum
       finish.elements(load_octet<Sum>(a + k) + load_octet<Sum>(b + k), out + k);
     }
   }
-  while (k < count) one();
+  for (; k < count; ++k) one(k);
 }
 
 template <class Sum, class In, class Out>
