@@ -78,8 +78,7 @@ class ShardedGradient {
     if (residency == Residency::shared) {
       raise(
           "the gradient of '{}': parameters are shared, but each rank writes a gradient of its "
-          "own: "
-          "leave the residency out, or take slots or host_buffer",
+          "own: leave the residency out, or take slots or host_buffer",
           flat.name);
     }
     begin(flat, residency);

@@ -256,8 +256,7 @@ struct Strategy {
     } else if (residency != Residency::slots) {
       raise(
           "Strategy::residency is slots or shared, found {}: tensors come in_place as HostTensors "
-          "in "
-          "an Arena, and host_buffer is of ParameterOptions::residency",
+          "in an Arena, and host_buffer is of ParameterOptions::residency",
           name_of(residency));
     }
     check_floating("lease", lease);

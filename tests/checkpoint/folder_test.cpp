@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "disk_contents.hpp"
 #include "hooked_files.hpp"
 #include "saving.hpp"
 #include "simulated_disk.hpp"
@@ -28,25 +29,6 @@ namespace shardwise::test {
 namespace {
 
 using Catch::Matchers::ContainsSubstring;
-
-std::set<std::string> saves_in(SimulatedDisk& disk) {
-  std::vector<std::string> names;
-  CHECK(disk.list("run", names) == 0);
-  return {names.begin(), names.end()};
-}
-
-void overwrite(SimulatedDisk& disk, const std::string& path, std::span<const std::byte> bytes) {
-  CHECK(disk.remove(path) == 0);
-  const auto file = static_cast<int>(disk.create(path));
-  CHECK(disk.write(file, bytes) == static_cast<std::int64_t>(bytes.size()));
-  CHECK(disk.close(file) == 0);
-}
-
-void flip(SimulatedDisk& disk, const std::string& path, std::size_t bit) {
-  auto bytes = disk.files().at(path);
-  bytes[bit / 8] ^= static_cast<std::byte>(1u << (bit % 8));
-  overwrite(disk, path, bytes);
-}
 
 /// What each of 3 ranks says of a load.
 std::array<std::string, 3> errors_of(FileSystem& files, const LoadOptions& options,

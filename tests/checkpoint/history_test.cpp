@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "disk_contents.hpp"
 #include "hooked_files.hpp"
 #include "saving.hpp"
 #include "simulated_disk.hpp"
@@ -28,24 +29,9 @@ namespace {
 
 using Catch::Matchers::ContainsSubstring;
 
-std::set<std::string> saves_in(SimulatedDisk& disk) {
-  std::vector<std::string> names;
-  CHECK(disk.list("run", names) == 0);
-  return {names.begin(), names.end()};
-}
-
-void overwrite(SimulatedDisk& disk, const std::string& path, std::span<const std::byte> bytes) {
-  CHECK(disk.remove(path) == 0);
-  const auto file = static_cast<int>(disk.create(path));
-  CHECK(disk.write(file, bytes) == static_cast<std::int64_t>(bytes.size()));
-  CHECK(disk.close(file) == 0);
-}
-
 /// Its last byte is another one.
 void damage(SimulatedDisk& disk, const std::string& path) {
-  auto bytes = disk.files().at(path);
-  bytes.back() ^= std::byte{1};
-  overwrite(disk, path, bytes);
+  flip(disk, path, (disk.files().at(path).size() - 1) * 8);
 }
 
 /// Loads, and saves as `step`, as a run that goes on does.

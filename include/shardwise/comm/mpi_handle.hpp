@@ -61,12 +61,10 @@ class Handle {
   Handle& operator=(const Handle&) = delete;
   /// Waits for nobody; after a failure it leaves the communicator to the process's end.
   ~Handle() {
-    if (!owns_ || abandoned_ || !is_usable()) return;
+    if (!owns_ || !is_usable()) return;
     const auto lock = runtime_->lock();
     MPI_Comm_free(&comm_);
   }
-
-  void abandon() noexcept { abandoned_ = true; }
 
   [[nodiscard]] MPI_Comm get() const noexcept { return comm_; }
   [[nodiscard]] int rank() const noexcept { return rank_; }
@@ -112,7 +110,6 @@ class Handle {
   std::shared_ptr<Runtime> runtime_;
   MPI_Comm comm_ = MPI_COMM_NULL;
   bool owns_ = true;
-  bool abandoned_ = false;
   int rank_ = 0;
   int size_ = 1;
 };

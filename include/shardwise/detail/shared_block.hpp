@@ -21,7 +21,7 @@ class SharedBlock {
  public:
   SharedBlock() = default;
   /// `bytes` of uninitialised memory. All ranks call together; they share addresses.
-  SharedBlock(Communicator& comm, std::size_t bytes, const CallInfo& info) : bytes_(bytes) {
+  SharedBlock(Communicator& comm, std::size_t bytes, const CallInfo& info) {
     Common* made = nullptr;
     if (comm.rank() == 0) {
       try {
@@ -41,12 +41,10 @@ class SharedBlock {
     }
     common_ = common;
   }
-  SharedBlock(SharedBlock&& other) noexcept
-      : common_(std::exchange(other.common_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+  SharedBlock(SharedBlock&& other) noexcept : common_(std::exchange(other.common_, nullptr)) {}
   SharedBlock& operator=(SharedBlock&& other) noexcept {
     SharedBlock taken(std::move(other));
     std::swap(common_, taken.common_);
-    std::swap(bytes_, taken.bytes_);
     return *this;
   }
   ~SharedBlock() {
@@ -58,7 +56,6 @@ class SharedBlock {
   [[nodiscard]] std::byte* data() const noexcept {
     return common_ == nullptr ? nullptr : static_cast<std::byte*>(common_->data);
   }
-  [[nodiscard]] std::size_t size() const noexcept { return bytes_; }
 
  private:
   struct Common {
@@ -74,7 +71,6 @@ class SharedBlock {
   };
 
   Common* common_ = nullptr;
-  std::size_t bytes_ = 0;
 };
 
 /// Slots that the ranks of a communicator share: each rank's ledger has its part of them.

@@ -51,8 +51,7 @@ class SharedGathers {
       raise(
           "parameter '{}' is shared by groups of {} ranks, but others of this context by groups of "
           "{}: set one Strategy::shard_group for all that is shared, or "
-          "ParameterOptions::residency "
-          "= Residency::slots",
+          "ParameterOptions::residency = Residency::slots",
           parameter.name, ranks.size(), memory_.ranks()->size());
     }
     const std::size_t bytes = parameter.layout.padded_size() * size_of(parameter.storage);
