@@ -92,7 +92,7 @@ class MpiRendezvous final : public Rendezvous {
     try {
       const ProcessFailure found = family_->failure();
       RankFailure result{found.rank,
-                         found.died || found.left ? what_happened(found) : found.message,
+                         found.died || found.left ? "it " + what_happened(found) : found.message,
                          found.provisional};
       for (std::size_t r = 0; r < world_ranks_.size(); ++r) {
         if (world_ranks_[r] == found.rank) result.rank = static_cast<int>(r);
