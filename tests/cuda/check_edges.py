@@ -24,11 +24,12 @@ DEVICE = "device/cuda_device.hpp"
 
 EDGES = [
     Edge("compute does not wait for a gather", PARAMETERS,
-         """      engine_.wait(parameter->gathered, parameter->name);
+         """      engine_.wait(parameter->gathered, parameter->subject, Activity::all_gather);
+      if (is_shared(*parameter)) shared_.opened(*parameter);
       // Others of its bucket may be on their way into the same slot.
       const Slot<Device>* const slot = parameter->unit->slot;
-      if (slot != nullptr) engine_.wait(slot->filled, parameter->name);
-""", ""),
+      if (slot != nullptr) engine_.wait(slot->filled, parameter->subject, Activity::all_gather);
+""", "      if (is_shared(*parameter)) shared_.opened(*parameter);\n"),
     Edge("a gather does not wait for the readers of the slot", PARAMETERS,
          "        engine_.communication.wait(unit.slot->last_use);\n", ""),
     Edge("a release records nothing", PARAMETERS,
@@ -39,14 +40,21 @@ EDGES = [
          """    Slot<Device>& slot = *unit.slot;
     if (engine_.options.debug) {
       hide(unit);"""),
+    Edge("debug mode hides a slot and records nothing", PARAMETERS,
+         """      }
+      slot.last_use = engine_.compute.record();
+""", "      }\n"),
     Edge("a gather into the host's buffer does not wait for the host's stream", PARAMETERS,
          "    engine_.communication.wait(engine_.compute.record());\n    Parameter* const wanted", 
          "    Parameter* const wanted"),
-    Edge("a gather does not wait for the step", PARAMETERS, "    stream.wait(parameter.written);\n", ""),
+    Edge("a gather does not wait for the step", "detail/gather_queue.hpp", "    stream.wait(parameter.written);\n", ""),
     Edge("a step records nothing", PARAMETERS, "    parameter.written = engine_.compute.record();\n", ""),
+    Edge("a new parameter's zeros are not recorded", "sharded_parameter.hpp",
+         "flat_->copy.size());\n    flat_->written = context.engine().compute.record();\n", "flat_->copy.size());\n"),
     Edge("a step does not wait for the gather that reads the shard", PARAMETERS,
-         "    engine_.wait(parameter.gathered, parameter.name);\n  }\n  /// `everything`",
-         "  }\n  /// `everything`"),
+         "    engine_.wait(parameter.gathered, parameter.subject, Activity::all_gather);\n"
+         "    if (is_shared(parameter)) shared_.begin_write(parameter);\n",
+         "    if (is_shared(parameter)) shared_.begin_write(parameter);\n"),
     Edge("a gather is not recorded", PARAMETERS,
          "    const auto done = engine_.communication.record();\n",
          "    const typename Device::Event done;\n"),
@@ -54,29 +62,34 @@ EDGES = [
          "  void flush(Unit& unit) {\n    auto& stream = engine_.communication;\n"
          "    stream.wait(engine_.compute.record());\n",
          "  void flush(Unit& unit) {\n    auto& stream = engine_.communication;\n"),
+    Edge("what was discarded is cleared below its writer", GRADIENTS,
+         "    try {\n      stream.wait(engine_.compute.record());\n", "    try {\n"),
     Edge("a gradient lease does not wait for the slot's last reduction", GRADIENTS,
-         "    engine_.wait(slot.last_use, name);\n    if (pool_of(unit).is_small(slot)) {",
+         "    engine_.wait(slot.last_use, slot.user, slot.use);\n    if (pool_of(unit).is_small(slot)) {",
          "    if (pool_of(unit).is_small(slot)) {"),
+    Edge("a gradient lease does not wait for its own reduction while its bucket is open", GRADIENTS,
+         "      if (unit.open + unit.ready > 0)\n"
+         "        engine_.wait(gradient.reduced, registration.subject, reduction_kind_of(registration));\n", ""),
     Edge("memory is unmapped below those who read it", PARAMETERS,
-         "      engine_.await(slot.filled, name);\n      engine_.await(slot.last_use, name);\n",
-         "      engine_.await(slot.filled, name);\n"),
+         "      engine_.await(slot.filled, slot.user, slot.use);\n      engine_.await(slot.last_use, slot.user, slot.use);\n",
+         "      engine_.await(slot.filled, slot.user, slot.use);\n"),
     Edge("memory is unmapped below a gather", PARAMETERS,
-         "      engine_.await(slot.filled, name);\n      engine_.await(slot.last_use, name);\n",
-         "      engine_.await(slot.last_use, name);\n"),
+         "      engine_.await(slot.filled, slot.user, slot.use);\n      engine_.await(slot.last_use, slot.user, slot.use);\n",
+         "      engine_.await(slot.last_use, slot.user, slot.use);\n"),
     Edge("memory is unmapped below a reduction", GRADIENTS,
-         "unit.pages)) return;\n      engine_.await(slot.last_use, name);\n", "unit.pages)) return;\n"),
+         "unit.pages)) return;\n      engine_.await(slot.last_use, slot.user, slot.use);\n", "unit.pages)) return;\n"),
     Edge("a gradient's slot records nothing", GRADIENTS, "    slot.last_use = stream.record();\n", ""),
     Edge("the step does not wait for the reduction", GRADIENTS,
-         "    engine_.wait(gradient.reduced, gradient.parameter.name);\n    if (gradient.fresh)",
-         "    if (gradient.fresh)"),
-    Edge("a reduction is not recorded", GRADIENTS,
-         "    for (Gradient* member : unit.members) member->reduced = done;\n", ""),
+         "    engine_.wait(gradient.reduced, gradient.parameter.subject,\n"
+         "                 reduction_kind_of(gradient.parameter));\n", ""),
+    Edge("a reduction is not recorded", GRADIENTS, "      member->reduced = done;\n", ""),
     Edge("a lease of the stored gradient does not wait for its reduction", GRADIENTS,
          "    if (registration.lends_stored_gradient()) {\n"
-         "      engine_.wait(gradient.reduced, registration.name);\n",
+         "      engine_.wait(gradient.reduced, registration.subject, reduction_kind_of(registration));\n",
          "    if (registration.lends_stored_gradient()) {\n"),
     Edge("the host's gradient buffer is not waited for", GRADIENTS,
-         "    reduce(gradient, weight);\n    engine_.wait(gradient.reduced, registration.name);\n",
+         "    reduce(gradient, weight);\n"
+         "    engine_.wait(gradient.reduced, registration.subject, reduction_kind_of(registration));\n",
          "    reduce(gradient, weight);\n"),
     Edge("a download is not waited for", DEVICE,
          "    copy(stream, host_destination, source, bytes, cudaMemcpyDeviceToHost);\n"
@@ -91,8 +104,17 @@ EDGES = [
 ]
 
 
-def run(line, **options):
-    return subprocess.run([str(word) for word in line], capture_output=True, text=True, **options)
+def without(headers, edge):
+    """The edge's header without it; an error where the header is another one than the table's."""
+    text = (headers / "shardwise" / edge.header).read_text()
+    if text.count(edge.before) != 1:
+        sys.exit(f"'{edge.name}': the lines occur {text.count(edge.before)} times in {edge.header}: "
+                 "bring the table of this script up to date")
+    return text.replace(edge.before, edge.after)
+
+
+def run(options, line, **more):
+    return subprocess.run([*options.run_by.split(), *map(str, line)], capture_output=True, text=True, **more)
 
 
 class Builder:
@@ -101,13 +123,13 @@ class Builder:
     def __init__(self, options, scratch):
         self.scratch = scratch
         self.flags = ["-std=c++20", "-O1", "-g1", "-fsanitize=thread", "-DSHARDWISE_TEST_CUDA",
-                      f"-I{options.tests}", *[word for path in options.system for word in ("-isystem", path)]]
+                      f"-I{options.tests}", f"-I{options.tests / 'cuda'}", *[word for path in options.system for word in ("-isystem", path)]]
         self.options = options
         self.objects = []
 
     def compile(self, headers, source, name):
         target = self.scratch / name
-        done = run([self.options.compiler, *self.flags, f"-I{headers}", "-c", source, "-o", target])
+        done = run(self.options, [self.options.compiler, *self.flags, f"-I{headers}", "-c", source, "-o", target])
         if done.returncode != 0:
             sys.exit(f"{source} does not compile for '{name}':\n{done.stderr}")
         return target
@@ -115,8 +137,8 @@ class Builder:
     def program(self, headers, name):
         unit = self.compile(headers, self.options.tests / "cuda/edges_program.cpp", f"{name}.o")
         target = self.scratch / name
-        done = run([self.options.compiler, "-fsanitize=thread", unit, *self.objects, *self.options.library,
-                    "-ldl", "-o", target])
+        done = run(self.options, [self.options.compiler, "-fsanitize=thread", unit, *self.objects,
+                                  *self.options.library, "-ldl", "-o", target])
         if done.returncode != 0:
             sys.exit(f"'{name}' does not link:\n{done.stderr}")
         return target
@@ -128,7 +150,7 @@ def outcome(program, options, jitter_us):
                        TSAN_OPTIONS="halt_on_error=1:atexit_sleep_ms=0:exitcode=67",
                        SHARDWISE_EDGES_JITTER_US=str(jitter_us), SHARDWISE_EMULATION_GRANULE_KB="16")
     try:
-        done = run([program], env=environment, timeout=options.timeout)
+        done = run(options, [program], env=environment, timeout=options.timeout)
     except subprocess.TimeoutExpired:
         return "hangs", ""
     text = done.stdout + done.stderr
@@ -149,18 +171,26 @@ def main():
                         help="all that follows: what the program is linked with")
     parser.add_argument("--emulation", type=pathlib.Path, required=True, help="where the emulation's libraries lie")
     parser.add_argument("--only", help="edges whose name contains this")
+    parser.add_argument("--list", action="store_true", help="only see whether the table fits the headers")
+    parser.add_argument("--run-by", default="", help="words before each command, as nice")
     parser.add_argument("--repeats", type=int, default=3, help="runs of the program as it is")
     parser.add_argument("--timeout", type=float, default=300)
     options = parser.parse_args()
     options.system = [path for entry in options.system for path in entry.split(";") if path]
 
+    edges = [edge for edge in EDGES if not options.only or options.only in edge.name]
+    changed = {edge: without(options.include, edge) for edge in edges}
+    if options.list:
+        print(f"emulated: {len(edges)} orders of streams can be taken out")
+        return 0
     missed = []
     with tempfile.TemporaryDirectory() as folder:
         scratch = pathlib.Path(folder)
         builder = Builder(options, scratch)
         builder.objects = [
             builder.compile(options.include, options.tests / "emulation/kernels.cpp", "kernels.o"),
-            builder.compile(options.include, options.tests / "cuda/test_kernels_host.cpp", "launches.o")]
+            builder.compile(options.include, options.tests / "cuda/test_kernels_host.cpp", "launches.o"),
+            builder.compile(options.include, options.tests / "cuda/edges_reference.cpp", "reference.o")]
         program = builder.program(options.include, "as_it_is")
         for repeat in range(options.repeats):
             found = outcome(program, options, 50 * repeat)
@@ -168,16 +198,11 @@ def main():
             if found:
                 print(found[1])
                 return 1
-        edges = [edge for edge in EDGES if not options.only or options.only in edge.name]
         for number, edge in enumerate(edges):
             headers = scratch / "include"
             shutil.rmtree(headers, ignore_errors=True)
             shutil.copytree(options.include, headers)
-            header = headers / "shardwise" / edge.header
-            text = header.read_text()
-            if text.count(edge.before) != 1:
-                sys.exit(f"'{edge.name}': the lines occur {text.count(edge.before)} times in {edge.header}")
-            header.write_text(text.replace(edge.before, edge.after))
+            (headers / "shardwise" / edge.header).write_text(changed[edge])
             begin = time.monotonic()
             program = builder.program(headers, f"edge_{number}")
             found = next((how for jitter in (0, 100, 400) if (how := outcome(program, options, jitter))), None)
