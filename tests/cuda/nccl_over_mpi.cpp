@@ -4,10 +4,10 @@
 // before (it gives its card), given (the others may not have it yet) or connecting (NCCL connects).
 // Every rank says on stderr, in one line, how it ended.
 
-#include <signal.h>
 #include <unistd.h>
 
 #include <chrono>
+#include <csignal>
 #include <cstdlib>
 #include <memory>
 #include <optional>
@@ -86,7 +86,7 @@ void run(const Launch& launch, const Plan& plan) {
     find_local_place(place, *meeting);
     cuda_check(cudaSetDevice(place.local_rank), "cudaSetDevice");
     NcclCommunicator world(meeting, {.startup_timeout = std::chrono::seconds(2)});
-    const double total = sum(world, world.rank() + 1.0);
+    const int total = sum(world, world.rank() + 1);
     if (total != world.size() * (world.size() + 1) / 2) throw std::runtime_error("a wrong sum");
     barrier(world, {.name = "after the start"});
     // The emulation's ranks meet in rank 0's process, which must not go before the others are done.
