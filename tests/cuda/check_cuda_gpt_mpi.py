@@ -90,11 +90,17 @@ def check_hashes(launcher, folder):
 
 
 def check_failure(launcher, folder):
-    """A text that is too short for all: each rank says so; a launcher that is not the one of the MPI."""
+    """A text that is too short, for all or for one rank alone: each says so. Wrong options; a launcher that is not the
+    one of the MPI."""
     program = launcher.options.program
     short = folder / "short.txt"
     short.write_text("short")
     expect(launcher.fails(3, program, *SIZES, "--text", str(short)), "the text has 5 bytes")
+    alone = 'case "$OMPI_COMM_WORLD_RANK$PMI_RANK" in 1) exec "$@" --text "$0";; *) exec "$@";; esac'
+    output = launcher.fails(3, "sh", "-c", alone, str(short), program, *SIZES)
+    said = [line for line in output.splitlines() if line.startswith("cuda_gpt: ") and "the text has 5 bytes" in line]
+    if len(said) != 3 or sum("rank 1 failed" in line for line in said) != 2:
+        raise Wrong(f"all three ranks should say why, two of them by whom:\n{output}")
     expect(launcher.fails(2, program, *SIZES, "--ranks", "3"), "a launcher has started 2 processes")
     status, output = launcher.run([program, *SIZES, "--rendezvous", "mpi"], SHARDWISE_RANK="0", SHARDWISE_SIZE="2")
     if status != 1:
