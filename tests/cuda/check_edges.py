@@ -48,8 +48,6 @@ EDGES = [
     Edge("a release records nothing", PARAMETERS,
          *statements("    Slot<Device>& slot = *unit.slot;\n", "    slot.last_use = engine_.compute.record();\n",
                      "    if (engine_.options.debug) {\n      hide(unit);")),
-    Edge("debug mode hides a slot and records nothing", PARAMETERS,
-         *statements("      }\n", "      slot.last_use = engine_.compute.record();\n")),
     Edge("a gather into the host's buffer does not wait for the host's stream", PARAMETERS,
          *statements("", "    engine_.communication.wait(engine_.compute.record());\n", "    Parameter* const wanted")),
     Edge("a gather does not wait for the step", GATHERS, *statements("", "    stream.wait(parameter.written);\n")),
