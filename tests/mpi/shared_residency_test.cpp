@@ -46,9 +46,9 @@ TEST_CASE("processes share parameters, with the bits of slots") {
 
 TEST_CASE("processes share within groups, too") {
   MpiCommunicator comm = world();
-  if (comm.size() % 2 != 0) SKIP("groups of 2 of " << comm.size() << " ranks");
+  if (comm.size() == 1) return;  // groups of one rank are ddp, whose optimizer state is replicated
   ToyRun run;
-  run.strategy = Strategy::hybrid(2);
+  run.strategy = Strategy::hybrid(comm.size() % 2 == 0 ? 2 : comm.size());
   check_trains_as_slots<float>(comm, run);
   check_trains_as_slots<bf16>(comm, run);
 }
