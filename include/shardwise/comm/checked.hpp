@@ -15,6 +15,7 @@
 #include "../core/error.hpp"
 #include "communicator.hpp"
 #include "fingerprint.hpp"
+#include "shared_block.hpp"
 
 namespace shardwise::inline v0_1 {
 
@@ -60,9 +61,6 @@ class CheckedCommunicator final : public Communicator {
   [[nodiscard]] bool accepts(MemoryKind memory) const noexcept override {
     return inner_->accepts(memory);
   }
-  [[nodiscard]] bool shares_addresses() const noexcept override {
-    return inner_->shares_addresses();
-  }
   [[nodiscard]] std::size_t landing_bytes(const ReduceItem& item,
                                           bool scatter) const noexcept override {
     return inner_->landing_bytes(item, scatter);
@@ -96,6 +94,12 @@ class CheckedCommunicator final : public Communicator {
   void barrier(const CallInfo& info, StreamRef stream) override {
     compare(Operation::barrier, std::span<const BroadcastItem>(), info);
     inner_->barrier(info, stream);
+  }
+
+  [[nodiscard]] std::unique_ptr<SharedBlock> share_block(std::size_t bytes,
+                                                         const CallInfo& info) override {
+    compare(Operation::split, std::span<const BroadcastItem>(), info);
+    return inner_->share_block(bytes, info);
   }
 
   /// The parts are checked, too.

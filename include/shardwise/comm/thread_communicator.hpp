@@ -17,6 +17,7 @@
 #include "peer_failure.hpp"
 #include "thread_family.hpp"
 #include "thread_group.hpp"
+#include "thread_shared_block.hpp"
 #include "thread_transfer.hpp"
 
 namespace shardwise::inline v0_1 {
@@ -40,9 +41,13 @@ class ThreadCommunicator final : public HostCommunicator<ThreadCommunicator> {
   [[nodiscard]] int rank() const noexcept override { return static_cast<int>(rank_); }
   [[nodiscard]] int size() const noexcept override { return static_cast<int>(group_->size()); }
   [[nodiscard]] std::string_view backend() const noexcept override { return "thread"; }
-  [[nodiscard]] bool shares_addresses() const noexcept override { return true; }
   [[nodiscard]] std::size_t landing_bytes(const ReduceItem&, bool) const noexcept override {
     return 0;
+  }
+
+  [[nodiscard]] std::unique_ptr<SharedBlock> share_block(std::size_t bytes,
+                                                         const CallInfo& info) override {
+    return std::make_unique<ThreadSharedBlock>(*this, bytes, info);
   }
 
   [[nodiscard]] std::unique_ptr<Communicator> split(int color, int key,
