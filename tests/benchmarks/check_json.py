@@ -67,6 +67,9 @@ def check_collectives(row, run):
     yield low / 5 < row["limit_ratio"] < high * 5, "limit_ratio is not limit / time"
     if run["backend"] == "mpi":
         yield is_of(row.get("mpi_us"), TIMED) and is_of(row.get("mpi_ratio"), TIMED), "no time of the MPI call"
+    if run["backend"] == "cuda":
+        yield is_of(row.get("nccl_us"), TIMED) and is_of(row.get("nccl_ratio"), TIMED), "no time of the NCCL call"
+        yield run["emulated"] == run["device"].startswith("EMULATED"), "does not say that it is emulated"
 
 
 def check_optimizer(row, _):
