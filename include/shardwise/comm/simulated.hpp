@@ -23,6 +23,8 @@ namespace shardwise::inline v0_1 {
 struct SimulatedBackend {
   /// NCCL's landing buffers, for this order; none: threads, which need none.
   std::optional<NcclOrder> nccl = std::nullopt;
+  /// Those of this communicator's backend, in whatever world; borrowed. Null: as above.
+  const Communicator* like = nullptr;
 };
 
 /// One representative rank of a world of any size, in which all ranks do the same at the same time:
@@ -47,6 +49,7 @@ class SimulatedCommunicator final : public Communicator, public RegularParts {
   }
   [[nodiscard]] std::size_t landing_bytes(const ReduceItem& item,
                                           bool scatter) const noexcept override {
+    if (backend_.like != nullptr) return backend_.like->landing_bytes_among(world_, item, scatter);
     if (!backend_.nccl) return 0;
     return detail::nccl::landing_bytes(item, scatter, ranks(), *backend_.nccl);
   }
