@@ -47,6 +47,8 @@ class SimulatedCommunicator final : public Communicator, public RegularParts {
   [[nodiscard]] bool accepts(MemoryKind memory) const noexcept override {
     return memory == MemoryKind::simulated;
   }
+  /// As threads do: a plan asks for it where they are meant.
+  [[nodiscard]] bool shares_addresses() const noexcept override { return true; }
   [[nodiscard]] std::size_t landing_bytes(const ReduceItem& item,
                                           bool scatter) const noexcept override {
     if (backend_.like != nullptr) return backend_.like->landing_bytes_among(world_, item, scatter);

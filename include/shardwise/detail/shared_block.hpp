@@ -10,10 +10,21 @@
 
 #include "../comm/communicator.hpp"
 #include "../core/dtype.hpp"
-#include "../device/host.hpp"
 #include "../memory.hpp"
 
 namespace shardwise::inline v0_1::detail {
+
+/// Where what ranks share comes from.
+struct BlockMemory {
+  void* (*allocate)(std::size_t bytes);
+  void (*deallocate)(void* memory, std::size_t bytes) noexcept;
+  bool alone;  ///< one simulated rank stands for all: there is one object
+
+  template <class Device>
+  [[nodiscard]] static constexpr BlockMemory of() noexcept {
+    return {&Device::allocate, &Device::deallocate, Device::memory == MemoryKind::simulated};
+  }
+};
 
 /// One allocation that all ranks of a communicator see at one address; freed when the last rank's
 /// object goes, so that a rank that fails takes nothing from those that still read. Move-only.
@@ -21,11 +32,12 @@ class SharedBlock {
  public:
   SharedBlock() = default;
   /// `bytes` of uninitialised memory. All ranks call together; they share addresses.
-  SharedBlock(Communicator& comm, std::size_t bytes, const CallInfo& info) {
+  SharedBlock(Communicator& comm, std::size_t bytes, const BlockMemory& memory,
+              const CallInfo& info) {
     Common* made = nullptr;
     if (comm.rank() == 0) {
       try {
-        made = new Common(bytes, comm.size());
+        made = new Common(memory, bytes, memory.alone ? 1 : comm.size());
       } catch (const std::bad_alloc&) {
         comm.abort("there is no memory for what the ranks share");
         throw;
@@ -59,12 +71,13 @@ class SharedBlock {
 
  private:
   struct Common {
-    Common(std::size_t size, int ranks)
-        : data(HostDevice::allocate(size)), bytes(size), owners(ranks) {}
+    Common(const BlockMemory& of, std::size_t size, int ranks)
+        : memory(of), data(of.allocate(size)), bytes(size), owners(ranks) {}
     Common(const Common&) = delete;
     Common& operator=(const Common&) = delete;
-    ~Common() { HostDevice::deallocate(data, bytes); }
+    ~Common() { memory.deallocate(data, bytes); }
 
+    BlockMemory memory;
     void* data;
     std::size_t bytes;
     std::atomic<int> owners;
@@ -76,6 +89,7 @@ class SharedBlock {
 /// Slots that the ranks of a communicator share: each rank's ledger has its part of them.
 class SharedSlotMemory final : public SlotMemory {
  public:
+  explicit SharedSlotMemory(const BlockMemory& memory) noexcept : memory_(memory) {}
   /// Before anything is allocated; `comm` outlives this.
   void join(Communicator& comm, std::chrono::nanoseconds timeout) noexcept {
     comm_ = &comm;
@@ -85,7 +99,7 @@ class SharedSlotMemory final : public SlotMemory {
 
   [[nodiscard]] void* allocate(std::size_t bytes) override {
     blocks_.reserve(blocks_.size() + 1);
-    SharedBlock block(*comm_, bytes, {"shared slot", timeout_, std::uint64_t{bytes}});
+    SharedBlock block(*comm_, bytes, memory_, {"shared slot", timeout_, std::uint64_t{bytes}});
     blocks_.push_back(std::move(block));
     return blocks_.back().data();
   }
@@ -97,6 +111,7 @@ class SharedSlotMemory final : public SlotMemory {
   }
 
  private:
+  BlockMemory memory_;
   Communicator* comm_ = nullptr;
   std::chrono::nanoseconds timeout_{};
   std::vector<SharedBlock> blocks_;

@@ -30,7 +30,8 @@ class SharedGathers {
  public:
   using Parameter = FlatParameter<Device>;
 
-  explicit SharedGathers(Engine<Device>& engine) : engine_(engine) {}
+  explicit SharedGathers(Engine<Device>& engine)
+      : engine_(engine), memory_(BlockMemory::of<Device>()) {}
 
   /// Where the slots of casts come from.
   [[nodiscard]] SharedSlotMemory& memory() noexcept { return memory_; }
@@ -39,7 +40,8 @@ class SharedGathers {
   /// it.
   void join(Parameter& parameter) {
     Communicator& ranks = *parameter.group->within;
-    if (Device::memory != MemoryKind::host || !ranks.shares_addresses()) {
+    const bool on_device = Device::memory == MemoryKind::cuda;
+    if (on_device || !ranks.shares_addresses()) {
       raise(
           "parameter '{}': residency shared is for ranks that are threads of one process and "
           "compute on the CPU (run_ranks of comm/thread.hpp); these are ranks of the {} "
@@ -57,7 +59,8 @@ class SharedGathers {
     const std::size_t bytes = parameter.layout.padded_size() * size_of(parameter.storage);
     const std::size_t begin = parameter.shard_begin * size_of(parameter.storage);
     if (bytes > 0) {
-      parameter.common = SharedBlock(ranks, bytes, info(parameter, Waits::to_allocate));
+      parameter.common =
+          SharedBlock(ranks, bytes, BlockMemory::of<Device>(), info(parameter, Waits::to_allocate));
       parameter.value =
           Buffer<Device>::within(engine_.ledger, StateKind::parameters,
                                  parameter.common.data() + begin, parameter.storage_bytes());

@@ -4,6 +4,8 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -46,6 +48,22 @@ struct PlanOptions {
   /// CUDA's has them, else pages of the CPU.
   std::size_t granule = 0;
 };
+
+/// Both by kind, one line each, and whether they are the same: for people.
+[[nodiscard]] inline std::string compare_bytes(const Bytes& planned, const Bytes& held) {
+  std::string text = detail::format("{:<16} {:>14} {:>14}\n", "bytes of a rank", "planned", "held");
+  const auto line = [&](std::string_view kind, std::size_t of_plan, std::size_t of_rank) {
+    text += detail::format("{:<16} {:>14} {:>14}\n", kind, of_plan, of_rank);
+  };
+  line("parameters", planned.parameters, held.parameters);
+  line("gradients", planned.gradients, held.gradients);
+  line("optimizer state", planned.optimizer_state, held.optimizer_state);
+  line("slots", planned.slots, held.slots);
+  line("crumbs", planned.crumbs, held.crumbs);
+  line("all", planned.total(), held.total());
+  return text +
+         (planned == held ? "What is held was planned.\n" : "What is held was NOT planned.\n");
+}
 
 namespace detail {
 
