@@ -65,6 +65,10 @@ class CheckedCommunicator final : public Communicator {
                                           bool scatter) const noexcept override {
     return inner_->landing_bytes(item, scatter);
   }
+  [[nodiscard]] std::size_t landing_bytes_among(int ranks, const ReduceItem& item,
+                                                bool scatter) const noexcept override {
+    return inner_->landing_bytes_among(ranks, item, scatter);
+  }
 
   void all_gather(std::span<const GatherItem> items, const CallInfo& info,
                   StreamRef stream) override {

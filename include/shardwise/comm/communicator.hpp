@@ -105,6 +105,11 @@ class Communicator {
   /// reduce_scatter, else of an all_reduce. A function of count, dtype and spec alone.
   [[nodiscard]] virtual std::size_t landing_bytes(const ReduceItem& item,
                                                   bool scatter) const noexcept = 0;
+  /// The same among `ranks` ranks of this backend, for plans of other worlds.
+  [[nodiscard]] virtual std::size_t landing_bytes_among(int /*ranks*/, const ReduceItem& item,
+                                                        bool scatter) const noexcept {
+    return landing_bytes(item, scatter);
+  }
 
   virtual void all_gather(std::span<const GatherItem> items, const CallInfo& info,
                           StreamRef stream) = 0;

@@ -76,8 +76,12 @@ class MpiCommunicator final : public HostCommunicator<MpiCommunicator> {
   [[nodiscard]] std::string_view backend() const noexcept override { return "mpi"; }
   [[nodiscard]] std::size_t landing_bytes(const ReduceItem& item,
                                           bool scatter) const noexcept override {
-    return detail::mpi::landing_bytes(item, scatter, static_cast<std::size_t>(size()),
-                                      chunk_bytes(), options_);
+    return landing_bytes_among(size(), item, scatter);
+  }
+  [[nodiscard]] std::size_t landing_bytes_among(int ranks, const ReduceItem& item,
+                                                bool scatter) const noexcept override {
+    return detail::mpi::landing_bytes(item, scatter, static_cast<std::size_t>(ranks), chunk_bytes(),
+                                      options_);
   }
 
   /// Of ranks that may map one another's memory: on one machine, not in containers of their own.

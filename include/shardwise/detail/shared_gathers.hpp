@@ -39,7 +39,7 @@ class SharedGathers {
   /// it.
   void join(Parameter& parameter) {
     Communicator& ranks = *parameter.group->within;
-    if (Device::memory != MemoryKind::host) refuse(parameter, ranks);
+    if (Device::memory == MemoryKind::cuda) refuse(parameter, ranks);
     if (memory_.ranks() == nullptr) memory_.join(ranks, engine_.options.timeout);
     if (memory_.ranks() != &ranks) {
       raise(
