@@ -119,7 +119,8 @@ struct Strategy {
   /// What reductions carry; none: the gradient lease type. Sums are in fp32 (fp64 for fp64) anyway.
   std::optional<DType> wire = std::nullopt;
 
-  /// Communication runs on a stream of its own beside compute.
+  /// Communication runs on a stream of its own beside compute; on CPUs what is worth it
+  /// (ContextOptions::overlap_from).
   bool overlap = true;
   Accumulation accumulation = Accumulation::reduce;
 
