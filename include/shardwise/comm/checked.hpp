@@ -61,6 +61,9 @@ class CheckedCommunicator final : public Communicator {
   [[nodiscard]] bool accepts(MemoryKind memory) const noexcept override {
     return inner_->accepts(memory);
   }
+  [[nodiscard]] bool shares_addresses() const noexcept override {
+    return inner_->shares_addresses();
+  }
   [[nodiscard]] std::size_t landing_bytes(const ReduceItem& item,
                                           bool scatter) const noexcept override {
     return inner_->landing_bytes(item, scatter);

@@ -29,6 +29,7 @@ class SelfCommunicator final : public Communicator {
   [[nodiscard]] bool accepts(MemoryKind memory) const noexcept override {
     return memory == MemoryKind::host;
   }
+  [[nodiscard]] bool shares_addresses() const noexcept override { return true; }
   [[nodiscard]] std::size_t landing_bytes(const ReduceItem&, bool) const noexcept override {
     return 0;
   }

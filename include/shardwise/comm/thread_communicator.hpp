@@ -41,6 +41,7 @@ class ThreadCommunicator final : public HostCommunicator<ThreadCommunicator> {
   [[nodiscard]] int rank() const noexcept override { return static_cast<int>(rank_); }
   [[nodiscard]] int size() const noexcept override { return static_cast<int>(group_->size()); }
   [[nodiscard]] std::string_view backend() const noexcept override { return "thread"; }
+  [[nodiscard]] bool shares_addresses() const noexcept override { return true; }
   [[nodiscard]] std::size_t landing_bytes(const ReduceItem&, bool) const noexcept override {
     return 0;
   }
