@@ -13,8 +13,9 @@ shardwise_add_emulated_library(
 target_include_directories(emulated_cublas PRIVATE ${PROJECT_SOURCE_DIR}/tests/emulation)
 target_link_libraries(emulated_cublas PRIVATE emulated_cudart)
 
-shardwise_add_cuda_test(NAME cuda_gpt SOURCES gpt_model_test.cpp gpt_options_test.cpp gpt_train_test.cpp
-                        LINK cuda_gpt_parts LABELS full TIMEOUT 120 OPTIONS GRANULE_KB=4)
+shardwise_add_cuda_test(NAME cuda_gpt SOURCES gpt_model_test.cpp gpt_options_test.cpp gpt_plan_test.cpp
+                        gpt_train_test.cpp LINK cuda_gpt_parts plan_parts LABELS full TIMEOUT 120
+                        OPTIONS GRANULE_KB=4)
 add_dependencies(test_cuda_cuda_gpt emulated_cublas)
 
 add_test(NAME "emulated example: cuda_gpt in threads, in processes and without a device"

@@ -72,7 +72,8 @@ endif()
 
 # What a plan says without a device against what ranks on devices hold; files straight into and out of a
 # device's shards; saves from its memory.
-shardwise_add_cuda_test(NAME plan SOURCES ${suite}/plan/memory_test.cpp KERNELS host LABELS full)
+shardwise_add_cuda_test(NAME plan SOURCES ${suite}/plan/memory_test.cpp ${suite}/plan/registered_model_test.cpp
+                        KERNELS host LABELS full OPTIONS GRANULE_KB=16)
 shardwise_add_cuda_test(NAME hugging_face SOURCES ${suite}/checkpoint/hugging_face_test.cpp KERNELS host
                         LINK shardwise::checkpoint LABELS full)
 shardwise_add_cuda_test(NAME checkpoint SOURCES ${suite}/checkpoint/device_test.cpp KERNELS host
