@@ -54,16 +54,23 @@ TEST_CASE("every collective equals the reference, inline and on a worker's strea
   }
 }
 
-TEST_CASE("every collective equals the reference where its results go past the caches") {
+TEST_CASE(
+    "every collective equals the reference where its results go past the caches, or are given") {
+  const ThreadOptions streams{.cache_bytes = 1};
+  const ThreadOptions gives{.core_cache_bytes = 1};
+  const ThreadOptions both{.cache_bytes = 1, .core_cache_bytes = 1};
   for (const int world : worlds) {
-    std::vector<CollectiveCase> cases = all_collective_cases(world);
-    std::size_t index = 0;
-    std::erase_if(cases, [&](const CollectiveCase&) { return index++ % (sanitized ? 7 : 3) != 0; });
-    const std::vector<Results> all = on_ranks(
-        world, [&](Communicator& comm) { return results_of(comm, cases, false); },
-        ThreadOptions{.cache_bytes = 1});
-    for (int rank = 0; rank < world; ++rank) {
-      check(all[static_cast<std::size_t>(rank)], cases, rank, world);
+    std::size_t kept = 0;
+    for (const ThreadOptions& options : {streams, gives, both}) {
+      std::vector<CollectiveCase> cases = all_collective_cases(world);
+      std::size_t index = kept++;
+      std::erase_if(cases,
+                    [&](const CollectiveCase&) { return index++ % (sanitized ? 7 : 3) != 0; });
+      const std::vector<Results> all = on_ranks(
+          world, [&](Communicator& comm) { return results_of(comm, cases, false); }, options);
+      for (int rank = 0; rank < world; ++rank) {
+        check(all[static_cast<std::size_t>(rank)], cases, rank, world);
+      }
     }
   }
 }

@@ -10,11 +10,13 @@
 
 #include "../core/dtype.hpp"
 #include "../core/error.hpp"
+#include "../device/simulated.hpp"
 #include "../device/simulated_clock.hpp"
 #include "communicator.hpp"
 #include "nccl_landing.hpp"
 #include "nccl_options.hpp"
 #include "regular_parts.hpp"
+#include "shared_block.hpp"
 #include "topology.hpp"
 
 namespace shardwise::inline v0_1 {
@@ -47,8 +49,6 @@ class SimulatedCommunicator final : public Communicator, public RegularParts {
   [[nodiscard]] bool accepts(MemoryKind memory) const noexcept override {
     return memory == MemoryKind::simulated;
   }
-  /// As threads do: a plan asks for it where they are meant.
-  [[nodiscard]] bool shares_addresses() const noexcept override { return true; }
   [[nodiscard]] std::size_t landing_bytes(const ReduceItem& item,
                                           bool scatter) const noexcept override {
     if (backend_.like != nullptr) return backend_.like->landing_bytes_among(world_, item, scatter);
@@ -103,6 +103,12 @@ class SimulatedCommunicator final : public Communicator, public RegularParts {
     run(stream, topology_.scalar(world_));
   }
 
+  /// As ranks do that see one memory: a plan asks for it where they are meant.
+  [[nodiscard]] std::unique_ptr<SharedBlock> share_block(std::size_t bytes,
+                                                         const CallInfo&) override {
+    return std::make_unique<Block>(bytes);
+  }
+
   /// UsageError: who else has this color is not known.
   [[nodiscard]] std::unique_ptr<Communicator> split(int, int, const CallInfo&) override {
     raise("a simulated communicator is not split: make one of the size that you need, or a part()");
@@ -120,6 +126,19 @@ class SimulatedCommunicator final : public Communicator, public RegularParts {
   void check() override {}
 
  private:
+  class Block final : public SharedBlock {
+   public:
+    explicit Block(std::size_t bytes) : data_(SimulatedDevice::allocate(bytes)), bytes_(bytes) {}
+    ~Block() override { SimulatedDevice::deallocate(data_, bytes_); }
+    [[nodiscard]] std::byte* data() const noexcept override {
+      return static_cast<std::byte*>(data_);
+    }
+
+   private:
+    void* data_;
+    std::size_t bytes_;
+  };
+
   [[nodiscard]] std::size_t ranks() const noexcept { return static_cast<std::size_t>(world_); }
   template <class Item>
   [[nodiscard]] static std::size_t part(const Item& item) noexcept {

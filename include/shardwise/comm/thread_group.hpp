@@ -30,10 +30,10 @@ struct ThreadOptions {
   /// every rank has a core, none otherwise.
   int spins = -1;
   /// Results go past the caches where the buffers of all ranks together are larger than this; 0:
-  /// than half of the last cache.
+  /// than the last cache.
   std::size_t cache_bytes = 0;
-  /// Those of all_gather and reduce_scatter do so already where one rank reads and writes more than
-  /// this; 0: than the second cache.
+  /// In an all_gather each rank fills its own buffer, or a part of all buffers where one rank reads
+  /// and writes more than this; 0: than the second cache.
   std::size_t core_cache_bytes = 0;
   /// Where not null, called at each ThreadPoint. For tests: it may delay, nothing else.
   void (*at_point)(void* context, int rank, ThreadPoint point) noexcept = nullptr;
@@ -92,7 +92,7 @@ class ThreadGroup final : public ThreadFamily::Member {
     }
     if (options_.cache_bytes == 0 || options_.core_cache_bytes == 0) {
       const detail::HostCaches caches = detail::HostCaches::of_this_machine();
-      if (options_.cache_bytes == 0) options_.cache_bytes = caches.last / 2;
+      if (options_.cache_bytes == 0) options_.cache_bytes = caches.last;
       if (options_.core_cache_bytes == 0) options_.core_cache_bytes = caches.second;
     }
     for (std::size_t r = 0; r < size(); ++r) {

@@ -41,9 +41,10 @@ class ThreadTransfer {
 
   void move(Operation, int, std::span<const GatherItem> items) noexcept {
     // What is gathered, and every rank's copy of it.
-    choose_stores(items, group_.size() * (group_.size() + 1), true);
+    const std::size_t touched = choose_stores(items, group_.size() * (group_.size() + 1));
+    const bool gives = touched / group_.size() > group_.options().core_cache_bytes;
     for (std::size_t i = 0; i < items.size(); ++i) {
-      if (streaming_) {
+      if (gives) {
         give_part(items[i], i);
       } else {
         take_parts(items[i], i);
@@ -54,7 +55,7 @@ class ThreadTransfer {
 
   void move(Operation operation, int, std::span<const ReduceItem> items) noexcept {
     const bool is_scatter = operation == Operation::reduce_scatter;
-    choose_stores(items, group_.size() * (is_scatter ? group_.size() + 1 : 2), is_scatter);
+    choose_stores(items, group_.size() * (is_scatter ? group_.size() + 1 : 2));
     for (std::size_t i = 0; i < items.size(); ++i) {
       for (std::size_t r = 0; r < group_.size(); ++r) {
         weights_[r] = peer_item<ReduceItem>(r, i).spec.weight;
@@ -71,7 +72,7 @@ class ThreadTransfer {
 
   void move(Operation, int root, std::span<const BroadcastItem> items) noexcept {
     if (root < 0) return;
-    choose_stores(items, group_.size(), false);
+    choose_stores(items, group_.size());
     const auto owner = static_cast<std::size_t>(root);
     for (std::size_t i = 0; i < items.size(); ++i) {
       const std::size_t bytes = items[i].count * size_of(items[i].dtype);
@@ -85,7 +86,7 @@ class ThreadTransfer {
   }
 
   void move(Operation, int, std::span<const ExchangeItem> items) noexcept {
-    choose_stores(items, 2 * group_.size() * group_.size(), false);
+    choose_stores(items, 2 * group_.size() * group_.size());
     for (std::size_t i = 0; i < items.size(); ++i) {
       const std::size_t part = items[i].count * size_of(items[i].dtype);
       for_peers([&](std::size_t peer) {
@@ -185,14 +186,15 @@ class ThreadTransfer {
     if (streaming_) detail::end_streaming();
   }
 
-  // Within the caches each rank copies what it will read: it lands in its own core's.
+  // Within a core's own cache each rank copies what it will read: it lands there.
   void take_parts(const GatherItem& item, std::size_t index) const noexcept {
     for_peers([&](std::size_t peer) {
       detail::fill_part(item, peer_item<GatherItem>(peer, index), peer * item.count, copier());
     });
   }
 
-  // Past the caches each rank reads its own part once and writes it into all buffers.
+  // What such a cache does not hold each rank reads once, its own part, and writes into all
+  // buffers.
   void give_part(const GatherItem& item, std::size_t index) const noexcept {
     const std::size_t begin = rank_ * item.count;
     for_ranges(begin, begin + item.count, near_bytes / size_of(item.dtype),
@@ -267,14 +269,13 @@ class ThreadTransfer {
   }
 
   // Past the caches where these would not hold what all ranks together read and write, `counts`
-  // times each item's count; `own`: where a core's own would not hold its rank's share, so that a
-  // store through it fetches first what it replaces.
+  // times each item's count. Returns how many bytes that is.
   template <class Item>
-  void choose_stores(std::span<const Item> items, std::size_t counts, bool own) noexcept {
+  std::size_t choose_stores(std::span<const Item> items, std::size_t counts) noexcept {
     std::size_t touched = 0;
     for (const Item& item : items) touched += item.count * size_of(item.dtype) * counts;
-    streaming_ = touched > group_.options().cache_bytes ||
-                 (own && touched / group_.size() > group_.options().core_cache_bytes);
+    streaming_ = touched > group_.options().cache_bytes;
+    return touched;
   }
 
   // Where rank's part of an all_reduce begins: parts of whole cache lines.
