@@ -275,15 +275,16 @@ class TouchedMemory {
   std::size_t at_ = 0;
 };
 
-/// From the call of a collective, on a stream with a thread of its own, until the host has its
-/// result.
+/// From the call of a collective, in the caller or, from `overlap_from` bytes on, on a stream with
+/// a thread of its own, until the host has its result.
 shardwise::MeasuredCollectives measure_collectives(Bench& bench, std::size_t largest,
-                                                   std::size_t total) {
+                                                   std::size_t total, std::size_t overlap_from) {
   Communicator& comm = bench.comm();
   const auto world = static_cast<std::size_t>(comm.size());
   const auto ring = static_cast<double>(world - 1) / static_cast<double>(world);
   shardwise::MeasuredCollectives measured;
-  HostStream stream(HostStream::Mode::worker);
+  HostStream beside(HostStream::Mode::worker);
+  HostStream in_caller;
   std::vector<std::pair<double, double>> gather, scatter, reduce;
   const std::size_t top = (std::max<std::size_t>(largest, 4096) + world - 1) / world * world;
   TouchedMemory memory(total, top);
@@ -291,6 +292,7 @@ shardwise::MeasuredCollectives measure_collectives(Bench& bench, std::size_t lar
     const std::size_t part = std::max<std::size_t>(top / divisor / world, 16);
     const std::size_t whole = part * world;
     const double bytes = static_cast<double>(whole * sizeof(float)) * ring;
+    HostStream& stream = whole * sizeof(float) < overlap_from ? in_caller : beside;
     const auto time = [&](const auto& issue) {
       return bench.time_after([&] { memory.touch(whole); },
                               [&] {
@@ -382,6 +384,7 @@ shardwise::Hardware calibrate(const train_gpt::Options& options, double effort) 
   hardware.memory = static_cast<std::size_t>(sysconf(_SC_PHYS_PAGES)) *
                     static_cast<std::size_t>(sysconf(_SC_PAGESIZE)) / options.ranks;
   hardware.processor.inline_compute = true;
+  if (!in_processes) hardware.processor.overlap_from = HostDevice::overlap_from(options.ranks);
   hardware.topology.devices_per_node = static_cast<int>(options.ranks);
   const auto on_rank = [&](Communicator& comm) {
     Bench bench(comm, effort);
@@ -392,7 +395,8 @@ shardwise::Hardware calibrate(const train_gpt::Options& options, double effort) 
     mine.element_bandwidth = element_rate(bench, tokens, options.width);
     measure_library(bench, total, options.ranks, mine.processor);
     if (options.ranks > 1) {
-      mine.topology.measured = measure_collectives(bench, largest, total);
+      mine.topology.measured =
+          measure_collectives(bench, largest, total, mine.processor.overlap_from);
       mine.processor.communication_share = measure_share(bench, tokens, options.width, largest);
       mine.topology.node = mine.topology.measured->all_gather;
     }
