@@ -23,7 +23,6 @@ class WaitPoint {
    public:
     explicit Patience(int most = 0) noexcept : most_(most), now_(most) {}
     [[nodiscard]] int spins() const noexcept { return now_; }
-    [[nodiscard]] bool has_core() const noexcept { return most_ > 0; }
     void learn(bool in_vain) noexcept {
       now_ = in_vain ? now_ / 4 : std::min(most_, 2 * now_ + most_ / 64);
     }
@@ -45,12 +44,12 @@ class WaitPoint {
       }
       relax();
     }
-    // A core that nobody else wants comes back at once. Whoever has one looks for longer than a
-    // sleeper takes to wake: else two that wake each other in turns never meet awake again.
+    // A core that nobody else wants comes back at once. Looking lasts longer than a sleeper takes to
+    // wake: else two that wake each other in turns never meet awake again.
     constexpr std::chrono::microseconds soon(10);
     constexpr std::chrono::microseconds wake(50);
     const Clock::time_point begin = Clock::now();
-    for (int i = 0; i < yields || (patience.has_core() && Clock::now() - begin < wake); ++i) {
+    for (int i = 0; i < yields || Clock::now() - begin < wake; ++i) {
       if (ready()) {
         patience.learn(Clock::now() - begin > soon);
         return true;

@@ -88,30 +88,36 @@ template <class T>
   return std::min(count, bytes % sizeof(T) == 0 ? bytes / sizeof(T) : count);
 }
 
+/// Whole vectors alone; how many elements. Streamed results begin a line.
+template <class In, class Out>
+[[nodiscard]] inline std::size_t finish_wide(const Inputs<In>& in, Out* out, std::size_t count,
+                                             const ReduceSpec& spec, bool streaming,
+                                             Vectors vectors) noexcept {
+  const auto scale = static_cast<float>(spec.scale);
+  return run_wide(vectors, count, [&]<class Wide>(std::size_t whole) {
+    if (streaming && !spec.accumulate) {
+      Wide::template finish<true>(in, out, whole, scale, false);
+    } else {
+      Wide::template finish<false>(in, out, whole, scale, spec.accumulate);
+    }
+  });
+}
+
 /// By `vectors` as far as whole ones go, which begin lines.
 template <class Sum, class In, class Out>
 inline void finish(const In* a, const In* b, Out* out, std::size_t count, const ReduceSpec& spec,
                    bool streaming, Vectors vectors) noexcept {
   std::size_t done = 0;
   if constexpr (WideElement<In> && WideElement<Out>) {
-    const auto from = [&](std::size_t at) { return b == nullptr ? nullptr : b + at; };
     if (vectors != Vectors::baseline) {
       done = before_line(out, count);
       finish_octets<Sum>(a, b, out, done, spec, false);
-      const auto scale = static_cast<float>(spec.scale);
-      done += run_wide(vectors, count - done, [&, first = done]<class Wide>(std::size_t whole) {
-        if (streaming && !spec.accumulate) {
-          Wide::template finish<true>(a + first, from(first), out + first, whole, scale, false);
-        } else {
-          Wide::template finish<false>(a + first, from(first), out + first, whole, scale,
-                                       spec.accumulate);
-        }
-      });
-      a += done;
-      b = from(done);
+      done += finish_wide(Inputs<In>{a, b}.from(done), out + done, count - done, spec, streaming,
+                          vectors);
     }
   }
-  finish_octets<Sum>(a, b, out + done, count - done, spec, streaming);
+  const In* const other = b == nullptr ? nullptr : b + done;
+  finish_octets<Sum>(a + done, other, out + done, count - done, spec, streaming);
 }
 
 }  // namespace shardwise::inline v0_1::detail

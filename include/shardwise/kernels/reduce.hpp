@@ -131,9 +131,12 @@ class HostReduction {
   void run(std::size_t count, std::byte* out, bool streaming) const noexcept {
     if (!finish_inputs(count, out, streaming)) {
       const std::size_t size = size_of(spec_.output);
+      const std::size_t done = finish_four(count, out, streaming);
       // Results begin a line in all chunks but the first.
-      std::size_t length = reduce_chunk - reinterpret_cast<std::uintptr_t>(out) % cache_line / size;
-      for (std::size_t first = 0; first < count; first += std::exchange(length, reduce_chunk)) {
+      std::byte* const rest = out + done * size;
+      std::size_t length =
+          reduce_chunk - reinterpret_cast<std::uintptr_t>(rest) % cache_line / size;
+      for (std::size_t first = done; first < count; first += std::exchange(length, reduce_chunk)) {
         length = std::min(length, count - first);
         chunk(first, length, out + first * size, streaming);
       }
@@ -173,6 +176,27 @@ class HostReduction {
         if constexpr (std::same_as<Out, In> || std::same_as<Out, Sum>) {
           finish<Sum>(input(0), other, static_cast<Out*>(out), count, spec_, streaming, vectors_);
           done = true;
+        }
+      });
+    }
+    return done;
+  }
+
+  // Likewise three or four, by wide vectors as far as these go; how many elements.
+  [[nodiscard]] std::size_t finish_four(std::size_t count, void* out,
+                                        bool streaming) const noexcept {
+    std::size_t done = 0;
+    if constexpr (WideElement<In>) {
+      const bool four = ranks_ == 4;
+      if (!(four || ranks_ == 3) || weights_ != nullptr || vectors_ == Vectors::baseline) return 0;
+      const Inputs<In> inputs{input(0), input(1), input(2), four ? input(3) : nullptr};
+      dispatch_floating(spec_.output, [&]<class Out>() {
+        if constexpr (std::same_as<Out, In> || std::same_as<Out, Sum>) {
+          auto* const results = static_cast<Out*>(out);
+          const std::size_t head = before_line(results, std::min(count, reduce_chunk));
+          if (head > 0) chunk(0, head, results, false);
+          done = head + finish_wide(inputs.from(head), results + head, count - head, spec_,
+                                    streaming, vectors_);
         }
       });
     }

@@ -23,6 +23,21 @@ concept WideElement = std::same_as<T, float> || std::same_as<T, bf16> || std::sa
 /// All kinds have a number of lanes that divides this.
 inline constexpr std::size_t most_lanes = 16;
 
+/// What up to four ranks contribute; null where there are fewer.
+template <class T>
+struct Inputs {
+  const T* a;
+  const T* b = nullptr;
+  const T* c = nullptr;
+  const T* d = nullptr;
+
+  /// From element `first` on.
+  [[nodiscard]] Inputs from(std::size_t first) const noexcept {
+    const auto at = [&](const T* input) { return input == nullptr ? nullptr : input + first; };
+    return {at(a), at(b), at(c), at(d)};
+  }
+};
+
 /// `Count` elements in one register.
 template <class T, std::size_t Count>
 using Register [[gnu::vector_size(Count * sizeof(T))]] = T;
