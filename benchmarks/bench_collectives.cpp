@@ -6,12 +6,22 @@
 // limit_ratio, limit / time, is the median over samples in which both take turns. Results are
 // checked. Over MPI the MPI call that a program would make otherwise takes turns with ours.
 
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
 #include <memory>
 #include <new>
 #include <shardwise/comm/thread.hpp>
+#include <string>
+#include <string_view>
 #include <thread>
 
 #include "collective.hpp"
+#include "collective_cases.hpp"
 #include "program.hpp"
 
 #ifdef BENCH_WITH_MPI
@@ -28,10 +38,7 @@ using shardwise::Communicator;
 struct Options {
   std::string backend = "threads";
   int ranks = 2;
-  std::size_t min = 1024;
-  std::size_t max = std::size_t{256} << 20;
-  std::vector<std::string> ops = op_names;
-  std::vector<std::string> dtypes = dtype_names;
+  CollectiveCases cases;
   bool arena = false;
   bool check = false;
 };
@@ -76,20 +83,12 @@ class Rank {
   }
 
   bool run() {
-    bool good = true;
-    const auto ranks = static_cast<std::size_t>(comm_.size());
-    for (const std::string& name : options_.dtypes) {
-      const shardwise::DType dtype = dtype_named(name);
-      fill({operands_.send, options_.max}, dtype, comm_.rank());
-      for (const std::string& op : options_.ops) {
-        for (const std::size_t size : sizes_between(options_.min, options_.max)) {
-          const std::size_t part =
-              std::max<std::size_t>(1, size / shardwise::size_of(dtype) / ranks);
-          good = measure({op_named(op), dtype, part, ranks}) && good;
-        }
-      }
-    }
-    return good;
+    return options_.cases.for_each(
+        static_cast<std::size_t>(comm_.size()),
+        [&](shardwise::DType dtype) {
+          fill({operands_.send, options_.cases.max}, dtype, comm_.rank());
+        },
+        [&](const Collective& call) { return measure(call); });
   }
 
  private:
@@ -105,19 +104,7 @@ class Rank {
     if (raw) functions.emplace_back([&] { raw_mpi::call(call, operands_); });
     const std::vector<Series> times = in_turns(sampling_, functions);
     const Series& limit = times[1].middle() < times[2].middle() ? times[1] : times[2];
-    const double seconds = times[0].middle();
-    const auto bytes = static_cast<double>(call.bytes());
-    Results::Json row{{"op", call.name()},
-                      {"dtype", shardwise::name_of(call.dtype)},
-                      {"bytes", call.bytes()},
-                      {"time_us", seconds * 1e6},
-                      {"time_us_min", times[0].least() * 1e6},
-                      {"time_us_max", times[0].most() * 1e6},
-                      {"algbw_gbs", bytes / seconds * 1e-9},
-                      {"busbw_gbs", bytes / seconds * 1e-9 * call.bus_factor()},
-                      {"limit_us", limit.middle() * 1e6},
-                      {"limit_ratio", (limit / times[0]).middle()},
-                      {"wrong", errors}};
+    Results::Json row = row_of(call, times[0], limit, errors);
     bool fine = errors == 0;
     if (raw) {
       row["mpi_us"] = times[3].middle() * 1e6;
@@ -175,7 +162,7 @@ bool between_threads(const Options& options, Program& program) {
   std::vector<Operands> all(static_cast<std::size_t>(options.ranks));
   bool good = true;
   shardwise::run_ranks(options.ranks, [&](Communicator& comm) {
-    const Memory memory(options.max);
+    const Memory memory(options.cases.max);
     all[static_cast<std::size_t>(comm.rank())] = memory.operands;
     shardwise::barrier(comm);
     Results others;
@@ -190,11 +177,11 @@ bool between_threads(const Options& options, Program& program) {
 
 bool over_mpi(const Options& options, Program& program) {
   bool good = true;
-  raw_mpi::run(options.arena ? Memory::size(options.max) : 0,
+  raw_mpi::run(options.arena ? Memory::size(options.cases.max) : 0,
                [&](Communicator& comm, std::byte* shared) {
                  program.results.describe("ranks", comm.size());
                  if (comm.rank() != 0) program.results.silence();
-                 const Memory memory(options.max, shared);
+                 const Memory memory(options.cases.max, shared);
                  good = Rank(comm, options, program.sampling, program.results, memory.operands,
                              {&memory.operands, 1})
                             .run();
@@ -202,23 +189,46 @@ bool over_mpi(const Options& options, Program& program) {
   return good;
 }
 
+/// Whether the command line says `--backend cuda`.
+bool wants_cuda(int count, char** arguments) {
+  for (int i = 1; i < count; ++i) {
+    const std::string_view word = arguments[i];
+    if (word == "--backend=cuda") return true;
+    if (word == "--backend" && i + 1 < count) return arguments[i + 1] == std::string_view("cuda");
+  }
+  return false;
+}
+
+/// Devices have a program beside this one, of the same options, so that nobody else needs CUDA's
+/// libraries. Returns where it is not there.
+int become_cuda_program(char** arguments) {
+  const auto beside = std::filesystem::read_symlink("/proc/self/exe").parent_path();
+  const std::string program = beside / "bench_cuda_collectives";
+  execv(program.c_str(), arguments);
+  std::fprintf(
+      stderr,
+      "bench_collectives: --backend cuda: cannot run %s (%s): it is built where CMake finds "
+      "CUDA and NCCL\n",
+      program.c_str(), std::strerror(errno));
+  return EXIT_FAILURE;
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
+  if (wants_cuda(count, arguments)) return become_cuda_program(arguments);
   Options options;
   Program program(
       "bench_collectives",
       "Times shardwise's collectives in the form of nccl-tests, against the memory's limit");
   CLI::App& app = program.options;
-  app.add_option("--backend", options.backend,
-                 "mpi: started by mpirun, which says how many ranks; CUDA devices have "
-                 "bench_cuda_collectives")
-      ->check(CLI::IsMember({"threads", "mpi"}));
+  app.add_option(
+         "--backend", options.backend,
+         "mpi: started by mpirun, which says how many ranks; cuda: by bench_cuda_collectives, "
+         "whose --help lists the options")
+      ->check(CLI::IsMember({"threads", "mpi", "cuda"}));
   app.add_option("--ranks", options.ranks, "of backend threads")->check(CLI::PositiveNumber);
-  program.add_bytes("--min", options.min, "bytes of the whole buffer, as 1KiB");
-  program.add_bytes("--max", options.max, "bytes of the whole buffer, as 256MiB");
-  app.add_option("--op", options.ops)->delimiter(',')->check(CLI::IsMember(options.ops));
-  app.add_option("--dtype", options.dtypes)->delimiter(',')->check(CLI::IsMember(options.dtypes));
+  options.cases.add_to(program);
   app.add_flag("--arena", options.arena, "over MPI: buffers in memory that the ranks share");
   app.add_flag("--check", options.check, "over MPI: fail where ours adds too much to the MPI call");
   return program.run(count, arguments, [&] {

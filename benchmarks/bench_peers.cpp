@@ -3,9 +3,8 @@
 // round by round each measures every size, in its own processes while nobody else runs (ranks of
 // MPI poll, and would take the cores of others). `times_better`: the better peer's time over ours.
 
-#include <stdio.h>
-
 #include <array>
+#include <cstdio>
 #include <map>
 #include <memory>
 #include <shardwise/comm/thread.hpp>

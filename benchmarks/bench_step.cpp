@@ -5,14 +5,20 @@
 //   step_ms        the same by the strategy
 //   overhead_ms    what the step takes more
 //   bytes_moved    the whole buffers of the collectives in a step
-//   copy_limit_ms  what memory takes for these at the least: as many ranks at once which copy what
-//                  the step's gathers copy and add what its reductions add, each by the better of
-//                  stores through the caches and past them
-// All take turns; differences and ratios are of one turn, and their medians are shown.
+//   copy_alone_ms  as many ranks at once which copy what the step's gathers copy and add what its
+//                  reductions add, each by the better of stores through the caches and past them,
+//                  one after the other and without waiting for anybody
+//   copy_limit_ms  what memory takes for these at the least where a step makes them: the same
+//                  between the passes of compute, less compute. Shards come from where the update
+//                  left them, gradients from the cores that wrote them; never below copy_alone_ms
+// All take turns, each after a call that warms up; differences and ratios are of one turn, and
+// their medians are shown.
 
 #include <array>
 #include <cmath>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <shardwise/comm/thread.hpp>
 #include <shardwise/shardwise.hpp>
 
@@ -32,6 +38,7 @@ struct Options {
   std::size_t layers = 4;
   double compute = 100;
   bool overlap = true;
+  std::optional<std::size_t> overlap_from;
   int prefetch = 1;
 };
 
@@ -63,8 +70,9 @@ class Loop {
 /// One rank's layers in the library.
 class Trainer {
  public:
-  Trainer(Communicator& comm, const Strategy& strategy, std::size_t layers, std::size_t elements)
-      : context_(comm, strategy) {
+  Trainer(Communicator& comm, const Strategy& strategy, const ContextOptions& options,
+          std::size_t layers, std::size_t elements)
+      : context_(comm, strategy, options) {
     parameters_.reserve(layers);
     gradients_.reserve(layers);
     states_.reserve(layers);
@@ -115,11 +123,17 @@ class Plain {
     }
   }
 
-  void step(const Loop& loop, double seconds) {
-    for (std::size_t i = 0; i < states_.size(); ++i) loop.run(seconds);
-    for (std::size_t i = states_.size(); i > 0; --i) {
-      std::memset(gradient(i), 0, whole_.size());  // a quarter of its bytes: one layer
-      loop.run(2 * seconds);
+  /// copies(visit, after): what a step copies before and after the compute of this visit.
+  template <class Copies>
+  void step(const Loop& loop, double seconds, const Copies& copies) {
+    const std::size_t layers = states_.size();
+    for (std::size_t visit = 0; visit < 2 * layers; ++visit) {
+      const bool forwards = visit < layers;
+      // a quarter of its bytes: one layer
+      if (!forwards) std::memset(gradient(2 * layers - 1 - visit), 0, whole_.size());
+      copies(visit, false);
+      loop.run(forwards ? seconds : 2 * seconds);
+      copies(visit, true);
     }
     using Step = UpdateOf<AdamW, float, float>;
     for (auto& of : states_) {
@@ -154,42 +168,59 @@ class Plain {
   std::vector<std::vector<float>> states_;
 };
 
-/// The memory work of one rank's collectives, layer by layer, forwards and backwards.
+/// The memory work of one rank's collectives, visit by visit: layers forwards, then backwards.
 class Limit {
  public:
-  Limit(std::size_t rank, std::span<Plain* const> all, std::size_t layers, const Traffic& calls) {
+  Limit(std::size_t rank, std::span<Plain* const> all, std::size_t layers, const Traffic& calls)
+      : gathers_(2 * layers), reductions_(2 * layers) {
     std::uint64_t gathers = calls.all_gather_calls;
-    for (std::uint64_t i = 0; i < 2 * layers; ++i) {
-      const bool forwards = i < layers;
-      const std::size_t layer = forwards ? i : 2 * layers - 1 - i;
-      const auto add = [&](Op op, auto from, auto to) {
+    for (std::size_t visit = 0; visit < 2 * layers; ++visit) {
+      const bool forwards = visit < layers;
+      const std::size_t layer = forwards ? visit : 2 * layers - 1 - visit;
+      const auto work = [&](Op op, auto from, auto to) {
         std::vector<Operands> operands;
         for (Plain* each : all) operands.push_back({(each->*from)(layer), (each->*to)(layer)});
-        work_.emplace_back(Collective{op, DType::f32, all[0]->part, all.size()}, rank, operands);
-        reduces_.push_back(op != Op::all_gather);
+        ++collectives_;
+        return MemoryWork(Collective{op, DType::f32, all[0]->part, all.size()}, rank, operands);
       };
       // Every layer forwards; backwards the first ones, the last in a pass, where some are kept.
       if (gathers > (forwards ? 0 : layer)) {
-        add(Op::all_gather, &Plain::shard, &Plain::weights);
+        gathers_[visit].push_back(work(Op::all_gather, &Plain::shard, &Plain::weights));
         if (forwards) --gathers;
       }
       if (forwards) continue;
+      auto& reductions = reductions_[visit];
       if (calls.reduce_scatter_calls > 0)
-        add(Op::reduce_scatter, &Plain::gradient, &Plain::reduced);
-      if (calls.all_reduce_calls > 0) add(Op::all_reduce, &Plain::gradient, &Plain::weights);
+        reductions.push_back(work(Op::reduce_scatter, &Plain::gradient, &Plain::reduced));
+      if (calls.all_reduce_calls > 0)
+        reductions.push_back(work(Op::all_reduce, &Plain::gradient, &Plain::weights));
     }
   }
 
-  void run(bool streams_gathers, bool streams_reductions) const {
-    for (std::size_t i = 0; i < work_.size(); ++i) {
-      work_[i](reduces_[i] ? streams_reductions : streams_gathers);
+  /// Which of them store past the caches.
+  struct Stores {
+    bool gathers;
+    bool reductions;
+  };
+
+  /// What belongs before the compute of a visit: gathers; or after it: reductions.
+  void run(std::size_t visit, bool after, Stores streams) const {
+    for (const MemoryWork& work : (after ? reductions_ : gathers_)[visit]) {
+      work(after ? streams.reductions : streams.gathers);
     }
   }
-  [[nodiscard]] std::size_t collectives() const { return work_.size(); }
+  void run_all(Stores streams) const {
+    for (std::size_t visit = 0; visit < gathers_.size(); ++visit) {
+      run(visit, false, streams);
+      run(visit, true, streams);
+    }
+  }
+  [[nodiscard]] std::size_t collectives() const { return collectives_; }
 
  private:
-  std::vector<MemoryWork> work_;
-  std::vector<bool> reduces_;
+  std::vector<std::vector<MemoryWork>> gathers_;
+  std::vector<std::vector<MemoryWork>> reductions_;
+  std::size_t collectives_ = 0;
 };
 
 void measure(const Options& options, Program& program, const Strategy& strategy,
@@ -204,7 +235,8 @@ void measure(const Options& options, Program& program, const Strategy& strategy,
     const auto rank = static_cast<std::size_t>(comm.rank());
     Plain plain(ranks, sharded_state, options.layers, elements);
     all[rank] = &plain;
-    Trainer trainer(comm, strategy, options.layers, elements);
+    Trainer trainer(comm, strategy, {.overlap_from = options.overlap_from}, options.layers,
+                    elements);
     trainer.step(loop, 0);
     const Traffic before = trainer.traffic();
     trainer.step(loop, 0);
@@ -216,25 +248,41 @@ void measure(const Options& options, Program& program, const Strategy& strategy,
     Sampling sampling = program.sampling;
     sampling.barrier = [&] { shardwise::barrier(comm); };
     sampling.agree = [&](double here) { return shardwise::max(comm, here); };
-    const std::vector<Series> times = in_turns(
-        sampling, {[&] { trainer.step(loop, seconds); }, [&] { plain.step(loop, seconds); },
-                   [&] { limit.run(false, false); }, [&] { limit.run(false, true); },
-                   [&] { limit.run(true, false); }, [&] { limit.run(true, true); }});
-    const Series& least =
-        *std::min_element(times.begin() + 2, times.end(),
-                          [](const auto& a, const auto& b) { return a.middle() < b.middle(); });
-    const Series overhead = times[0] - times[1];
+    sampling.warms_up = true;
+    std::vector<std::function<void()>> turns{
+        [&] { trainer.step(loop, seconds); },
+        [&] { plain.step(loop, seconds, [](std::size_t, bool) {}); }};
+    for (const Limit::Stores stores : {Limit::Stores{false, false}, Limit::Stores{false, true},
+                                       Limit::Stores{true, false}, Limit::Stores{true, true}}) {
+      turns.emplace_back([&, stores] { limit.run_all(stores); });
+      turns.emplace_back([&, stores] {
+        plain.step(loop, seconds,
+                   [&](std::size_t visit, bool after) { limit.run(visit, after, stores); });
+      });
+    }
+    const std::vector<Series> times = in_turns(sampling, turns);
+    const Series& compute = times[1];
+    Series alone = times[2];
+    Series within = times[3] - compute;
+    for (std::size_t i = 4; i < times.size(); i += 2) {
+      if (times[i].middle() < alone.middle()) alone = times[i];
+      const Series other = times[i + 1] - compute;
+      if (other.middle() < within.middle()) within = other;
+    }
+    const Series least = by_turns(within, alone, [](double a, double b) { return std::max(a, b); });
+    const Series overhead = times[0] - compute;
     if (rank == 0) {
       program.results.add({{"strategy", name},
                            {"ranks", options.ranks},
                            {"layer_bytes", elements * sizeof(float)},
                            {"layers", options.layers},
-                           {"compute_ms", times[1].middle() * 1e3},
+                           {"compute_ms", compute.middle() * 1e3},
                            {"step_ms", times[0].middle() * 1e3},
                            {"step_ms_min", times[0].least() * 1e3},
                            {"step_ms_max", times[0].most() * 1e3},
                            {"overhead_ms", overhead.middle() * 1e3},
                            {"bytes_moved", limit.collectives() * elements * sizeof(float)},
+                           {"copy_alone_ms", alone.middle() * 1e3},
                            {"copy_limit_ms", least.middle() * 1e3},
                            {"overhead_ratio", (overhead / least).middle()}});
     }
@@ -260,11 +308,14 @@ int main(int count, char** arguments) {
                  "us of a forward pass for each MiB; twice for backward")
       ->check(CLI::NonNegativeNumber);
   app.add_option("--overlap", options.overlap, "communication runs beside compute");
+  app.add_option("--overlap-from", options.overlap_from,
+                 "bytes from which on it does; else the library chooses");
   app.add_option("--prefetch", options.prefetch, "layers gathered ahead")
       ->check(CLI::NonNegativeNumber);
   return program.run(count, arguments, [&] {
     program.results.describe("compute us/MiB", options.compute);
     program.results.describe("overlap", options.overlap);
+    if (options.overlap_from) program.results.describe("overlap from", *options.overlap_from);
     program.results.describe("prefetch", options.prefetch);
     for (const std::string& name : options.strategies) {
       Strategy strategy = Strategy::parse(name);

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -10,18 +9,12 @@
 #include <vector>
 
 #include "memory_work.hpp"
+#include "op.hpp"
 
 namespace benchmarks {
 
-enum class Op { all_gather, reduce_scatter, all_reduce, broadcast, all_to_all };
-inline const std::vector<std::string> op_names{"all_gather", "reduce_scatter", "all_reduce",
-                                               "broadcast", "all_to_all"};
 inline const std::vector<std::string> dtype_names{"f32", "bf16", "f16", "f64",
                                                   "i64", "i32",  "i8",  "u8"};
-
-[[nodiscard]] inline Op op_named(const std::string& name) {
-  return static_cast<Op>(std::find(op_names.begin(), op_names.end(), name) - op_names.begin());
-}
 
 [[nodiscard]] inline shardwise::DType dtype_named(const std::string& name) {
   auto dtype = shardwise::DType::f64;
@@ -58,24 +51,26 @@ struct Collective {
     return op == Op::broadcast ? 1 : (op == Op::all_reduce ? 2 : 1) * (n - 1) / n;
   }
 
-  void operator()(shardwise::Communicator& comm, const Operands& b) const {
+  /// On a device: in the order of `stream`, with a `landing` where a reduction needs one.
+  void operator()(shardwise::Communicator& comm, const Operands& b,
+                  shardwise::StreamRef stream = {}, void* landing = nullptr) const {
     const shardwise::CallInfo info{.name = "bench"};
     const shardwise::ReduceSpec spec{.output = dtype};
     if (op == Op::all_gather) {
       const shardwise::GatherItem item{b.send, b.recv, part, dtype};
-      comm.all_gather({&item, 1}, info, {});
+      comm.all_gather({&item, 1}, info, stream);
     } else if (op == Op::reduce_scatter) {
-      const shardwise::ReduceItem item{b.send, b.recv, part, dtype, spec};
-      comm.reduce_scatter({&item, 1}, info, {});
+      const shardwise::ReduceItem item{b.send, b.recv, part, dtype, spec, landing};
+      comm.reduce_scatter({&item, 1}, info, stream);
     } else if (op == Op::all_reduce) {
-      const shardwise::ReduceItem item{b.send, b.recv, part * ranks, dtype, spec};
-      comm.all_reduce({&item, 1}, info, {});
+      const shardwise::ReduceItem item{b.send, b.recv, part * ranks, dtype, spec, landing};
+      comm.all_reduce({&item, 1}, info, stream);
     } else if (op == Op::broadcast) {
       const shardwise::BroadcastItem item{comm.rank() == 0 ? b.send : b.recv, part * ranks, dtype};
-      comm.broadcast({&item, 1}, 0, info, {});
+      comm.broadcast({&item, 1}, 0, info, stream);
     } else {
       const shardwise::ExchangeItem item{b.send, b.recv, part, dtype};
-      comm.all_to_all({&item, 1}, info, {});
+      comm.all_to_all({&item, 1}, info, stream);
     }
   }
 
@@ -109,6 +104,21 @@ inline void fill(std::span<std::byte> send, shardwise::DType dtype, int rank) {
   });
 }
 
+/// How many elements of this rank's `result` are wrong, of about 10,000.
+[[nodiscard]] inline std::size_t count_wrong(const Collective& call, std::size_t rank,
+                                             const std::byte* result) {
+  const std::size_t count = call.part * (call.op == Op::reduce_scatter ? 1 : call.ranks);
+  std::size_t errors = 0;
+  shardwise::dispatch(call.dtype, [&]<class T>() {
+    for (std::size_t i = 0; i < count; i += count / 10000 | 1) {
+      T number;
+      std::memcpy(&number, result + i * sizeof(T), sizeof(T));
+      errors += static_cast<float>(number) != static_cast<float>(call.expected(rank, i));
+    }
+  });
+  return errors;
+}
+
 /// Calls once; how many elements of all ranks' results are wrong, of about 10,000 on each.
 [[nodiscard]] inline std::size_t wrong(const Collective& call, shardwise::Communicator& comm,
                                        const Operands& b) {
@@ -117,15 +127,7 @@ inline void fill(std::span<std::byte> send, shardwise::DType dtype, int rank) {
   if (!root)
     std::memset(b.recv, 0xff, call.op == Op::reduce_scatter ? call.part_bytes() : call.bytes());
   call(comm, b);
-  const std::size_t count = call.part * (call.op == Op::reduce_scatter ? 1 : call.ranks);
-  std::size_t errors = 0;
-  shardwise::dispatch(call.dtype, [&]<class T>() {
-    for (std::size_t i = 0; i < count; i += count / 10000 | 1) {
-      T number;
-      std::memcpy(&number, (root ? b.send : b.recv) + i * sizeof(T), sizeof(T));
-      errors += static_cast<float>(number) != static_cast<float>(call.expected(rank, i));
-    }
-  });
+  const std::size_t errors = count_wrong(call, rank, root ? b.send : b.recv);
   return static_cast<std::size_t>(shardwise::sum(comm, static_cast<std::int64_t>(errors)));
 }
 

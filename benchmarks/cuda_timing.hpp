@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdio>
 #include <shardwise/device/cuda.hpp>
+#include <string>
 #include <vector>
 
 /// What the benchmarks on devices share. They exit with `skipped` where there is none.
@@ -17,6 +18,14 @@ inline constexpr const char* emulated_note = ", EMULATED: times are of a model, 
 
 /// Whether the stand-in for the CUDA runtime runs.
 inline bool emulated() { return dlsym(RTLD_DEFAULT, "shardwise_emulation_errors") != nullptr; }
+
+/// What a table is headed by.
+inline std::string device_name() {
+  if (emulated()) return "EMULATED: times are of a model, not of any device";
+  cudaDeviceProp properties;
+  shardwise::cuda_check(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
+  return properties.name;
+}
 
 /// 0, after a line that says so, where there is no device.
 inline int devices_or_skip() {

@@ -7,9 +7,10 @@
 
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <string>
 #include <vector>
+
+#include "mpi_call.hpp"
 
 namespace {
 
@@ -18,27 +19,13 @@ struct Buffers {
   std::vector<float> recv;
 };
 
-void call(const std::string& op, Buffers& b, int part, int ranks) {
-  float* const send = b.send.data();
-  float* const recv = b.recv.data();
-  if (op == "all_gather") {
-    MPI_Allgather(send, part, MPI_FLOAT, recv, part, MPI_FLOAT, MPI_COMM_WORLD);
-  } else if (op == "reduce_scatter") {
-    MPI_Reduce_scatter_block(send, recv, part, MPI_FLOAT, MPI_SUM, MPI_COMM_WORLD);
-  } else if (op == "all_reduce") {
-    MPI_Allreduce(send, recv, part * ranks, MPI_FLOAT, MPI_SUM, MPI_COMM_WORLD);
-  } else if (op == "all_to_all") {
-    MPI_Alltoall(send, part, MPI_FLOAT, recv, part, MPI_FLOAT, MPI_COMM_WORLD);
-  } else {
-    MPI_Bcast(send, part * ranks, MPI_FLOAT, 0, MPI_COMM_WORLD);
-  }
-}
-
 /// Seconds that `calls` calls take, from a barrier to a barrier; of the first rank.
-double seconds_of(const std::string& op, Buffers& b, int part, int ranks, long calls) {
+double seconds_of(benchmarks::Op op, Buffers& b, int part, int ranks, long calls) {
   MPI_Barrier(MPI_COMM_WORLD);
   const double begin = MPI_Wtime();
-  for (long i = 0; i < calls; ++i) call(op, b, part, ranks);
+  for (long i = 0; i < calls; ++i) {
+    raw_mpi::call(op, MPI_FLOAT, b.send.data(), b.recv.data(), part, ranks);
+  }
   MPI_Barrier(MPI_COMM_WORLD);
   double took = MPI_Wtime() - begin;
   MPI_Bcast(&took, 1, MPI_DOUBLE, 0, MPI_COMM_WORLD);
@@ -62,16 +49,17 @@ int main(int count, char** arguments) {
   for (std::string ops = arguments[1]; !ops.empty();) {
     const std::string op = ops.substr(0, ops.find(','));
     ops.erase(0, op.size() + 1);
+    const benchmarks::Op which = benchmarks::op_named(op);
     for (std::size_t bytes = min; bytes <= max; bytes *= 2) {
       const int part = static_cast<int>(bytes / 4) / ranks;
-      seconds_of(op, buffers, part, ranks, 1);
+      seconds_of(which, buffers, part, ranks, 1);
       long calls = 1;
-      for (double took; (took = seconds_of(op, buffers, part, ranks, calls)) < seconds / 2;) {
+      for (double took; (took = seconds_of(which, buffers, part, ranks, calls)) < seconds / 2;) {
         calls = 1 + static_cast<long>(static_cast<double>(calls) *
                                       (took < seconds / 10 ? 10 : seconds / took));
       }
       for (int i = 0; i < samples; ++i) {
-        const double took = seconds_of(op, buffers, part, ranks, calls);
+        const double took = seconds_of(which, buffers, part, ranks, calls);
         if (rank == 0) {
           std::printf("%s %zu %.6f\n", op.c_str(),
                       static_cast<std::size_t>(part) * 4 * static_cast<std::size_t>(ranks),

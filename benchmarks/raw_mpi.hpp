@@ -6,6 +6,7 @@
 #include <shardwise/comm/mpi.hpp>
 
 #include "collective.hpp"
+#include "mpi_call.hpp"
 
 /// The MPI calls that a program makes without shardwise.
 namespace raw_mpi {
@@ -30,22 +31,8 @@ inline MPI_Datatype type_of(shardwise::DType dtype) {
 }
 
 inline void call(const benchmarks::Collective& call, const benchmarks::Operands& b) {
-  const MPI_Datatype type = type_of(call.dtype);
-  const auto part = static_cast<int>(call.part);
-  const auto whole = static_cast<int>(call.part * call.ranks);
-  if (call.op == benchmarks::Op::all_gather) {
-    MPI_Allgather(b.send, part, type, b.recv, part, type, MPI_COMM_WORLD);
-  } else if (call.op == benchmarks::Op::reduce_scatter) {
-    MPI_Reduce_scatter_block(b.send, b.recv, part, type, MPI_SUM, MPI_COMM_WORLD);
-  } else if (call.op == benchmarks::Op::all_reduce) {
-    MPI_Allreduce(b.send, b.recv, whole, type, MPI_SUM, MPI_COMM_WORLD);
-  } else if (call.op == benchmarks::Op::broadcast) {
-    int rank = 0;
-    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-    MPI_Bcast(rank == 0 ? b.send : b.recv, whole, type, 0, MPI_COMM_WORLD);
-  } else {
-    MPI_Alltoall(b.send, part, type, b.recv, part, type, MPI_COMM_WORLD);
-  }
+  raw_mpi::call(call.op, type_of(call.dtype), b.send, b.recv, static_cast<int>(call.part),
+                static_cast<int>(call.ranks));
 }
 
 /// f(communicator, memory), with `bytes` bytes of memory that ranks share, or null for 0.

@@ -47,13 +47,17 @@ template <class F>
 struct Sampling {
   int samples = 7;
   double seconds = 0.01;  ///< a sample repeats its call for so long
+  bool warms_up = false;  ///< in turns: a call that is not measured goes before each sample
   std::function<void()> barrier = [] {};
   std::function<double(double)> agree = [](double seconds_here) { return seconds_here; };
+  /// Seconds that so many calls take, where the host's clock is not what counts.
+  std::function<double(const std::function<void()>& f, std::size_t calls)> clock = nullptr;
 };
 
 /// Seconds that `calls` calls take, from a barrier to a barrier.
 [[nodiscard]] inline double seconds_of(const Sampling& how, const std::function<void()>& f,
                                        std::size_t calls) {
+  if (how.clock) return how.clock(f, calls);
   how.barrier();
   const auto begin = std::chrono::steady_clock::now();
   for (std::size_t i = 0; i < calls; ++i) f();
@@ -81,6 +85,7 @@ struct Sampling {
   std::vector<Series> result(functions.size());
   for (int sample = 0; sample < how.samples; ++sample) {
     for (std::size_t i = 0; i < functions.size(); ++i) {
+      if (how.warms_up) functions[i]();
       result[i].values.push_back(seconds_of(how, functions[i], calls[i]) /
                                  static_cast<double>(calls[i]));
     }

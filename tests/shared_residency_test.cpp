@@ -16,6 +16,7 @@
 #include "support/debug_host.hpp"
 #include "support/device.hpp"
 #include "support/ranks.hpp"
+#include "support/sharing.hpp"
 #include "support/toy.hpp"
 
 using namespace shardwise;
@@ -23,31 +24,6 @@ using namespace shardwise::test;
 using Catch::Matchers::ContainsSubstring;
 
 namespace {
-
-Strategy shared(Strategy strategy) {
-  strategy.residency = Residency::shared;
-  return strategy;
-}
-
-std::vector<Strategy> sharing_strategies() {
-  Strategy gathered_at_once = Strategy::zero3();
-  gathered_at_once.bucket_bytes = 6000;
-  gathered_at_once.prefetch = 2;
-  Strategy persistent = Strategy::zero3();
-  persistent.persistence_threshold = 70;
-  persistent.prefetch = 0;
-  Strategy whole_gradients = Strategy::zero3();
-  whole_gradients.gradients = Placement::replicated;
-  return {Strategy::zero1(), Strategy::zero2(), Strategy::zero3(), Strategy::zero3_no_reshard(),
-          gathered_at_once,  persistent,        whole_gradients};
-}
-
-/// Elements that all ranks hold of the toy's parameters together, were each held once.
-std::size_t toy_elements(int world) {
-  std::size_t elements = 0;
-  for (const auto& tensors : toy_layers()) elements += Layout(tensors, world).padded_size();
-  return elements;
-}
 
 // Shared or in slots: the same bits and the same traffic by the formula, and the planned bytes.
 template <FloatingElement L>
@@ -89,36 +65,7 @@ void check_trains_as_slots() {
   }
 }
 
-/// Two layers of a model whose weights say which step wrote them.
-struct Host {
-  Host(Communicator& communicator, const Strategy& strategy, ContextOptions options = {})
-      : context(communicator, strategy, options) {
-    for (const char* name : {"a", "b"}) {
-      parameters.emplace_back(context, std::vector<TensorSpec>{{name, {4099}}});
-      write(parameters.back(), 0);
-    }
-  }
-  static float value(std::size_t element, int step) {
-    return static_cast<float>(step * 8 + static_cast<int>(element % 7));
-  }
-  static void write(Parameter<float>& parameter, int step) {
-    parameter.initialize([&](const auto&, std::size_t element) { return value(element, step); });
-  }
-  template <class L>
-  static std::size_t wrong(Parameter<float>& parameter, int step) {
-    const auto lease = parameter.gather<L>();
-    std::size_t count = 0;
-    for (std::size_t i = 0; i < lease[0].size(); ++i) {
-      if (static_cast<float>(lease[0][i]) != value(i, step)) ++count;
-    }
-    return count;
-  }
-
-  Context<Device> context;
-  std::vector<Parameter<float>> parameters;
-};
-
-/// A host's own backend, which says nothing of addresses.
+/// A host's own backend, which shares no memory.
 class SilentRank final : public Communicator {
  public:
   explicit SilentRank(Communicator& inner) : inner_(inner) {}
@@ -225,7 +172,7 @@ TEST_CASE("a lease of the storage type is the storage of all ranks, and moves no
       Bytes held;
     };
     const auto seen = on_ranks(world, [&](Communicator& communicator) {
-      Host host(communicator, shared(Strategy::zero3()));
+      SharedLayers host(communicator, shared(Strategy::zero3()));
       const auto lease = host.parameters[0].gather();
       const Statistics& statistics = host.context.statistics();
       return Seen{lease.data(),
@@ -261,7 +208,7 @@ TEST_CASE("a lease of another type is one copy, of which each rank writes its sh
       Strategy strategy = shared(Strategy::zero3());
       strategy.lease = DType::bf16;
       strategy.prefetch = 0;
-      Host host(communicator, strategy);
+      SharedLayers host(communicator, strategy);
       Seen result{};
       {
         const auto lease = host.parameters[0].gather<bf16>();
@@ -270,8 +217,9 @@ TEST_CASE("a lease of another type is one copy, of which each rank writes its sh
                   host.context.plan()};
       }
       for (int step = 0; step < 4; ++step) {
-        for (auto& parameter : host.parameters) result.wrong += Host::wrong<bf16>(parameter, step);
-        for (auto& parameter : host.parameters) Host::write(parameter, step + 1);
+        for (auto& parameter : host.parameters)
+          result.wrong += SharedLayers::wrong<bf16>(parameter, step);
+        for (auto& parameter : host.parameters) SharedLayers::write(parameter, step + 1);
       }
       return result;
     });
@@ -293,17 +241,17 @@ TEST_CASE("shared values are those of the last write, whatever waits between") {
       const auto wrong = on_ranks(world, [&](Communicator& communicator) {
         Strategy strategy = shared(Strategy::zero3());
         strategy.overlap = overlap;
-        Host host(communicator, strategy);
+        SharedLayers host(communicator, strategy);
         std::size_t count = 0;
         for (int step = 0; step < 60; ++step) {
           // Prefetches, scalars and barriers come and go; leases of both are open at times.
           if (step % 3 == 1) host.parameters[1].prefetch();
-          count += Host::wrong<float>(host.parameters[0], step);
+          count += SharedLayers::wrong<float>(host.parameters[0], step);
           if (step % 4 == 1) static_cast<void>(host.context.mean(1));
-          count += Host::wrong<float>(host.parameters[1], step);
-          count += Host::wrong<float>(host.parameters[0], step);
+          count += SharedLayers::wrong<float>(host.parameters[1], step);
+          count += SharedLayers::wrong<float>(host.parameters[0], step);
           if (step % 5 == 1) host.context.barrier();
-          for (auto& parameter : host.parameters) Host::write(parameter, step + 1);
+          for (auto& parameter : host.parameters) SharedLayers::write(parameter, step + 1);
           if (step % 4 == 2) static_cast<void>(host.context.any(false));
         }
         return count;
@@ -398,7 +346,7 @@ TEST_CASE("a communicator that does not say that its ranks share addresses is re
     for (Communicator* comm :
          {static_cast<Communicator*>(&silent), static_cast<Communicator*>(&checked)}) {
       try {
-        Host host(*comm, shared(Strategy::zero3()));
+        SharedLayers host(*comm, shared(Strategy::zero3()));
         return "nothing";
       } catch (const UsageError& error) {
         if (comm == &checked) return error.what();
@@ -407,7 +355,7 @@ TEST_CASE("a communicator that does not say that its ranks share addresses is re
     return "nothing";
   });
   for (const std::string& error : errors) {
-    CHECK_THAT(error, ContainsSubstring("threads of one process") &&
+    CHECK_THAT(error, ContainsSubstring("ranks on the CPUs of one machine") &&
                           ContainsSubstring("the silent communicator") &&
                           ContainsSubstring("use residency slots"));
   }
@@ -415,7 +363,7 @@ TEST_CASE("a communicator that does not say that its ranks share addresses is re
 
 TEST_CASE("a shared gradient is refused: each rank writes its own") {
   const auto errors = on_ranks(2, [](Communicator& communicator) -> std::string {
-    Host host(communicator, shared(Strategy::zero3()));
+    SharedLayers host(communicator, shared(Strategy::zero3()));
     try {
       Gradient<float> gradient(host.parameters[0], Residency::shared);
     } catch (const UsageError& error) {
@@ -428,22 +376,21 @@ TEST_CASE("a shared gradient is refused: each rank writes its own") {
   }
 }
 
-TEST_CASE("communicators that pass others on say whether their ranks share addresses") {
+TEST_CASE("communicators that pass others on share the memory of their ranks") {
   const auto wrong = on_ranks(3, [](Communicator& communicator) {
     CheckedCommunicator checked(communicator);
-    if (!checked.shares_addresses()) return std::size_t{1};
-    Host host(checked, shared(Strategy::zero3()));
-    return Host::wrong<float>(host.parameters[1], 0);
+    SharedLayers host(checked, shared(Strategy::zero3()));
+    return SharedLayers::wrong<float>(host.parameters[1], 0);
   });
   for (const std::size_t count : wrong) CHECK(count == 0);
 }
 
 TEST_CASE("a write to a shared parameter with a lease open is an error on all ranks") {
   const auto errors = on_ranks(3, [](Communicator& communicator) -> std::string {
-    Host host(communicator, shared(Strategy::zero3()));
+    SharedLayers host(communicator, shared(Strategy::zero3()));
     const auto lease = host.parameters[0].gather();
     try {
-      Host::write(host.parameters[0], 1);
+      SharedLayers::write(host.parameters[0], 1);
     } catch (const UsageError& error) {
       return error.what();
     }
@@ -456,7 +403,7 @@ TEST_CASE("a write to a shared parameter with a lease open is an error on all ra
 
 TEST_CASE("ranks that gather other shared parameters are told so in debug mode, by both names") {
   const auto ends = ends_of(3, [](Communicator& communicator) {
-    Host host(communicator, shared(Strategy::zero3()), {.debug = true});
+    SharedLayers host(communicator, shared(Strategy::zero3()), {.debug = true});
     static_cast<void>(host.context.mean(0));  // gathers are free from here on
     const auto lease = host.parameters[communicator.rank() == 1 ? 1 : 0].gather();
   });
@@ -474,14 +421,14 @@ TEST_CASE(
         Strategy strategy = shared(Strategy::zero3());
         strategy.overlap = overlap;
         if (casts) strategy.lease = DType::bf16;
-        Host host(communicator, strategy);
+        SharedLayers host(communicator, strategy);
         const auto step = [&]<class L>(L) {
           for (int i = 0; i < 10; ++i) {
             for (auto& parameter : host.parameters) {
-              if (Host::wrong<L>(parameter, i) > 0) throw std::logic_error("wrong values");
+              if (SharedLayers::wrong<L>(parameter, i) > 0) throw std::logic_error("wrong values");
               if (i == 5 && communicator.rank() == 1) throw std::runtime_error("the disk is full");
             }
-            for (auto& parameter : host.parameters) Host::write(parameter, i + 1);
+            for (auto& parameter : host.parameters) SharedLayers::write(parameter, i + 1);
           }
         };
         casts ? step(bf16{}) : step(float{});
@@ -501,31 +448,32 @@ TEST_CASE("shared parameters come late, go, and are gathered all at once") {
       const auto wrong = on_ranks(world, [&](Communicator& communicator) {
         Strategy strategy = shared(Strategy::zero3());
         if (casts) strategy.lease = DType::bf16;
-        Host host(communicator, strategy);
+        SharedLayers host(communicator, strategy);
         std::size_t count = 0;
         const auto go = [&]<class L>(L) {
-          count += Host::wrong<L>(host.parameters[0], 0);
+          count += SharedLayers::wrong<L>(host.parameters[0], 0);
           Parameter<float> none(host.context, {{"none", {0, 3}}});
           Parameter<float> tiny(host.context, {{"tiny", {1}}});
           {
             Parameter<float> late(host.context, {{"late", {90001}}});
-            Host::write(late, 3);
-            count += Host::wrong<L>(late, 3);
-            count += Host::wrong<L>(host.parameters[1], 0);
-            count += Host::wrong<L>(late, 3);
+            SharedLayers::write(late, 3);
+            count += SharedLayers::wrong<L>(late, 3);
+            count += SharedLayers::wrong<L>(host.parameters[1], 0);
+            count += SharedLayers::wrong<L>(late, 3);
           }
-          Host::write(tiny, 5);
-          Host::write(host.parameters[1], 2);
+          SharedLayers::write(tiny, 5);
+          SharedLayers::write(host.parameters[1], 2);
           {
             const auto all = full_parameters(host.context);
             // One rank alone may gather here, and often.
             for (int i = 0; i < 3 && communicator.rank() == 0; ++i) {
-              count += Host::wrong<L>(tiny, 5) + Host::wrong<L>(none, 0);
-              count += Host::wrong<L>(host.parameters[1], 2);
+              count += SharedLayers::wrong<L>(tiny, 5) + SharedLayers::wrong<L>(none, 0);
+              count += SharedLayers::wrong<L>(host.parameters[1], 2);
             }
           }
-          Host::write(host.parameters[1], 4);
-          count += Host::wrong<L>(host.parameters[1], 4) + Host::wrong<L>(host.parameters[0], 0);
+          SharedLayers::write(host.parameters[1], 4);
+          count += SharedLayers::wrong<L>(host.parameters[1], 4) +
+                   SharedLayers::wrong<L>(host.parameters[0], 0);
         };
         casts ? go(bf16{}) : go(float{});
         if (host.context.held().parameters == 0) ++count;

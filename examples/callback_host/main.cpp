@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdio>
 #include <exception>
+#include <shardwise/plan/memory.hpp>
 
 #include "train.hpp"
 
@@ -39,9 +40,10 @@ int main(int count, char** arguments) try {
   fmt::print(
       "{:.1f} % and {:.1f} % of unseen digits are read right\n"
       "{} parameters, none of which differs by more than {:.1e}\n"
-      "bytes at rest: {} alone, {} on each of {} ranks\n",
+      "bytes at rest: {} alone, {} on each of {} ranks\n{}",
       100 * alone.accuracy, 100 * together.accuracy, alone.parameters.size(), largest,
-      alone.bytes_at_rest, together.bytes_at_rest, options.ranks);
+      alone.bytes.held.total(), together.bytes.held.total(), options.ranks,
+      shardwise::compare_bytes(together.bytes.planned, together.bytes.held));
   return 0;
 } catch (const std::exception& error) {
   fmt::print(stderr, "callback_host: {}\n", error.what());

@@ -54,7 +54,8 @@ Report run(const Options& options) {
   dlib::visit_layer_parameters(net, [&](const dlib::tensor& parameters) {
     report.parameters.insert(report.parameters.end(), parameters.begin(), parameters.end());
   });
-  report.bytes_at_rest = 5 * sizeof(float) * report.parameters.size();  // solvers keep 3
+  const std::size_t bytes = sizeof(float) * report.parameters.size();
+  report.bytes.held = {bytes, bytes, 3 * bytes};  // solvers keep 3
   return report;
 }
 

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdlib>
 #include <shardwise/comm/thread.hpp>
+#include <shardwise/plan/registered_model.hpp>
 #include <shardwise/shardwise.hpp>
 #include <span>
 #include <vector>
@@ -59,7 +60,7 @@ Report run(const Options& options, shardwise::Context<>& context) {
   visit_gathered(net, [&](const dlib::tensor& parameters) {
     report.parameters.insert(report.parameters.end(), parameters.begin(), parameters.end());
   });
-  report.bytes_at_rest = context.held().total();
+  report.bytes = {context.held(), plan_memory(context, context.strategy()).bytes};
   return report;
 }
 

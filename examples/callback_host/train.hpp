@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <shardwise/memory.hpp>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -42,7 +43,10 @@ struct Report {
   std::vector<double> loss;       ///< of each step: mean over the batch, before the update
   double accuracy = 0;            ///< on the unseen digits
   std::vector<float> parameters;  ///< in the end, whole: layer by layer, the last one first
-  std::size_t bytes_at_rest = 0;  ///< of parameters, gradients and what solvers keep
+  struct {
+    shardwise::Bytes held;     ///< of parameters, gradients and what solvers keep
+    shardwise::Bytes planned;  ///< the same by the planner; not without the library
+  } bytes;
 };
 
 /// How much of two lists is equal.

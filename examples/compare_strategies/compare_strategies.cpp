@@ -1,6 +1,6 @@
 // Trains one small GPT with every strategy, on the text and the sizes that it is given, and shows
 // what each costs: memory, traffic, time, next to what the planner says. Takes train_gpt's options;
-// --strategy is what it varies.
+// --strategy is what it varies. Ranks are threads, or the processes that mpirun started.
 #include <fmt/core.h>
 
 #include <CLI/CLI.hpp>
@@ -13,6 +13,7 @@
 #include "../plan/calibration.hpp"
 #include "../plan/hardware_file.hpp"
 #include "../plan/report.hpp"
+#include "../train_gpt/backend.hpp"
 #include "../train_gpt/options.hpp"
 #include "comparison.hpp"
 #include "output.hpp"
@@ -60,6 +61,27 @@ train_gpt::Options parse(int count, char** arguments, Own& own) {
   }
 }
 
+// On every rank that is a process; the first one speaks. The program's exit status.
+int compare(const train_gpt::Options& options, const Own& own) {
+  const bool speaks = options.process == 0;
+  if (own.hardware.empty() && speaks) fmt::print(stderr, "measuring this machine ...\n");
+  const shardwise::Hardware hardware =
+      own.hardware.empty() ? plan::calibrate(options, 0.02) : plan::read_hardware(own.hardware);
+  plan::require_ranks(hardware, options.ranks);
+  compare_strategies::Comparison comparison =
+      compare_strategies::compare(options, hardware, own.rounds);
+  if (own.tune) compare_strategies::tune(comparison, own.rounds);
+  const int status = comparison.same_bits() && comparison.planned_right() ? 0 : 1;
+  if (!speaks) return status;
+  fmt::print("{}", compare_strategies::table(comparison));
+  if (!own.json.empty()) plan::write_file(own.json, compare_strategies::to_json(comparison));
+  if (!own.html.empty()) plan::write_file(own.html, compare_strategies::to_html(comparison));
+  if (!own.write_config.empty()) {
+    plan::write_file(own.write_config, compare_strategies::config_of(comparison));
+  }
+  return status;
+}
+
 }  // namespace
 
 int main(int count, char** arguments) try {
@@ -72,20 +94,16 @@ int main(int count, char** arguments) try {
         "--world-of-one-reference are train_gpt's\n",
         2);
   }
-  if (own.hardware.empty()) fmt::print(stderr, "measuring this machine ...\n");
-  const shardwise::Hardware hardware =
-      own.hardware.empty() ? plan::calibrate(options, 0.02) : plan::read_hardware(own.hardware);
-  plan::require_ranks(hardware, options.ranks);
-  compare_strategies::Comparison comparison =
-      compare_strategies::compare(options, hardware, own.rounds);
-  if (own.tune) compare_strategies::tune(comparison, own.rounds);
-  fmt::print("{}", compare_strategies::table(comparison));
-  if (!own.json.empty()) plan::write_file(own.json, compare_strategies::to_json(comparison));
-  if (!own.html.empty()) plan::write_file(own.html, compare_strategies::to_html(comparison));
-  if (!own.write_config.empty()) {
-    plan::write_file(own.write_config, compare_strategies::config_of(comparison));
+  int status = 0;
+  const auto run = [&](const train_gpt::Options& own_options) {
+    status = compare(own_options, own);
+  };
+  if (options.backend == "mpi") {
+    train_gpt::over_mpi(options, run);
+  } else {
+    run(options);
   }
-  return comparison.same_bits() && comparison.planned_right() ? 0 : 1;
+  return status;
 } catch (const train_gpt::OptionsExit& exit) {
   fmt::print(exit.code() == 0 ? stdout : stderr, "{}", exit.what());
   return exit.code();

@@ -3,6 +3,8 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <array>
+#include <shardwise/comm/collectives.hpp>
 #include <utility>
 
 #include "../plan/options.hpp"
@@ -18,13 +20,26 @@ using train_gpt::Report;
 // Times of one run on a shared machine differ by so much without a cause.
 constexpr double noise = 0.15;
 
+bool speaks(const train_gpt::Options& options) { return !options.quiet && options.process == 0; }
+
 double kib(std::size_t bytes) { return static_cast<double>(bytes) / 1024; }
+
+// Where ranks are processes each has its own times; what follows from them is decided by rank 0's.
+void agree(const train_gpt::Options& options, Report& report) {
+  if (options.communicator == nullptr) return;
+  std::array times{report.step_ms, report.compute_ms, report.wait_ms};
+  shardwise::broadcast(*options.communicator, times, 0, {"times"});
+  report.step_ms = times[0];
+  report.compute_ms = times[1];
+  report.wait_ms = times[2];
+}
 
 void train_once(Trial& trial, train_gpt::Options options) {
   options.strategy = trial.name;
   options.strategy_of_file = trial.strategy;
   options.quiet = true;
   Report report = train_gpt::sharded::train(options);
+  agree(options, report);
   trial.step_ms.push_back(report.step_ms);
   std::vector<double> sorted = trial.step_ms;
   std::sort(sorted.begin(), sorted.end());
@@ -143,7 +158,7 @@ Comparison compare(const train_gpt::Options& options, const shardwise::Hardware&
   }
   for (std::size_t round = 0; round < rounds; ++round) {
     for (Trial& trial : comparison.trials) {
-      if (!options.quiet) fmt::print(stderr, "training with {} ...\n", trial.name);
+      if (speaks(options)) fmt::print(stderr, "training with {} ...\n", trial.name);
       train_once(trial, options);
     }
   }
@@ -168,7 +183,7 @@ void tune(Comparison& comparison, std::size_t rounds) {
       shardwise::Strategy candidate = before;
       set(candidate, value);
       if (candidate == before) continue;
-      if (!options.quiet) fmt::print(stderr, "trying {} = {} ...\n", setting, text(value));
+      if (speaks(options)) fmt::print(stderr, "trying {} = {} ...\n", setting, text(value));
       const Trial trial = try_strategy(options, candidate, comparison.hardware, rounds);
       comparison.tuning.push_back(
           {setting, text(value), trial.measured_ms(), trial.predicted_ms(), false});

@@ -33,12 +33,11 @@ Report train_in_threads(const Options& options) {
   return reports[0];
 }
 
-Report train_in_processes(const Options& options, const shardwise::Launch& launch) {
-  shardwise::Launch place = launch;
-  const std::shared_ptr<shardwise::Rendezvous> rendezvous = shardwise::make_rendezvous(launch);
-  shardwise::find_local_place(place, *rendezvous);
+Report train_as_process(const Options& options, shardwise::Launch launch,
+                        const std::shared_ptr<shardwise::Rendezvous>& rendezvous) {
+  shardwise::find_local_place(launch, *rendezvous);
   // Some launchers show each process its own device alone, which then is device 0.
-  shardwise::cuda_check(cudaSetDevice(place.local_rank % count_devices()), "cudaSetDevice");
+  shardwise::cuda_check(cudaSetDevice(launch.local_rank % count_devices()), "cudaSetDevice");
   shardwise::NcclCommunicator communicator(rendezvous, nccl_options_of(options));
   try {
     return train(options, communicator);
@@ -46,6 +45,10 @@ Report train_in_processes(const Options& options, const shardwise::Launch& launc
     communicator.abort(error.what());  // the others end with this message, and do not wait
     throw;
   }
+}
+
+Report train_over_files(const Options& options, const shardwise::Launch& launch) {
+  return train_as_process(options, launch, shardwise::make_rendezvous(launch));
 }
 
 int count_devices() {

@@ -33,8 +33,9 @@ int main(int count, char** arguments) try {
     return skipped;
   }
   if (launch.rank == 0) fmt::print("runs on {}\n", describe_device());
-  const Report report =
-      in_processes ? train_in_processes(options, launch) : train_in_threads(options);
+  const Report report = !in_processes                     ? train_in_threads(options)
+                        : meets_over_mpi(options, launch) ? train_over_mpi(options, launch)
+                                                          : train_over_files(options, launch);
   if (launch.rank != 0) return 0;
   if (options.sample > 0) fmt::print("sample: {}\n\n", printable(report.sample));
   fmt::print("{}", summary(report));

@@ -32,6 +32,11 @@ Options parse_options(int count, const char* const* arguments, std::size_t proce
   app.add_flag("--in-place", o.in_place,
                "Weights and gradients in one flat allocation each, at addresses that stay")
       ->group("Ranks");
+  app.add_option("--rendezvous", o.rendezvous,
+                 "Where processes meet before NCCL connects them; auto: by MPI under mpirun, else "
+                 "in a directory (SHARDWISE_RENDEZVOUS)")
+      ->check(CLI::IsMember({"auto", "mpi", "files"}))
+      ->group("Ranks");
 
   train_gpt::add_training_options(app, o);
 

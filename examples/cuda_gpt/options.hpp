@@ -1,5 +1,8 @@
 #pragma once
 
+#include <cstddef>
+#include <string>
+
 #include "../train_gpt/options.hpp"
 
 namespace cuda_gpt {
@@ -8,6 +11,9 @@ namespace cuda_gpt {
 struct Options : train_gpt::Options {
   bool fast_reductions = false;  ///< sums over ranks as NCCL takes them: no longer the same bits
   bool in_place = false;         ///< weights and gradients lie in one flat allocation each
+  /// Where processes meet before NCCL connects them: "mpi", "files", or "auto", which is MPI under
+  /// mpirun if this program was built with it.
+  std::string rendezvous = "auto";
 };
 
 /// Reads a command line and validates it; throws train_gpt::OptionsExit. `processes`: how many of

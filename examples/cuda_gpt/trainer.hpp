@@ -1,7 +1,9 @@
 #pragma once
 
+#include <memory>
 #include <shardwise/comm/communicator.hpp>
 #include <shardwise/comm/launch.hpp>
+#include <shardwise/comm/rendezvous.hpp>
 #include <string>
 
 #include "../train_gpt/report.hpp"
@@ -18,8 +20,20 @@ using train_gpt::Report;
 /// largest rank.
 [[nodiscard]] Report train_in_threads(const Options& options);
 
-/// Trains as the process that `launch` says this one is, one of `options.ranks`.
-[[nodiscard]] Report train_in_processes(const Options& options, const shardwise::Launch& launch);
+/// Trains as the process that `launch` says this one is, one of `options.ranks`; they meet at
+/// `rendezvous`.
+[[nodiscard]] Report train_as_process(const Options& options, shardwise::Launch launch,
+                                      const std::shared_ptr<shardwise::Rendezvous>& rendezvous);
+
+/// The same; they meet in a directory that all see.
+[[nodiscard]] Report train_over_files(const Options& options, const shardwise::Launch& launch);
+
+/// The same; MPI carries NCCL's identifier, and one rank's failure to all. An error where this
+/// program was built without MPI, or with another one than the launcher's.
+[[nodiscard]] Report train_over_mpi(const Options& options, const shardwise::Launch& launch);
+
+/// Whether processes meet over MPI.
+[[nodiscard]] bool meets_over_mpi(const Options& options, const shardwise::Launch& launch);
 
 /// How many devices this process sees; 0 also where there is no driver.
 [[nodiscard]] int count_devices();

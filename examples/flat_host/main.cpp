@@ -19,9 +19,12 @@ int main(int count, char** arguments) try {
   const Bytes& bytes = result.bytes;
   std::printf(
       "%zu parameters; each rank holds %zu B of parameters, %zu of gradients, %zu of moments, "
-      "%zu beside\n",
+      "%zu beside%s\n",
       result.parameters.size(), bytes.parameters, bytes.gradients, bytes.optimizer_state,
-      bytes.other);
+      bytes.slots + bytes.crumbs,
+      options.plain             ? ""
+      : bytes == result.planned ? ", as planned"
+                                : ", which was NOT planned");
   std::printf("loss %.6f -> %.6f, parameters %016" PRIx64 "\n", result.loss.front(),
               result.loss.back(), hash_of(result.parameters.data(), result.parameters.size()));
   return 0;

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <optional>
 #include <shardwise/comm/thread.hpp>
+#include <shardwise/plan/registered_model.hpp>
 #include <shardwise/shardwise.hpp>
 #include <utility>
 #include <vector>
@@ -237,8 +238,8 @@ void run(const Options* options, shardwise::Context<>& context, Result* result) 
     result->loss.push_back(context.mean(model.mean_loss));
     if (!options->quiet) std::printf("step %zu  loss %.6f\n", step, result->loss.back());
   }
-  const shardwise::Bytes held = context.held();
-  result->bytes = {held.parameters, held.gradients, held.optimizer_state, held.slots + held.crumbs};
+  result->bytes = context.held();
+  result->planned = shardwise::plan_memory(context, context.strategy()).bytes;
   const auto full = full_parameters(context);
   const float* const p = model.params_memory;
   if (rank == 0) result->parameters.assign(p, p + model.num_parameters);

@@ -1,24 +1,19 @@
 #pragma once
 
-#include <cstddef>
+#include <shardwise/memory.hpp>
 #include <vector>
 
 #include "options.hpp"
 
 namespace flat_host {
 
-// What a rank holds at the end, activations apart.
-struct Bytes {
-  std::size_t parameters = 0;
-  std::size_t gradients = 0;
-  std::size_t optimizer_state = 0;
-  std::size_t other = 0;  // the library's: pages to gather into, crumbs, scalars
-};
+using shardwise::Bytes;
 
 struct Result {
   std::vector<double> loss;       // of each step: mean over the batch, before the update
   std::vector<float> parameters;  // at the end, in the trainer's own order
-  Bytes bytes;
+  Bytes bytes;                    // that a rank holds at the end, activations apart
+  Bytes planned;                  // the same by the planner; not without the library
 };
 
 namespace plain {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <exception>
+#include <shardwise/plan/memory.hpp>
 #include <stdexcept>
 
 #include "options.hpp"
@@ -28,9 +29,10 @@ void train(const Options& options) {
     fmt::print("step {:3}  loss {:.6f}  norm {:.4f}\n", step, report.loss[step],
                report.grad_norm[step]);
   }
-  fmt::print("{} parameters, checksum {}; rank 0 holds {} bytes of state, {} crumbs, {} in slots\n",
-             report.values.size(), checksum(report.values), report.bytes, report.crumbs,
-             report.slots);
+  fmt::print(
+      "{} parameters, checksum {}; rank 0 holds {} bytes of state, its optimizer's included\n",
+      report.values.size(), checksum(report.values), report.bytes);
+  if (!options.plain) fmt::print("{}", shardwise::compare_bytes(report.planned, report.held));
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <shardwise/memory.hpp>
 #include <string>
 #include <vector>
 
@@ -51,8 +52,8 @@ struct Report {
   std::vector<double> grad_norm;  ///< of each step: global, before clipping
   std::vector<float> values;      ///< of all parameters at the end, in the model's order
   std::size_t bytes = 0;          ///< that rank 0 holds of the three states between steps
-  std::size_t crumbs = 0;         ///< that stay of released weights, in pages shared with others
-  std::size_t slots = 0;          ///< that it needs beside them to take a step
+  shardwise::Bytes held;          ///< by the library: shards, slots, crumbs of released weights
+  shardwise::Bytes planned;       ///< the same by the planner
 };
 
 /// Trains in one rank, without the library: the reference.

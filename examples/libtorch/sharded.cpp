@@ -1,6 +1,7 @@
 #include <functional>
 #include <shardwise/adapters/torch.hpp>
 #include <shardwise/comm/thread.hpp>
+#include <shardwise/plan/registered_model.hpp>
 #include <shardwise/shardwise.hpp>
 
 #include "model.hpp"
@@ -35,9 +36,9 @@ Report run(const Options& options, shardwise::Context<>& context) {
     report.loss.push_back(context.mean(loss.item<double>()));
     report.grad_norm.push_back(norm);
   }
-  report.bytes = context.held().parameters + context.held().gradients + bytes_of(optimizer);
-  report.crumbs = context.held().crumbs;
-  report.slots = context.held().slots;
+  report.held = context.held();
+  report.planned = plan_memory(context, context.strategy()).bytes;
+  report.bytes = report.held.parameters + report.held.gradients + bytes_of(optimizer);
   const auto whole = shardwise::full_parameters(context);
   report.values = values_of(model);
   return report;

@@ -335,7 +335,9 @@ shardwise::Hardware calibrate(const train_gpt::Options& options, double effort) 
     total += elements;
   }
   shardwise::Hardware hardware;
-  hardware.name = fmt::format("this machine, {} threads", options.ranks);
+  const bool in_processes = options.communicator != nullptr;
+  hardware.name =
+      fmt::format("this machine, {} {}", options.ranks, in_processes ? "processes" : "threads");
   hardware.memory = static_cast<std::size_t>(sysconf(_SC_PHYS_PAGES)) *
                     static_cast<std::size_t>(sysconf(_SC_PAGESIZE)) / options.ranks;
   hardware.processor.inline_compute = true;
@@ -353,9 +355,12 @@ shardwise::Hardware calibrate(const train_gpt::Options& options, double effort) 
       mine.processor.communication_share = measure_share(bench, tokens, options.width, largest);
       mine.topology.node = mine.topology.measured->all_gather;
     }
-    if (comm.rank() == 0) hardware = mine;
+    // Times are agreed on, so that all ranks have measured the same.
+    if (comm.rank() == 0 || in_processes) hardware = mine;
   };
-  if (options.ranks == 1) {
+  if (in_processes) {
+    on_rank(*options.communicator);
+  } else if (options.ranks == 1) {
     shardwise::SelfCommunicator self;
     on_rank(self);
   } else {

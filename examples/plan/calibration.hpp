@@ -7,7 +7,8 @@
 namespace plan {
 
 /// How fast this machine is at what a training run of these sizes does, on as many threads as it
-/// has ranks, by microbenchmarks alone: collectives between threads at several sizes, matrix
+/// has ranks (or on the processes of its communicator, which all call this), by microbenchmarks
+/// alone: collectives between the ranks at several sizes, matrix
 /// products of the model's shapes, loops over elements, the library's own update, norm, cast and
 /// copy. No step, and no pass of the model, is run. Rates are those of the slowest rank while all
 /// of them work. `effort`: about so many seconds for each measurement.

@@ -83,7 +83,7 @@ void add_training(CLI::App& app, Options& o) {
       ->group("Training");
   app.add_option("--residency", o.residency,
                  "Where gathered parameters live; shared: in one copy for all ranks, which are "
-                 "threads of one process on CPUs (bytes alone)")
+                 "threads of one process on CPUs (times: with --hardware)")
       ->check(CLI::IsMember({"slots", "shared"}))
       ->group("Training");
 }
@@ -234,6 +234,8 @@ shardwise::Hardware hardware_of(const Options& o) {
   if (o.network_bandwidth > 0) {
     hardware.topology.network.bandwidth = o.network_bandwidth * Reached::link;
   }
+  // No known device is a CPU, whose threads alone share parameters.
+  if (o.residency == "shared" && o.hardware_file.empty()) hardware.flops = 0;
   hardware.topology.sums =
       o.order == "fast" ? shardwise::SumPath::ring : shardwise::SumPath::direct;
   return hardware;

@@ -87,6 +87,7 @@ shardwise::StepOptions planned_steps(const train_gpt::Options& options) {
   shardwise::StepOptions steps;
   steps.world = static_cast<int>(options.ranks);
   steps.micro_batches = options.micro_batches;
+  steps.backend.like = options.communicator;  // its landing buffers; threads have none
   return steps;
 }
 

@@ -11,30 +11,32 @@ namespace {
 
 constexpr double tera = 1e12;
 constexpr double giga = 1e9;
-constexpr std::size_t gibi = std::size_t{1} << 30;
+constexpr std::size_t mebi = std::size_t{1} << 20;
 
-// Efficiencies of A100, H100, B200 and MI300X are measured ones: the table of maximum achievable
-// matmul FLOPS in https://github.com/stas00/ml-engineering/tree/master/compute/accelerator . The
-// others, for which it has none, take A100's.
+// Efficiencies of A100, H100, H200, B200 and MI300X are measured ones: the table of maximum
+// achievable matmul FLOPS in
+// https://github.com/stas00/ml-engineering/tree/master/compute/accelerator . The others, for which
+// it has none, take 0.86. Memory is what nvidia-smi and rocm-smi show as total, which is up to 7 %
+// less, or more, than the round number of the data sheet in units of 1e9 bytes.
 constexpr std::array<DevicePreset, 9> devices{{
-    {"v100-32gb", 125 * tera, 0.86, 900 * giga, 32 * gibi, 150 * giga,
+    {"v100-32gb", 125 * tera, 0.86, 900 * giga, 32510 * mebi, 150 * giga,
      "https://images.nvidia.com/content/technologies/volta/pdf/"
      "volta-v100-datasheet-update-us-1165301-r5.pdf"},
-    {"a100-40gb", 312 * tera, 0.859, 1555 * giga, 40 * gibi, 300 * giga,
+    {"a100-40gb", 312 * tera, 0.869, 1555 * giga, 40960 * mebi, 300 * giga,
      "https://www.nvidia.com/en-us/data-center/a100/"},
-    {"a100-80gb", 312 * tera, 0.859, 2039 * giga, 80 * gibi, 300 * giga,
+    {"a100-80gb", 312 * tera, 0.869, 2039 * giga, 81920 * mebi, 300 * giga,
      "https://www.nvidia.com/en-us/data-center/a100/"},
-    {"h100", 989.4 * tera, 0.801, 3350 * giga, 80 * gibi, 450 * giga,
+    {"h100", 989.4 * tera, 0.803, 3350 * giga, 81559 * mebi, 450 * giga,
      "https://www.nvidia.com/en-us/data-center/h100/"},
-    {"h200", 989.4 * tera, 0.803, 4800 * giga, std::size_t{141} * 1000 * 1000 * 1000, 450 * giga,
+    {"h200", 989.4 * tera, 0.803, 4800 * giga, 143771 * mebi, 450 * giga,
      "https://www.nvidia.com/en-us/data-center/h200/"},
-    {"b200", 2250 * tera, 0.776, 8000 * giga, std::size_t{180} * 1000 * 1000 * 1000, 900 * giga,
+    {"b200", 2250 * tera, 0.776, 8000 * giga, 183359 * mebi, 900 * giga,
      "https://www.nvidia.com/en-us/data-center/dgx-b200/"},
-    {"l40s", 362 * tera, 0.86, 864 * giga, 48 * gibi, 32 * giga,
+    {"l40s", 362.05 * tera, 0.86, 864 * giga, 46068 * mebi, 32 * giga,
      "https://www.nvidia.com/en-us/data-center/l40s/"},
-    {"rtx-4090", 165.2 * tera, 0.86, 1008 * giga, 24 * gibi, 32 * giga,
+    {"rtx-4090", 165.2 * tera, 0.86, 1008 * giga, 24564 * mebi, 32 * giga,
      "https://images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf"},
-    {"mi300x", 1307.4 * tera, 0.514, 5300 * giga, 192 * gibi, 448 * giga,
+    {"mi300x", 1307.4 * tera, 0.514, 5300 * giga, 196592 * mebi, 448 * giga,
      "https://www.amd.com/en/products/accelerators/instinct/mi300/mi300x.html"},
 }};
 

@@ -104,7 +104,8 @@ std::string table(const Options& options, const shardwise::PlannedModel& model,
   if (options.residency == "shared") {
     text +=
         "\nParameters are shared by the ranks of a process (ddp's are not): each rank has its part "
-        "of them. Times are not known for that.\n";
+        "of them.";
+    text += hardware.flops > 0 ? "\n" : " Times need a CPU: give --hardware, a file of calibrate.\n";
   }
   if (options.knows_units()) {
     text += "\nActivations are an estimate; everything else that is held is exact.\n";

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <random>
 #include <shardwise/comm/thread.hpp>
+#include <shardwise/plan/registered_model.hpp>
 #include <shardwise/shardwise.hpp>
 
 int main() {
@@ -52,5 +53,7 @@ int main() {
       const double mean = context.mean(loss);
       if (comm.rank() == 0 && step % 50 == 0) fmt::print("step {:3}  loss {:.4f}\n", step, mean);
     }
+    const auto ddp = plan_memory(context, shardwise::Strategy::ddp()).peak();
+    if (comm.rank() == 0) fmt::print("{} bytes a rank, ddp {}\n", context.held().total(), ddp);
   });
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <shardwise/comm/launch.hpp>
 
 #include "options.hpp"
@@ -14,8 +15,11 @@ void settle_backend(
     Options& options, bool backend_given, bool ranks_given,
     const shardwise::EnvironmentLookup& lookup = shardwise::detail::environment_variable);
 
-/// Trains this process's rank of an MPI job. std::runtime_error where the program was built without
-/// MPI.
-[[nodiscard]] Report train_over_mpi(Options options);
+/// Calls `body` as this process's rank of an MPI job, with options that have its communicator and
+/// its memory for slots. std::runtime_error where the program was built without MPI.
+void over_mpi(Options options, const std::function<void(const Options&)>& body);
+
+/// Trains this process's rank of an MPI job.
+[[nodiscard]] Report train_over_mpi(const Options& options);
 
 }  // namespace train_gpt

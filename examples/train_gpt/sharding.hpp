@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <shardwise/plan/registered_model.hpp>
 #include <shardwise/shardwise.hpp>
 #include <vector>
 
@@ -29,10 +30,10 @@ void account(const shardwise::Bytes& held, std::size_t peak_held, const shardwis
              Report& report);
 /// All of that, for a context of any device.
 template <class Device>
-void account(const shardwise::Context<Device>& context, Report& report) {
+void account(shardwise::Context<Device>& context, Report& report) {
   account(context.statistics(), context.strategy(), report);
   report.same_bits = context.strategy().keeps_bits(context.world());
-  account(context.held(), context.peak_held(), context.plan(), report);
+  account(context.held(), context.peak_held(), plan_memory(context, context.strategy()), report);
 }
 
 /// The larger bytes of both reports.

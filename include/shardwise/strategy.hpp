@@ -37,7 +37,7 @@ enum class Residency : std::uint8_t {
   slots,        ///< in buffers of the library; leases hand out spans
   in_place,     ///< where the host expects it: at its own addresses, within an Arena
   host_buffer,  ///< in memory that the host gives with each gather or reduction
-  shared        ///< parameters: in one copy for all ranks, which share an address space
+  shared        ///< parameters: in one copy for all ranks, which see one memory
 };
 
 /// "slots", "in_place", "host_buffer" or "shared".
@@ -100,8 +100,9 @@ struct Strategy {
   /// Where gathered parameters live, unless ParameterOptions::residency or an Arena says otherwise:
   /// slots or shared.
   ///
-  /// shared: for ranks that are threads of one process (Communicator::shares_addresses). All shards
-  /// of a parameter lie side by side in one allocation, each rank owns and writes its own, and
+  /// shared: for ranks on one machine, threads of a process or processes that MPI connects
+  /// (Communicator::share_block). All shards of a parameter lie side by side in one allocation,
+  /// which all of them see; each rank owns and writes its own, and
   /// leases of the storage type show that memory itself: a gather moves no bytes, and waits for the
   /// other ranks only where nothing else has since the last write (a norm before the update and a
   /// loss mean after it do). Leases of another type show one copy for all ranks, of which each
@@ -118,7 +119,8 @@ struct Strategy {
   /// What reductions carry; none: the gradient lease type. Sums are in fp32 (fp64 for fp64) anyway.
   std::optional<DType> wire = std::nullopt;
 
-  /// Communication runs on a stream of its own beside compute.
+  /// Communication runs on a stream of its own beside compute; on CPUs what is worth it
+  /// (ContextOptions::overlap_from).
   bool overlap = true;
   Accumulation accumulation = Accumulation::reduce;
 

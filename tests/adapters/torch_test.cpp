@@ -85,15 +85,31 @@ TEST_CASE("a rank holds its share of the state, and no weight between steps") {
   for (const std::size_t ranks : {1u, 2u, 3u, 4u}) {
     options.ranks = ranks;
     const Report report = libtorch_gpt::sharded::train(options);
-    INFO(ranks << " ranks: " << report.bytes << " bytes, " << report.crumbs << " crumbs, "
-               << report.slots << " in slots");
+    INFO(ranks << " ranks: " << report.bytes << " bytes, " << report.held.crumbs << " crumbs, "
+               << report.held.slots << " in slots");
     CHECK(report.bytes >= whole / ranks);
     CHECK(report.bytes < whole / ranks + whole / 100);  // padding
     // The tables of tokens and positions are below what is worth recycling; of the blocks less than
     // a page stays.
-    CHECK(report.crumbs < weights / 10);
+    CHECK(report.held.crumbs < weights / 10);
     // Two parameters open at once, and one ahead.
-    CHECK(report.slots < 3 * (block + block / 10));
+    CHECK(report.held.slots < 3 * (block + block / 10));
+  }
+}
+
+TEST_CASE("each rank holds of the transformer what the planner says, with every strategy") {
+  Options options = small(1);
+  options.width = 128;
+  options.steps = 1;
+  for (const char* strategy : {"ddp", "zero1", "zero2", "zero3", "zero3-no-reshard"}) {
+    for (const std::size_t ranks : {1u, 2u, 3u, 4u}) {
+      options.strategy = strategy;
+      options.ranks = ranks;
+      const Report report = libtorch_gpt::sharded::train(options);
+      INFO(strategy << " on " << ranks << " ranks");
+      CHECK(report.held.total() > 0);
+      CHECK(report.planned == report.held);
+    }
   }
 }
 

@@ -28,7 +28,8 @@ FIELDS = {
                   "triad_gbs": TIMED, "triad_ratio": TIMED},
     "step": {"strategy": str, "ranks": TIMED, "layer_bytes": TIMED, "layers": TIMED, "compute_ms": TIMED,
              "step_ms": TIMED, "step_ms_min": TIMED, "step_ms_max": TIMED, "overhead_ms": NUMBER,
-             "bytes_moved": TIMED, "copy_limit_ms": TIMED, "overhead_ratio": NUMBER},
+             "bytes_moved": TIMED, "copy_alone_ms": TIMED, "copy_limit_ms": TIMED,
+             "overhead_ratio": NUMBER},
     "scale": {"what": {"plan", "shard", "simulate", "step", "register"}, "ranks": TIMED, "parameters": TIMED},
     "compile": {"header": str, "in_use": bool, "check_s": TIMED, "check_s_min": TIMED, "check_s_max": TIMED,
                 "object_s": TIMED, "object_bytes": TIMED},
@@ -67,6 +68,9 @@ def check_collectives(row, run):
     yield low / 5 < row["limit_ratio"] < high * 5, "limit_ratio is not limit / time"
     if run["backend"] == "mpi":
         yield is_of(row.get("mpi_us"), TIMED) and is_of(row.get("mpi_ratio"), TIMED), "no time of the MPI call"
+    if run["backend"] == "cuda":
+        yield is_of(row.get("nccl_us"), TIMED) and is_of(row.get("nccl_ratio"), TIMED), "no time of the NCCL call"
+        yield run["emulated"] == run["device"].startswith("EMULATED"), "does not say that it is emulated"
 
 
 def check_optimizer(row, _):
@@ -82,6 +86,7 @@ def check_step(row, _):
     most = {"zero3": 3, "ddp": 1}.get(row["strategy"], 2) * row["layers"] * row["layer_bytes"]
     yield row["layers"] * row["layer_bytes"] <= row["bytes_moved"] <= most, "bytes_moved"
     yield row["overhead_ms"] < row["step_ms"], "a step costs less than what it adds"
+    yield row["copy_alone_ms"] <= row["copy_limit_ms"] * 1.001, "copies cost less in a step than alone"
 
 
 def check_gather(row, _):

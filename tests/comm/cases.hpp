@@ -267,7 +267,8 @@ inline OrderedCalls call_on_several_streams(Communicator& comm) {
     other.synchronize();
     result.seen.push_back(total[0]);
     result.seen.insert(result.seen.end(), gathered.begin(), gathered.end());
-    result.expected.push_back(static_cast<float>(world * (world - 1) / 2 + world * round));
+    const int sum = world * (world - 1) / 2 + world * round;
+    result.expected.push_back(static_cast<float>(sum));
     for (int r = 0; r < world; ++r) result.expected.push_back(static_cast<float>(r + round));
   }
   return result;

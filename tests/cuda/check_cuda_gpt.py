@@ -19,7 +19,8 @@ LAUNCHERS = {
     "Open MPI": lambda rank: {"OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_SIZE": WORLD,
                               "OMPI_COMM_WORLD_LOCAL_RANK": rank, "OMPI_COMM_WORLD_LOCAL_SIZE": WORLD},
     "Slurm": lambda rank: {"SLURM_PROCID": rank, "SLURM_NTASKS": WORLD, "SLURM_LOCALID": rank,
-                           "SLURM_JOB_ID": 7, "SLURM_STEP_ID": 0},
+                           "SLURM_JOB_ID": 7, "SLURM_STEP_ID": 0,
+                           "NCCL_COMM_ID": f"127.0.0.1:{20000 + os.getpid() % 20000}"},
 }
 LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "TORCHELASTIC_", "OMPI_", "PMI", "MPI_", "SLURM_",
                     "SHARDWISE_")

@@ -9,6 +9,7 @@ Where there is no device it says 'skipped: no CUDA device' and exits with 77.
 
 import argparse
 import pathlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=pathlib.Path, required=True, help="the build folder")
     parser.add_argument("--devices", type=pathlib.Path, required=True, help="the program that lists devices")
-    parser.add_argument("--benchmarks", type=pathlib.Path, nargs="+", required=True)
+    parser.add_argument("--benchmark", type=shlex.split, action="append", default=[],
+                        help="a program and its arguments, in one word; several times")
     parser.add_argument("--sanitize", type=pathlib.Path, nargs="*", default=[],
                         help="programs for compute-sanitizer")
     parser.add_argument("--or-skip", action="store_true", help="no device is a success")
@@ -51,7 +53,7 @@ def main():
             for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
                 passed.append(run(f"{tool} of {program.name}",
                                   [sanitizer, "--tool", tool, "--error-exitcode", "1", program]))
-    passed += [run(program.name, [program]) for program in options.benchmarks]
+    passed += [run(pathlib.Path(line[0]).name, line) for line in options.benchmark]
     print(f"== {passed.count(True)} passed, {passed.count(False)} failed")
     return 0 if all(passed) else 1
 

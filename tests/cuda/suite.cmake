@@ -49,9 +49,29 @@ shardwise_add_cuda_test(NAME sharded SOURCES $<TARGET_OBJECTS:cuda_suite> KERNEL
 shardwise_add_cuda_test(NAME sharded_host_kernels SOURCES $<TARGET_OBJECTS:cuda_suite> KERNELS host
                         LINK cuda_suite_kernels_host LABELS full TIMEOUT 600)
 
+# The same with ranks that are processes: some of it each time, all of it in slices of two minutes or less.
+find_package(Python3 3.9 REQUIRED COMPONENTS Interpreter)
+set(in_processes Python3::Interpreter ${CMAKE_CURRENT_SOURCE_DIR}/check_suite_processes.py --program
+                 $<TARGET_FILE:test_cuda_sharded> --emulation ${shardwise_emulation_dir})
+add_test(NAME "emulated sharded: ranks that are processes"
+         COMMAND ${in_processes} --ranks 3 -- "strategies give the same bits: bf16 leases,a reduction is the mean*")
+set_tests_properties("emulated sharded: ranks that are processes" PROPERTIES LABELS "full;sanitize" TIMEOUT 300)
+if(NOT SHARDWISE_SANITIZE_ONLY)
+  set(slices 8)
+  math(EXPR last "${slices} - 1")
+  foreach(ranks 1 2 3 4 8)
+    foreach(slice RANGE ${last})
+      add_test(NAME "emulated sharded: ${ranks} processes, slice ${slice}"
+               COMMAND ${in_processes} --ranks ${ranks} --seconds 580 -- --shard-count ${slices} --shard-index ${slice})
+      set_tests_properties("emulated sharded: ${ranks} processes, slice ${slice}" PROPERTIES LABELS long TIMEOUT 600)
+    endforeach()
+  endforeach()
+endif()
+
 # What a plan says without a device against what ranks on devices hold; files straight into and out of a
 # device's shards; saves from its memory.
-shardwise_add_cuda_test(NAME plan SOURCES ${suite}/plan/memory_test.cpp KERNELS host LABELS full)
+shardwise_add_cuda_test(NAME plan SOURCES ${suite}/plan/memory_test.cpp ${suite}/plan/registered_model_test.cpp
+                        KERNELS host LABELS full OPTIONS GRANULE_KB=16)
 shardwise_add_cuda_test(NAME hugging_face SOURCES ${suite}/checkpoint/hugging_face_test.cpp KERNELS host
                         LINK shardwise::checkpoint LABELS full)
 shardwise_add_cuda_test(NAME checkpoint SOURCES ${suite}/checkpoint/device_test.cpp KERNELS host

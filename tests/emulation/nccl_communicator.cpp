@@ -139,7 +139,7 @@ ncclResult_t ncclGetVersion(int* version) {
   if (version == nullptr) {
     return refuse(ncclInvalidArgument, "ncclGetVersion: the argument is null");
   }
-  *version = NCCL_VERSION_CODE;
+  *version = static_cast<int>(option("nccl_version", static_cast<long>(NCCL_VERSION_CODE)));
   return ncclSuccess;
 }
 SHARDWISE_NCCL_ALIAS(GetVersion);

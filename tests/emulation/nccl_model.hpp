@@ -12,6 +12,7 @@ namespace emulation {
 ///   nccl_parallel  1: launches of one device may overtake each other
 ///   nccl_fault     "fail:RANK:NUMBER", "lose:..." or "die:...", optionally ":COMMUNICATOR": what
 ///                  happens to that rank's operation of that number
+///   nccl_version   what ncclGetVersion says (the header's)
 void read_nccl_options();
 
 /// Modelled microseconds of an operation, from the last rank's arrival to its end.

@@ -222,6 +222,12 @@ std::string text_of(const ncclUniqueId& id) {
   return {id.internal, strnlen(id.internal, sizeof id.internal)};
 }
 
+/// Where the ranks of an id meet: one place for all ids that a process has made.
+std::string hub_of(const ncclUniqueId& id) {
+  const std::string text = text_of(id);
+  return text.starts_with(by_environment) ? text : text.substr(0, text.rfind('-'));
+}
+
 /// The device as all processes of the machine name it: the visible ones may be renumbered.
 std::string device_name(int device) {
   const char* const visible = std::getenv("CUDA_VISIBLE_DEVICES");
@@ -270,11 +276,11 @@ ncclResult_t make_unique_id(ncclUniqueId& id) {
   if (address != nullptr && *address != '\0') {
     key = std::string(by_environment) + std::to_string(getuid()) + "-" + address;
   } else {
-    key = "shardwise-emulation-nccl-" + std::to_string(getpid()) + "-" +
-          std::to_string(fresh_number());
-    if (!serve_once(key)) {
+    const std::string hub = "shardwise-emulation-nccl-" + std::to_string(getpid());
+    if (!serve_once(hub)) {
       return ncclSystemError;
     }
+    key = hub + "-" + std::to_string(fresh_number());
   }
   id = {};
   key.copy(id.internal, sizeof id.internal - 1);
@@ -284,7 +290,7 @@ ncclResult_t make_unique_id(ncclUniqueId& id) {
 std::shared_ptr<Link> join(const std::vector<ncclUniqueId>& ids, const std::string& name, int rank,
                            int ranks, int device, const std::function<bool()>& given_up) {
   const Quiet quiet;
-  const std::string hub = text_of(ids.front());
+  const std::string hub = hub_of(ids.front());
   std::string meeting;
   for (const ncclUniqueId& id : ids) {
     meeting += text_of(id) + ";";

@@ -89,7 +89,8 @@ FOREIGN = {
                       "run_cuda_ranks")},
     **{f"comm/mpi_{part}.hpp": {"mpi.h"}
        for part in ("batch", "communicator", "error", "handle", "rendezvous", "session", "transfer")},
-    "comm/mpi_shared_memory.hpp": {"fcntl.h", "sys/mman.h", "sys/stat.h", "unistd.h"},
+    "comm/mpi_memory_file.hpp": {"fcntl.h", "sys/mman.h", "sys/stat.h", "unistd.h"},
+    **{f"comm/mpi_shared_{part}.hpp": {"sys/mman.h"} for part in ("block", "memory")},
     "comm/nccl_range.hpp": {"nvtx3/nvToolsExt.h"},
     **{f"device/cuda_{part}.hpp": {"cuda_runtime_api.h"}
        for part in ("device", "error", "event", "guard", "memory", "seam", "stream", "timeline")},

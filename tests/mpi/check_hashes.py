@@ -77,6 +77,10 @@ def check(trainer):
                 raise Failed(f"hybrid in groups of {group} gives {found}, expected {hashes['fp32']}")
     for ranks in (1, 2, 3, 7):
         trainer.compare(ranks, "--strategy", "zero3", "--micro-batches", "2")
+    for lease in LEASES:
+        found = trainer.compare(4, "--strategy", "zero3", "--residency", "shared", "--lease", lease)
+        if found not in hashes[lease]:
+            raise Failed(f"sharing gives {found} with {lease} leases, expected {hashes[lease]}")
     if "--checkpoint" in trainer.help:
         check_checkpoints(trainer)
     trainer.refuses(3, ["--ranks", "4"], "--ranks 4", "of 3")

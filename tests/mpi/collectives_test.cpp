@@ -178,7 +178,7 @@ auto with_buffers(MpiCommunicator& comm, MpiArena& arena, unsigned where, std::s
   const bool inside = (where >> comm.rank() & 1u) != 0;
   std::vector<std::byte> own(bytes);
   void* const memory = inside ? arena.allocate(bytes) : own.data();
-  const auto result = make(static_cast<std::byte*>(memory));
+  auto result = make(static_cast<std::byte*>(memory));
   if (inside) arena.deallocate(memory, bytes);
   return result;
 }

@@ -222,31 +222,39 @@ TEST_CASE("train_gpt holds and sends what its plan says, with every strategy") {
   options.width = 32;
   options.sequence = 16;
   options.quiet = true;
+  shardwise::Hardware hardware;
+  hardware.flops = 1e9;
+  const auto compare = [&](const char* residency, bool reduced) {
+    options.batch = 4 * options.ranks;
+    options.residency = residency;
+    options.micro_batches = reduced ? 2 : 1;
+    options.accumulate = reduced ? train_gpt::Accumulate::hold : train_gpt::Accumulate::reduce;
+    options.lease = reduced ? "bf16" : "fp32";
+    options.gradient = options.lease;
+    options.prefetch = reduced ? 2 : 1;
+    const train_gpt::Report report = train_gpt::sharded::train(options);
+    const auto step = plan::predict_gpt(options, hardware);
+    INFO(options.strategy << " ranks " << options.ranks << " reduced " << reduced << " "
+                          << residency);
+    CHECK(step.bytes.parameters == report.bytes_per_rank.parameters);
+    CHECK(step.bytes.gradients == report.bytes_per_rank.gradients);
+    CHECK(step.bytes.optimizer_state == report.bytes_per_rank.optimizer_state);
+    CHECK(step.bytes.slots == report.bytes_per_rank.slots);
+    CHECK(step.bytes.total() == report.bytes_per_rank.peak);
+    CHECK(report.planned_bytes_per_rank.peak == report.bytes_per_rank.peak);
+    CHECK(step.traffic.all_gather == report.traffic_per_step.all_gather.bytes);
+    CHECK(step.traffic.all_gather_calls == report.traffic_per_step.all_gather.calls);
+    CHECK(step.traffic.reduce_scatter == report.traffic_per_step.reduce_scatter.bytes);
+    CHECK(step.traffic.all_reduce == report.traffic_per_step.all_reduce.bytes);
+    CHECK(step.traffic.scalar_calls == report.scalars_per_step);
+  };
   for (const auto name : shardwise::planned_strategies) {
-    for (const std::size_t ranks : {1u, 3u}) {
+    options.strategy = name;
+    for (const std::size_t ranks : {1u, 2u, 3u, 4u, 7u}) {
+      options.ranks = ranks;
       for (const bool reduced : {false, true}) {
-        options.strategy = name;
-        options.ranks = ranks;
-        options.batch = 4 * ranks;
-        options.micro_batches = reduced ? 2 : 1;
-        options.accumulate = reduced ? train_gpt::Accumulate::hold : train_gpt::Accumulate::reduce;
-        options.lease = reduced ? "bf16" : "fp32";
-        options.gradient = options.lease;
-        options.prefetch = reduced ? 2 : 1;
-        const train_gpt::Report report = train_gpt::sharded::train(options);
-        shardwise::Hardware hardware;
-        hardware.flops = 1e9;
-        const auto step = plan::predict_gpt(options, hardware);
-        INFO(name << " ranks " << ranks << " reduced " << reduced);
-        CHECK(step.bytes.parameters == report.bytes_per_rank.parameters);
-        CHECK(step.bytes.gradients == report.bytes_per_rank.gradients);
-        CHECK(step.bytes.optimizer_state == report.bytes_per_rank.optimizer_state);
-        CHECK(step.bytes.slots == report.bytes_per_rank.slots);
-        CHECK(step.traffic.all_gather == report.traffic_per_step.all_gather.bytes);
-        CHECK(step.traffic.all_gather_calls == report.traffic_per_step.all_gather.calls);
-        CHECK(step.traffic.reduce_scatter == report.traffic_per_step.reduce_scatter.bytes);
-        CHECK(step.traffic.all_reduce == report.traffic_per_step.all_reduce.bytes);
-        CHECK(step.traffic.scalar_calls == report.scalars_per_step);
+        compare("slots", reduced);
+        if (name != "ddp") compare("shared", reduced);
       }
     }
   }

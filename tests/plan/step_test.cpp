@@ -113,6 +113,45 @@ TEST_CASE("a simulated step sends what the formulas say and holds what is planne
   }
 }
 
+TEST_CASE(
+    "a simulated step of shared parameters gathers without bytes, and waits where ranks wait") {
+  const PlannedModel model = model_of(small());
+  Hardware hardware = ideal();
+  hardware.topology.node.latency = 1e-3;
+  const double message = hardware.topology.scalar(4);
+  REQUIRE_THAT(hardware.topology.all_gather(0, 4), WithinRel(message));
+  for (const char* name : {"zero1", "zero2", "zero3", "zero3-no-reshard"}) {
+    Strategy slots = Strategy::parse(name);
+    slots.overlap = false;  // nothing is hidden: every wait is seen in the step
+    Strategy shared = slots;
+    shared.residency = Residency::shared;
+    INFO(name);
+    const StepPrediction copied = predict_step(model, slots, hardware, four());
+    const StepPrediction step = predict_step(model, shared, hardware, four());
+    // A norm before the update and a loss after it are all that gathers and writes wait for.
+    const auto gathers = static_cast<double>(copied.traffic.all_gather_calls);
+    CHECK_THAT(copied.seconds - step.seconds, WithinRel(gathers * message, 1e-9));
+    CHECK(step.traffic.reduce_scatter == copied.traffic.reduce_scatter);
+    PlanOptions options;
+    options.world = 4;
+    options.context.open_parameters = 2;
+    CHECK(step.bytes == plan_memory(model.parameters, shared, options).bytes);
+    CHECK(step.bytes.parameters ==
+          copied.bytes.parameters / (shared.parameters == Placement::sharded ? 1 : 4));
+    // Without a norm they have met in the reductions: the norm itself is all that is saved.
+    StepOptions unclipped = four();
+    unclipped.clips = false;
+    const StepPrediction free = predict_step(model, shared, hardware, unclipped);
+    CHECK_THAT(step.seconds - free.seconds, WithinRel(message, 1e-9));
+    // Casts have one more barrier behind each, and one before it where others may still read.
+    shared.lease = DType::bf16;
+    const StepPrediction cast = predict_step(model, shared, hardware, four());
+    CHECK(cast.seconds >
+          step.seconds + 0.9 * static_cast<double>(cast.traffic.all_gather_calls) * message);
+    CHECK(cast.traffic.all_gather > 0);
+  }
+}
+
 TEST_CASE("a simulated hybrid step sends within its group and across, by the formula") {
   const PlannedModel model = model_of(small());
   std::size_t padded = 0;

@@ -11,6 +11,8 @@
 
 #include <catch2/catch_test_macros.hpp>
 #include <shardwise/comm/nccl.hpp>
+
+#include "process_ranks.hpp"
 #else
 #include <shardwise/comm/self.hpp>
 #endif
@@ -88,14 +90,29 @@ void run_on_ranks(int world, F&& f, const RankOptions& options = {}) {
 
 #endif
 
-/// The worlds over which every behaviour is tested.
-inline constexpr int worlds[] = {1, 2, 3, 4, largest_world};
+/// The worlds over which every behaviour is tested; that of the processes where ranks are such.
+inline const std::vector<int> worlds = [] {
+#ifdef SHARDWISE_TEST_CUDA
+  if (const auto* const processes = ProcessRanks::of_this_run()) {
+    return std::vector<int>{processes->size()};
+  }
+#endif
+  return std::vector<int>{1, 2, 3, 4, largest_world};
+}();
 
-/// run_on_ranks, and what f gave on each.
+/// run_on_ranks, and what f gave on each. Where this process is one rank of `world`, what f gave
+/// there takes the place of what it gave on that rank's thread: all must fit together.
 template <class F>
 auto on_ranks(int world, F&& f, const RankOptions& options = {}) {
-  return collect(
-      world, [&](auto&& body) { run_on_ranks(world, body, options); }, std::forward<F>(f));
+  auto results = collect(
+      world, [&](auto&& body) { run_on_ranks(world, body, options); }, f);
+#ifdef SHARDWISE_TEST_CUDA
+  auto* const processes = ProcessRanks::of_this_run();
+  if (processes != nullptr && processes->size() == world) {
+    results[static_cast<std::size_t>(processes->rank())] = processes->run(f, options);
+  }
+#endif
+  return results;
 }
 
 }  // namespace shardwise::test

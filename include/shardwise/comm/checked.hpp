@@ -15,6 +15,7 @@
 #include "../core/error.hpp"
 #include "communicator.hpp"
 #include "fingerprint.hpp"
+#include "shared_block.hpp"
 
 namespace shardwise::inline v0_1 {
 
@@ -67,6 +68,10 @@ class CheckedCommunicator final : public Communicator {
                                           bool scatter) const noexcept override {
     return inner_->landing_bytes(item, scatter);
   }
+  [[nodiscard]] std::size_t landing_bytes_among(int ranks, const ReduceItem& item,
+                                                bool scatter) const noexcept override {
+    return inner_->landing_bytes_among(ranks, item, scatter);
+  }
 
   void all_gather(std::span<const GatherItem> items, const CallInfo& info,
                   StreamRef stream) override {
@@ -96,6 +101,12 @@ class CheckedCommunicator final : public Communicator {
   void barrier(const CallInfo& info, StreamRef stream) override {
     compare(Operation::barrier, std::span<const BroadcastItem>(), info);
     inner_->barrier(info, stream);
+  }
+
+  [[nodiscard]] std::unique_ptr<SharedBlock> share_block(std::size_t bytes,
+                                                         const CallInfo& info) override {
+    compare(Operation::split, std::span<const BroadcastItem>(), info);
+    return inner_->share_block(bytes, info);
   }
 
   /// The parts are checked, too.

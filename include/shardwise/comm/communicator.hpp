@@ -14,6 +14,7 @@
 #include "../core/piece.hpp"
 #include "../core/reduce_spec.hpp"
 #include "../core/stream_ref.hpp"
+#include "shared_block.hpp"
 
 namespace shardwise::inline v0_1 {
 
@@ -100,13 +101,18 @@ class Communicator {
   /// "thread", "self", "mpi", "nccl", ...
   [[nodiscard]] virtual std::string_view backend() const noexcept = 0;
   [[nodiscard]] virtual bool accepts(MemoryKind memory) const noexcept = 0;
-  /// Whether all ranks are threads of one address space: what one allocates in the host's memory,
-  /// all can read and write by its address (Residency::shared). The same answer on all ranks.
+  /// Whether all ranks are threads of one process: nothing but their own cores moves bytes. The same
+  /// answer on all ranks.
   [[nodiscard]] virtual bool shares_addresses() const noexcept { return false; }
   /// Bytes of scratch that this reduction wants in ReduceItem::landing; `scatter`: as part of a
   /// reduce_scatter, else of an all_reduce. A function of count, dtype and spec alone.
   [[nodiscard]] virtual std::size_t landing_bytes(const ReduceItem& item,
                                                   bool scatter) const noexcept = 0;
+  /// The same among `ranks` ranks of this backend, for plans of other worlds.
+  [[nodiscard]] virtual std::size_t landing_bytes_among(int /*ranks*/, const ReduceItem& item,
+                                                        bool scatter) const noexcept {
+    return landing_bytes(item, scatter);
+  }
 
   virtual void all_gather(std::span<const GatherItem> items, const CallInfo& info,
                           StreamRef stream) = 0;
@@ -119,6 +125,14 @@ class Communicator {
   virtual void all_to_all(std::span<const ExchangeItem> items, const CallInfo& info,
                           StreamRef stream) = 0;
   virtual void barrier(const CallInfo& info, StreamRef stream) = 0;
+
+  /// One block of the host's memory for all ranks, uninitialised; what a rank has written before a
+  /// barrier, all read behind it (Residency::shared). All ranks call together, with the same size,
+  /// not 0; null, on all of them, where they do not see one memory.
+  [[nodiscard]] virtual std::unique_ptr<SharedBlock> share_block(std::size_t /*bytes*/,
+                                                                 const CallInfo& /*info*/) {
+    return nullptr;
+  }
 
   /// Ranks that give the same color form a new communicator, ordered by (key, rank). All ranks of
   /// this one must call it. The parts fail together with the whole.

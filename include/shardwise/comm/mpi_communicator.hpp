@@ -30,6 +30,7 @@
 #include "mpi_options.hpp"
 #include "mpi_patience.hpp"
 #include "mpi_session.hpp"
+#include "mpi_shared_block.hpp"
 #include "mpi_shared_memory.hpp"
 #include "mpi_transfer.hpp"
 #include "mpi_turns.hpp"
@@ -75,8 +76,22 @@ class MpiCommunicator final : public HostCommunicator<MpiCommunicator> {
   [[nodiscard]] std::string_view backend() const noexcept override { return "mpi"; }
   [[nodiscard]] std::size_t landing_bytes(const ReduceItem& item,
                                           bool scatter) const noexcept override {
-    return detail::mpi::landing_bytes(item, scatter, static_cast<std::size_t>(size()),
-                                      chunk_bytes(), options_);
+    return landing_bytes_among(size(), item, scatter);
+  }
+  [[nodiscard]] std::size_t landing_bytes_among(int ranks, const ReduceItem& item,
+                                                bool scatter) const noexcept override {
+    return detail::mpi::landing_bytes(item, scatter, static_cast<std::size_t>(ranks), chunk_bytes(),
+                                      options_);
+  }
+
+  /// Of ranks that may map one another's memory: on one machine, not in containers of their own.
+  [[nodiscard]] std::unique_ptr<SharedBlock> share_block(std::size_t bytes,
+                                                         const CallInfo& info) override {
+    std::unique_ptr<SharedBlock> result;
+    exchange_in_call(info, [&](const auto& exchange) {
+      result = MpiSharedBlock::make(rank(), bytes, machine_name(), exchange);
+    });
+    return result;
   }
 
   [[nodiscard]] std::unique_ptr<Communicator> split(int color, int key,
@@ -138,9 +153,7 @@ class MpiCommunicator final : public HostCommunicator<MpiCommunicator> {
 
   // The ranks connect, and tell one another their machines' names: how many share this one?
   void start() {
-    const Call call = next_call(Operation::split, {"start", options_.startup_timeout});
-    carry_out(call, std::span<const BroadcastItem>(), [&](const auto& wait) {
-      const auto exchange = [&](const std::string& mine) { return exchange_texts(mine, wait); };
+    exchange_in_call({"start", options_.startup_timeout}, [&](const auto& exchange) {
       const std::string machine = machine_name();
       const std::vector<std::string> machines = exchange(machine);
       const auto local = std::count(machines.begin(), machines.end(), machine);
@@ -156,10 +169,8 @@ class MpiCommunicator final : public HostCommunicator<MpiCommunicator> {
   // For an MpiArena; all ranks call it.
   [[nodiscard]] std::shared_ptr<detail::mpi::SharedMemory> share(std::size_t bytes,
                                                                  const CallInfo& info) {
-    const Call call = next_call(Operation::split, info);
     std::shared_ptr<detail::mpi::SharedMemory> result;
-    carry_out(call, std::span<const BroadcastItem>(), [&](const auto& wait) {
-      const auto exchange = [&](const std::string& mine) { return exchange_texts(mine, wait); };
+    exchange_in_call(info, [&](const auto& exchange) {
       result = std::make_shared<detail::mpi::SharedMemory>(static_cast<std::size_t>(rank()), bytes,
                                                            machine_name(), exchange);
       transfer_->use(result);
@@ -167,6 +178,15 @@ class MpiCommunicator final : public HostCommunicator<MpiCommunicator> {
     return result;
   }
   void unshare() noexcept { transfer_->use(nullptr); }
+
+  // Runs body(exchange) as one call of all ranks; exchange(text) gathers a text of each.
+  template <class Body>
+  void exchange_in_call(const CallInfo& info, const Body& body) {
+    const Call call = next_call(Operation::split, info);
+    carry_out(call, std::span<const BroadcastItem>(), [&](const auto& wait) {
+      body([&](const std::string& mine) { return exchange_texts(mine, wait); });
+    });
+  }
 
   template <class Wait>
   [[nodiscard]] std::vector<std::string> exchange_texts(const std::string& mine, const Wait& wait) {

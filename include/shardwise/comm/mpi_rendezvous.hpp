@@ -40,13 +40,11 @@ class MpiRendezvous final : public Rendezvous {
         world_ranks_(communicator.world_ranks_) {}
   /// Waits for nobody: messages that nobody has asked for stay with MPI.
   ~MpiRendezvous() override {
-    if (!handle_->is_usable()) {
-      static_cast<void>(new std::list<Sent>(std::move(sent_)));  // MPI may read them still
-      return;
+    if (handle_->is_usable()) {
+      const auto lock = handle_->lock();
+      forget_what_has_gone();
     }
-    const auto lock = handle_->lock();
-    for (Sent& sent : sent_) finish(sent);
-    if (!sent_.empty()) static_cast<void>(new std::list<Sent>(std::move(sent_)));
+    if (!sent_->empty()) static_cast<void>(sent_.release());  // MPI may read them still
   }
 
   [[nodiscard]] int rank() const noexcept override { return handle_->rank(); }
@@ -62,7 +60,7 @@ class MpiRendezvous final : public Rendezvous {
     if (!values_.emplace(key, value).second) {
       raise("rank {}: the rendezvous has \"{}\" already", rank(), key);
     }
-    Sent& sent = sent_.emplace_back();
+    Sent& sent = sent_->emplace_back();
     sent.text = std::string(key) + '\n' + std::string(value);
     sent.requests.assign(static_cast<std::size_t>(size()), MPI_REQUEST_NULL);
     const auto lock = handle_->lock();
@@ -92,7 +90,7 @@ class MpiRendezvous final : public Rendezvous {
     try {
       const ProcessFailure found = family_->failure();
       RankFailure result{found.rank,
-                         found.died || found.left ? what_happened(found) : found.message,
+                         found.died || found.left ? "it " + what_happened(found) : found.message,
                          found.provisional};
       for (std::size_t r = 0; r < world_ranks_.size(); ++r) {
         if (world_ranks_[r] == found.rank) result.rank = static_cast<int>(r);
@@ -117,11 +115,16 @@ class MpiRendezvous final : public Rendezvous {
 
   static void check(int code, const char* call) { detail::mpi::check(code, call, "MpiRendezvous"); }
 
-  static void finish(Sent& sent) {
-    for (MPI_Request& request : sent.requests) {
-      int done = 0;
-      MPI_Test(&request, &done, MPI_STATUS_IGNORE);
-    }
+  void forget_what_has_gone() noexcept {
+    sent_->remove_if([](Sent& sent) {
+      bool all = true;
+      for (MPI_Request& request : sent.requests) {
+        int done = 0;
+        MPI_Test(&request, &done, MPI_STATUS_IGNORE);
+        all = all && request == MPI_REQUEST_NULL;
+      }
+      return all;
+    });
   }
 
   // All that has come.
@@ -141,13 +144,7 @@ class MpiRendezvous final : public Rendezvous {
       const std::size_t end = text.find('\n');
       values_.emplace(text.substr(0, end), text.substr(end + 1));
     }
-    std::erase_if(sent_, [](Sent& sent) {
-      finish(sent);
-      for (const MPI_Request request : sent.requests) {
-        if (request != MPI_REQUEST_NULL) return false;
-      }
-      return true;
-    });
+    forget_what_has_gone();
   }
 
   std::shared_ptr<detail::mpi::Family> family_;
@@ -155,7 +152,7 @@ class MpiRendezvous final : public Rendezvous {
   std::vector<int> world_ranks_;
   std::mutex mutex_;
   std::map<std::string, std::string, std::less<>> values_;
-  std::list<Sent> sent_;
+  std::unique_ptr<std::list<Sent>> sent_ = std::make_unique<std::list<Sent>>();
 };
 
 }  // namespace shardwise::inline v0_1

@@ -1,24 +1,20 @@
 #pragma once
 
-#include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <array>
 #include <atomic>
 #include <cerrno>
-#include <charconv>
 #include <cstddef>
 #include <cstdint>
 #include <new>
-#include <random>
 #include <string>
 #include <system_error>
 #include <vector>
 
 #include "../core/error.hpp"
 #include "../core/format.hpp"
+#include "mpi_memory_file.hpp"
 
 namespace shardwise::inline v0_1::detail::mpi {
 
@@ -35,10 +31,7 @@ struct alignas(128) SharedCall {
 };
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free);
 
-/// Equally large blocks of memory, one of each rank, that all ranks of one machine have mapped. Not
-/// a window of MPI's: those are freed by all ranks together, which a rank that fails cannot wait
-/// for. The kernel gives memory to a page when it is touched, and takes all back when the last
-/// process has gone, however it ends.
+/// Equally large blocks of memory, one of each rank, that all ranks of one machine have mapped.
 class SharedMemory {
  public:
   /// `exchange` gathers one text of each rank. Where ranks cannot map one another's memory,
@@ -46,19 +39,17 @@ class SharedMemory {
   template <class Exchange>
   SharedMemory(std::size_t rank, std::size_t bytes, const std::string& machine,
                const Exchange& exchange)
-      : rank_(rank), head_((sizeof(Head) + page - 1) / page * page), bytes_(bytes) {
-    std::random_device random;
-    const std::uint64_t token = std::uint64_t{random()} << 32 | random();
-    File own{::memfd_create("shardwise", MFD_CLOEXEC)};
-    if (own.descriptor < 0 || ::ftruncate(own.descriptor, static_cast<off_t>(whole())) != 0) {
-      raise<BackendError>("cannot make {} bytes of memory to share: {}", whole(), error_text());
+      : rank_(rank), head_((sizeof(Calls) + page - 1) / page * page), bytes_(bytes) {
+    const MemoryFile own = MemoryFile::make(whole());
+    std::byte* const mine = own.map();
+    if (mine == nullptr) {
+      raise<BackendError>("cannot map {} bytes: {}", whole(),
+                          std::generic_category().message(errno));
     }
-    std::byte* const mine = map(own.descriptor);
-    if (mine == nullptr) raise<BackendError>("cannot map {} bytes: {}", whole(), error_text());
     blocks_.push_back(mine);
-    new (mine) Head{token, {}};
+    new (mine) Calls;
     const std::vector<std::string> texts =
-        exchange(format("{} {} {} {} {}", bytes, token, ::getpid(), own.descriptor, machine));
+        exchange(format("{}\n{}\n{}", bytes, own.address(), machine));
     const bool good = map_all(texts, machine);
     shared_ = true;
     for (const std::string& verdict : exchange(good ? "yes" : "no")) {
@@ -81,7 +72,7 @@ class SharedMemory {
   [[nodiscard]] std::byte* data_of(std::size_t rank) const noexcept { return block(rank) + head_; }
   /// And its word, of every second call.
   [[nodiscard]] SharedCall& call_of(std::size_t rank, std::uint64_t number) const noexcept {
-    return std::launder(reinterpret_cast<Head*>(block(rank)))->calls[number % 2];
+    return (*std::launder(reinterpret_cast<Calls*>(block(rank))))[number % 2];
   }
 
   /// Whether the bytes are in this rank's block.
@@ -92,19 +83,7 @@ class SharedMemory {
   }
 
  private:
-  struct Head {
-    std::uint64_t token;  // tells whether a mapping is what it should be
-    std::array<SharedCall, 2> calls;
-  };
-  struct File {
-    int descriptor;
-    explicit File(int given) noexcept : descriptor(given) {}
-    File(const File&) = delete;
-    File& operator=(const File&) = delete;
-    ~File() {
-      if (descriptor >= 0) ::close(descriptor);
-    }
-  };
+  using Calls = std::array<SharedCall, 2>;
 
   static constexpr std::size_t page = 4096;
 
@@ -114,39 +93,22 @@ class SharedMemory {
     return rank == rank_ ? blocks_.front() : blocks_[rank < rank_ ? rank + 1 : rank];
   }
 
-  [[nodiscard]] static std::string error_text() { return std::generic_category().message(errno); }
-
-  [[nodiscard]] std::byte* map(int descriptor) const noexcept {
-    void* const found = ::mmap(nullptr, whole(), PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
-    return found == MAP_FAILED ? nullptr : static_cast<std::byte*>(found);
-  }
-
   // False where not all others could be mapped.
   [[nodiscard]] bool map_all(const std::vector<std::string>& texts, const std::string& machine) {
     for (std::size_t r = 0; r < texts.size(); ++r) {
       if (r == rank_) continue;
-      std::array<std::uint64_t, 4> numbers{};  // bytes, token, process, descriptor
-      const char* at = texts[r].data();
-      const char* const end = at + texts[r].size();
-      for (std::uint64_t& number : numbers) {
-        at = std::from_chars(at, end, number).ptr;
-        if (at != end) ++at;
+      const std::string& text = texts[r];
+      const std::size_t first = text.find('\n');
+      const std::size_t second = text.find('\n', first + 1);
+      if (const std::string size = std::to_string(bytes_); text.substr(0, first) != size) {
+        raise("ranks ask for different sizes of shared memory: {} and {} bytes", size,
+              text.substr(0, first));
       }
-      if (numbers[0] != bytes_) {
-        raise("ranks ask for different sizes of shared memory: {} and {} bytes", bytes_,
-              numbers[0]);
-      }
-      if (std::string(at, end) != machine) return false;
-      // In another container the number is another process, or none.
-      const std::string path = format("/proc/{}/fd/{}", numbers[2], numbers[3]);
-      const File theirs{::open(path.c_str(), O_RDWR | O_CLOEXEC)};
-      struct stat status {};
-      if (theirs.descriptor < 0 || ::fstat(theirs.descriptor, &status) != 0) return false;
-      if (!S_ISREG(status.st_mode) || status.st_size != static_cast<off_t>(whole())) return false;
-      std::byte* const block = map(theirs.descriptor);
+      if (text.substr(second + 1) != machine) return false;
+      std::byte* const block =
+          MemoryFile::at(text.substr(first + 1, second - first - 1), whole()).map();
       if (block == nullptr) return false;
       blocks_.push_back(block);
-      if (std::launder(reinterpret_cast<Head*>(block))->token != numbers[1]) return false;
     }
     return true;
   }

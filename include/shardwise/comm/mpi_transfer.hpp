@@ -460,7 +460,7 @@ class Transfer {
       const ReduceItem& item = items[i];
       if (!by_mpi(item, scatter, size_, options_) || item.count == 0) continue;
       const auto count = static_cast<int>(item.count);
-      const MPI_Datatype type = type_of(item.dtype);
+      MPI_Datatype type = type_of(item.dtype);
       const auto lock = handle_.lock();
       if (scatter) {
         batches_[collectives].collective(

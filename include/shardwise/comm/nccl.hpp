@@ -13,6 +13,9 @@
 ///     cuda_check(cudaSetDevice(launch.local_rank), "cudaSetDevice");
 ///     NcclCommunicator world(rendezvous);
 ///
+/// Where MPI connects them, MpiRendezvous (comm/mpi.hpp) does without a directory. NCCL's own
+/// NCCL_COMM_ID=host:port, for rank 0's identifier, goes with either.
+///
 /// Not supported: calls that are captured into a CUDA graph.
 #include "nccl_arena.hpp"
 #include "nccl_communicator.hpp"

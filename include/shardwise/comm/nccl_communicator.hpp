@@ -72,7 +72,11 @@ class NcclCommunicator final : public Communicator {
   }
   [[nodiscard]] std::size_t landing_bytes(const ReduceItem& item,
                                           bool scatter) const noexcept override {
-    return detail::nccl::landing_bytes(item, scatter, end_->member().world_ranks.size(),
+    return landing_bytes_among(size(), item, scatter);
+  }
+  [[nodiscard]] std::size_t landing_bytes_among(int ranks, const ReduceItem& item,
+                                                bool scatter) const noexcept override {
+    return detail::nccl::landing_bytes(item, scatter, static_cast<std::size_t>(ranks),
                                        end_->options().order);
   }
 

@@ -2,7 +2,9 @@
 
 #include <nccl.h>
 
+#include <algorithm>
 #include <chrono>
+#include <cstddef>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -19,17 +21,38 @@
 
 namespace shardwise::inline v0_1::detail::nccl {
 
-/// The loaded library may be of another patch than the header, and newer, but not of an earlier
-/// release: what that lacks is found out in the middle of a run, or never.
-inline void check_version() {
+/// The version of the loaded library. It may be of another patch than the header, and newer, but
+/// not of an earlier release: what that lacks is found out in the middle of a run, or never.
+[[nodiscard]] inline int check_version() {
   int loaded = 0;
   static_cast<void>(ncclGetVersion(&loaded));
-  if (loaded / 100 >= NCCL_VERSION_CODE / 100) return;
+  if (loaded / 100 >= NCCL_VERSION_CODE / 100) return loaded;
   raise<BackendError>(
       "this program was compiled with the header of NCCL {}.{}, but found the library of {}.{}: "
-      "put "
-      "the newer one first on the library's path, or compile with the older one's header",
+      "put the newer one first on the library's path, or compile with the older one's header",
       NCCL_MAJOR, NCCL_MINOR, loaded / 10000, loaded / 100 % 100);
+}
+
+/// What a rank tells the others when they meet.
+struct Card {
+  ncclUniqueId id;  // rank 0's counts
+  int version;      // of the library that it found
+};
+
+/// NCCL connects ranks of one version alone; it would say so on some of them, and others would
+/// wait.
+inline void check_equal_versions(const std::vector<Card>& cards) {
+  const auto other = std::find_if(cards.begin(), cards.end(), [&](const Card& card) {
+    return card.version != cards.front().version;
+  });
+  if (other == cards.end()) return;
+  const auto text = [](int version) {
+    return format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100);
+  };
+  raise<BackendError>(
+      "rank 0 found the library of NCCL {}, rank {} that of {}, expected the same one on all "
+      "ranks: look at LD_LIBRARY_PATH on their machines",
+      text(cards.front().version), other - cards.begin(), text(other->version));
 }
 
 inline void check_adopted(ncclComm_t adopted, int own_rank, int size, int own_device) {
@@ -90,7 +113,7 @@ inline void add_reductions(std::vector<std::unique_ptr<Channel>>& channels, int 
 [[nodiscard]] inline std::vector<std::unique_ptr<Channel>> connect(
     Rendezvous& rendezvous, const std::string& communicator_id, const NcclOptions& options,
     int device, ncclComm_t adopted) {
-  check_version();
+  Card own{{}, check_version()};
   const int rank = rendezvous.rank();
   const int size = rendezvous.size();
   std::vector<std::unique_ptr<Channel>> channels;
@@ -99,21 +122,31 @@ inline void add_reductions(std::vector<std::unique_ptr<Channel>>& channels, int 
   };
   const Joining patience(rendezvous, options);
   // Who does not come is named here; inside NCCL it would be a time-out without names.
-  ncclUniqueId id{};
   if (rank == 0 && adopted == nullptr) {
-    if (const ncclResult_t result = ncclGetUniqueId(&id); result != ncclSuccess) {
+    if (const ncclResult_t result = ncclGetUniqueId(&own.id); result != ncclSuccess) {
       raise_result(result, "ncclGetUniqueId", 0);
     }
   }
-  std::string own(sizeof id, '\0');
-  std::memcpy(own.data(), &id, sizeof id);
-  const auto all = rendezvous.exchange(communicator_id + ".here", own, options.startup_timeout);
+  std::string text(sizeof own, '\0');
+  std::memcpy(text.data(), &own, sizeof own);
+  std::vector<Card> cards(static_cast<std::size_t>(size));
+  auto card = cards.begin();
+  for (const std::string& theirs :
+       rendezvous.exchange(communicator_id + ".here", text, options.startup_timeout)) {
+    if (theirs.size() != sizeof own) {
+      raise<BackendError>(
+          "rank {} gave {} bytes where ranks meet, expected {}: was its program "
+          "compiled with another version of the library?",
+          card - cards.begin(), theirs.size(), sizeof own);
+    }
+    std::memcpy(&*card++, theirs.data(), sizeof own);
+  }
+  check_equal_versions(cards);
   if (adopted != nullptr) {
     check_adopted(adopted, rank, size, device);
     add(Handle::adopt(adopted, rank));
   } else {
-    std::memcpy(&id, all.front().data(), sizeof id);
-    add(Handle::make(size, rank, id, options, patience));
+    add(Handle::make(size, rank, cards.front().id, options, patience));
   }
   add_reductions(channels, rank, options, device, patience);
   return channels;

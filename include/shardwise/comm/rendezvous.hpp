@@ -89,6 +89,7 @@ class Rendezvous {
       throw TimedOut(message);
     }
     std::vector<std::string> result;
+    result.reserve(values.size());
     for (auto& found : values) result.push_back(std::move(*found));
     return result;
   }
@@ -153,6 +154,7 @@ class LocalRendezvous final : public Rendezvous {
     if (size < 1) raise("a group needs at least one rank, found {}", size);
     const auto shared = std::make_shared<Shared>();
     std::vector<std::shared_ptr<Rendezvous>> result;
+    result.reserve(static_cast<std::size_t>(size));
     for (int r = 0; r < size; ++r) {
       result.push_back(std::shared_ptr<Rendezvous>(new LocalRendezvous(shared, r, size)));
     }

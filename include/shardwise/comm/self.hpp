@@ -15,6 +15,7 @@
 #include "communicator.hpp"
 #include "fingerprint.hpp"
 #include "pieces.hpp"
+#include "thread_shared_block.hpp"
 
 namespace shardwise::inline v0_1 {
 
@@ -72,6 +73,11 @@ class SelfCommunicator final : public Communicator {
   void barrier(const CallInfo& info, StreamRef stream) override {
     run(Arguments(Operation::barrier, info.name, 0, 1), std::span<const BroadcastItem>(), stream,
         [](std::span<const BroadcastItem>) {});
+  }
+
+  [[nodiscard]] std::unique_ptr<SharedBlock> share_block(std::size_t bytes,
+                                                         const CallInfo& info) override {
+    return std::make_unique<ThreadSharedBlock>(*this, bytes, info);
   }
 
   [[nodiscard]] std::unique_ptr<Communicator> split(int, int, const CallInfo&) override {

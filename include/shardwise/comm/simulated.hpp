@@ -10,11 +10,13 @@
 
 #include "../core/dtype.hpp"
 #include "../core/error.hpp"
+#include "../device/simulated.hpp"
 #include "../device/simulated_clock.hpp"
 #include "communicator.hpp"
 #include "nccl_landing.hpp"
 #include "nccl_options.hpp"
 #include "regular_parts.hpp"
+#include "shared_block.hpp"
 #include "topology.hpp"
 
 namespace shardwise::inline v0_1 {
@@ -23,6 +25,8 @@ namespace shardwise::inline v0_1 {
 struct SimulatedBackend {
   /// NCCL's landing buffers, for this order; none: threads, which need none.
   std::optional<NcclOrder> nccl = std::nullopt;
+  /// Those of this communicator's backend, in whatever world; borrowed. Null: as above.
+  const Communicator* like = nullptr;
 };
 
 /// One representative rank of a world of any size, in which all ranks do the same at the same time:
@@ -47,6 +51,7 @@ class SimulatedCommunicator final : public Communicator, public RegularParts {
   }
   [[nodiscard]] std::size_t landing_bytes(const ReduceItem& item,
                                           bool scatter) const noexcept override {
+    if (backend_.like != nullptr) return backend_.like->landing_bytes_among(world_, item, scatter);
     if (!backend_.nccl) return 0;
     return detail::nccl::landing_bytes(item, scatter, ranks(), *backend_.nccl);
   }
@@ -98,6 +103,12 @@ class SimulatedCommunicator final : public Communicator, public RegularParts {
     run(stream, topology_.scalar(world_));
   }
 
+  /// As ranks do that see one memory: a plan asks for it where they are meant.
+  [[nodiscard]] std::unique_ptr<SharedBlock> share_block(std::size_t bytes,
+                                                         const CallInfo&) override {
+    return std::make_unique<Block>(bytes);
+  }
+
   /// UsageError: who else has this color is not known.
   [[nodiscard]] std::unique_ptr<Communicator> split(int, int, const CallInfo&) override {
     raise("a simulated communicator is not split: make one of the size that you need, or a part()");
@@ -115,6 +126,19 @@ class SimulatedCommunicator final : public Communicator, public RegularParts {
   void check() override {}
 
  private:
+  class Block final : public SharedBlock {
+   public:
+    explicit Block(std::size_t bytes) : data_(SimulatedDevice::allocate(bytes)), bytes_(bytes) {}
+    ~Block() override { SimulatedDevice::deallocate(data_, bytes_); }
+    [[nodiscard]] std::byte* data() const noexcept override {
+      return static_cast<std::byte*>(data_);
+    }
+
+   private:
+    void* data_;
+    std::size_t bytes_;
+  };
+
   [[nodiscard]] std::size_t ranks() const noexcept { return static_cast<std::size_t>(world_); }
   template <class Item>
   [[nodiscard]] static std::size_t part(const Item& item) noexcept {

@@ -17,6 +17,7 @@
 #include "peer_failure.hpp"
 #include "thread_family.hpp"
 #include "thread_group.hpp"
+#include "thread_shared_block.hpp"
 #include "thread_transfer.hpp"
 
 namespace shardwise::inline v0_1 {
@@ -43,6 +44,11 @@ class ThreadCommunicator final : public HostCommunicator<ThreadCommunicator> {
   [[nodiscard]] bool shares_addresses() const noexcept override { return true; }
   [[nodiscard]] std::size_t landing_bytes(const ReduceItem&, bool) const noexcept override {
     return 0;
+  }
+
+  [[nodiscard]] std::unique_ptr<SharedBlock> share_block(std::size_t bytes,
+                                                         const CallInfo& info) override {
+    return std::make_unique<ThreadSharedBlock>(*this, bytes, info);
   }
 
   [[nodiscard]] std::unique_ptr<Communicator> split(int color, int key,

@@ -210,7 +210,7 @@ inline constexpr std::array<ConfigFieldInfo, config_field_count> config_fields{{
         "residency in_place: small parameters keep their memory up to so many bytes"),
     describe_field<&Strategy::residency>(
         "residency", ConfigKind::word, "slots|shared",
-        "where gathered parameters live; shared: one copy for all ranks, threads of one process"),
+        "where gathered parameters live; shared: one copy for all ranks of a machine"),
     describe_field<&Strategy::lease>("lease", ConfigKind::word, type_domain,
                                      "what the compute sees; default: the storage type"),
     describe_field<&Strategy::gradient_lease>(

@@ -34,6 +34,15 @@ struct Placed {
   }
 };
 
+/// The whole granules within a stretch of bytes of a range that begins at `base`.
+[[nodiscard]] inline PageRange inner_granules(std::byte* base, const std::byte* begin,
+                                              std::size_t bytes, std::size_t granule) noexcept {
+  const auto first = static_cast<std::size_t>(begin - base);
+  const std::size_t from = round_up(first, granule);
+  const std::size_t to = (first + bytes) / granule * granule;
+  return from < to ? PageRange{base + from, to - from} : PageRange{};
+}
+
 /// Which bytes of an address range belong to which tensor. Knows no memory: whoever derives from it
 /// says where the range begins and what may come and go.
 class ClaimedRange {

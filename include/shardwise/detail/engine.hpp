@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <limits>
 #include <new>
 #include <optional>
 #include <span>
@@ -41,6 +42,14 @@ struct ContextOptions {
   std::chrono::nanoseconds timeout = std::chrono::minutes(10);
   /// Told of every operation; may be null; must outlive the Context.
   Observer* observer = nullptr;
+  /// With Strategy::overlap: gathers and reductions of at least so many bytes, those of a bucket
+  /// together, run beside compute. Smaller ones the caller runs itself, as without overlap, where
+  /// the communication stream has nothing to do: what they cost is less than what handing them over
+  /// does. The same collectives in the same order, whoever runs them, and the same bits; a rank may
+  /// have a value of its own. None: chosen for the device and the communicator when the Context is
+  /// made (Context::overlap_from says what): on CPUs whose ranks are threads without a core to
+  /// spare for each what is above 8 MiB, else everything. 0: everything.
+  std::optional<std::size_t> overlap_from = std::nullopt;
   /// Finds wrong use, for a price: what is released cannot be read any more (pages in an Arena
   /// fault or read as NaN, slots are NaN), so every gather moves its bytes again; a gather that is
   /// free all the same compares its name and number with the other ranks' by a barrier; the first
@@ -80,6 +89,7 @@ class Engine {
         compute(Device::compute_stream(given.stream)),
         communication(Device::communication_stream(default_strategy.overlap, compute)),
         timeline(given.observer, compute, communication),
+        overlap_from(overlap_from_of(communicator, default_strategy, given)),
         scalars(ledger, StateKind::slots, scalar_bytes(fixed_scalars)) {
     strategy.validate();
     static_cast<void>(strategy.in_world(world()));
@@ -151,6 +161,25 @@ class Engine {
     options.observer->record(
         {activity, subject, sequence, bytes, wire_bytes, blocking, begin, end, parts});
   }
+
+  /// For as long as it lives: collectives of `bytes` run in the caller if they are so small.
+  class Placing {
+   public:
+    Placing(Engine& engine, std::size_t bytes) noexcept : stream_(engine.communication) {
+      if constexpr (moves) {
+        if (bytes < engine.overlap_from) stream_.begin_inline();
+      }
+    }
+    Placing(const Placing&) = delete;
+    Placing& operator=(const Placing&) = delete;
+    ~Placing() {
+      if constexpr (moves) stream_.end_inline();
+    }
+
+   private:
+    static constexpr bool moves = requires(Stream & stream) { stream.begin_inline(); };
+    Stream& stream_;
+  };
 
   /// The compute stream waits for `event`, the end of an `awaited`; on the host that is the caller.
   void wait(const Event& event, SubjectId subject, Activity awaited) {
@@ -318,6 +347,7 @@ class Engine {
   Stream compute;
   Stream communication;
   typename Device::Timeline timeline;  ///< for the observer
+  const std::size_t overlap_from;      ///< bytes: ContextOptions
   Buffer<HostDevice> scalars;          ///< communicators bring them to where they need them
   std::vector<NormRange> norm_ranges;  ///< of the norm that is being computed
   std::vector<double> norm_sums;
@@ -329,6 +359,20 @@ class Engine {
   std::atomic<bool> lost_pages{false};  ///< the system did not take pages of an arena back
 
  private:
+  [[nodiscard]] static std::size_t overlap_from_of(const Communicator& communicator,
+                                                   const Strategy& strategy,
+                                                   const ContextOptions& options) noexcept {
+    if (!strategy.overlap) return std::numeric_limits<std::size_t>::max();
+    if (options.overlap_from) return *options.overlap_from;
+    if constexpr (requires { Device::overlap_from(std::size_t{}); }) {
+      // Processes may wait for a network, which keeps no core busy.
+      if (!communicator.shares_addresses()) return 0;
+      return Device::overlap_from(static_cast<std::size_t>(communicator.size()));
+    } else {
+      return 0;
+    }
+  }
+
   /// The observer is told when what is enqueued meanwhile ran on the communication stream.
   struct Run {
     typename Device::Timeline& timeline;

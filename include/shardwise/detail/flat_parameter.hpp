@@ -8,12 +8,12 @@
 #include <utility>
 #include <vector>
 
+#include "../comm/shared_block.hpp"
 #include "../core/piece.hpp"
 #include "engine.hpp"
 #include "in_place.hpp"
 #include "registration.hpp"
 #include "shard_groups.hpp"
-#include "shared_block.hpp"
 #include "slot_pool.hpp"
 
 namespace shardwise::inline v0_1::detail {
@@ -117,7 +117,7 @@ struct FlatParameter : Registration {
   /// gathered.
   [[nodiscard]] std::byte* whole() const noexcept {
     if (sharded()) {
-      if (lends_storage()) return common.data();
+      if (lends_storage()) return common == nullptr ? nullptr : common->data();
       if (in_pieces() || unit->slot == nullptr) return nullptr;
       return unit->slot->buffer.data() + unit_offset;
     }
@@ -128,7 +128,7 @@ struct FlatParameter : Registration {
   std::size_t shard_begin;
   /// The ranks that it is sharded over; null before it is registered.
   const ShardGroup* group = nullptr;
-  SharedBlock common;    ///< Residency::shared: all shards, side by side
+  std::unique_ptr<SharedBlock> common;  ///< Residency::shared: all shards, side by side
   Buffer<Device> value;  ///< shared: this rank's part of `common`, once that is there
   Buffer<Device> copy;
   Buffer<Device> secondary;                 ///< Strategy::reshard_group: of the lease type

@@ -425,6 +425,7 @@ class GradientStore {
   }
 
   void flush(Unit& unit) {
+    const typename Engine<Device>::Placing placing(engine_, unit.bytes);
     auto& stream = engine_.communication;
     stream.wait(engine_.compute.record());
     for (Gradient* member : unit.members) {

@@ -55,7 +55,7 @@ class MappedRange final : public ClaimedRange {
   [[nodiscard]] Placed claim(const std::string& parameter, std::span<const HostTensor> tensors,
                              bool recycle) {
     Placed placed = claim_inner(parameter, tensors, [&](std::byte* begin, std::size_t bytes) {
-      return recycle ? inner_granules(begin, bytes) : PageRange{};
+      return recycle ? inner_granules(data(), begin, bytes, memory_.granule()) : PageRange{};
     });
     std::size_t done = 0;
     try {
@@ -89,14 +89,6 @@ class MappedRange final : public ClaimedRange {
     typename VirtualMemory::Handle handle{};
     std::size_t users = 0;  ///< claims that have crumbs there
   };
-
-  [[nodiscard]] PageRange inner_granules(std::byte* begin, std::size_t bytes) const noexcept {
-    const std::size_t granule = memory_.granule();
-    const auto first = static_cast<std::size_t>(begin - data());
-    const std::size_t from = round_up(first, granule);
-    const std::size_t to = (first + bytes) / granule * granule;
-    return from < to ? PageRange{data() + from, to - from} : PageRange{};
-  }
 
   // What is not lent reads as NaN.
   static void poison(const Placed& placed) {

@@ -152,6 +152,7 @@ class ParameterStore {
     }
     // Where others of its bucket are lent the slot must not change below them.
     if (parameter.unit->leases > 0) return;
+    const typename Engine<Device>::Placing placing(engine_, parameter.unit->lease_bytes);
     if (fetch(*parameter.unit, false)) flush(parameter, false);
   }
 
@@ -228,6 +229,9 @@ class ParameterStore {
   using State = typename Slot<Device>::State;
 
   void lend_all(std::span<Parameter* const> wanted) {
+    std::size_t bytes = 0;  // members of one bucket count it each: seldom, and not for long
+    for (const Parameter* parameter : wanted) bytes += parameter->unit->lease_bytes;
+    const typename Engine<Device>::Placing placing(engine_, bytes);
     std::size_t lent = 0;
     try {
       for (; lent < wanted.size(); ++lent) lend(*wanted[lent]);

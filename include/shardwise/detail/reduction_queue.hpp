@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <vector>
 
@@ -163,7 +164,11 @@ class ReductionQueue {
     }
     sent += stage.sent;
     ++calls;
-    if (comm.size() == engine_.world()) engine_.order.issue();
+    // Of pieces a rank may own none, and then it waits for nobody, between processes.
+    const auto is_flat = [](const ReduceItem& item) { return item.pieces.empty(); };
+    if (comm.size() == engine_.world() && std::ranges::any_of(stage.items, is_flat)) {
+      engine_.order.issue();
+    }
     engine_.issue(activity, first.subject, stage.bytes, stage.sent, stage.parts, [&] {
       const CallInfo info = engine_.info(first.name);
       if (scatter) {

@@ -27,6 +27,8 @@ struct Registration {
         strategy(options.strategy.value_or(default_strategy)),
         tied(options.tied),
         residency(options.residency.value_or(strategy.residency)),
+        own_strategy(options.strategy),
+        own_residency(options.residency),
         name(std::move(options.name)) {
     if (name.empty() && !layout.tensors().empty()) {
       const auto all = layout.tensors();
@@ -186,7 +188,9 @@ struct Registration {
   bool tied;
   bool late = false;  ///< registered after slots were allocated: travels by itself
   Residency residency;
-  Placed placed;  ///< in_place: what of the whole parameter comes and goes
+  std::optional<Strategy> own_strategy;    ///< as ParameterOptions had it, unresolved
+  std::optional<Residency> own_residency;  ///< likewise
+  Placed placed;                           ///< in_place: what of the whole parameter comes and goes
   std::string name;
   SubjectId subject = no_subject;  ///< for observers
   Residency gradient_residency = Residency::slots;

@@ -11,7 +11,7 @@
 #include "engine.hpp"
 #include "flat_parameter.hpp"
 #include "program_order.hpp"
-#include "shared_block.hpp"
+#include "shared_slot_memory.hpp"
 
 namespace shardwise::inline v0_1::detail {
 
@@ -39,13 +39,7 @@ class SharedGathers {
   /// it.
   void join(Parameter& parameter) {
     Communicator& ranks = *parameter.group->within;
-    if (Device::memory != MemoryKind::host || !ranks.shares_addresses()) {
-      raise(
-          "parameter '{}': residency shared is for ranks that are threads of one process and "
-          "compute on the CPU (run_ranks of comm/thread.hpp); these are ranks of the {} "
-          "communicator: use residency slots, or in_place",
-          parameter.name, ranks.backend());
-    }
+    if (Device::memory == MemoryKind::cuda) refuse(parameter, ranks);
     if (memory_.ranks() == nullptr) memory_.join(ranks, engine_.options.timeout);
     if (memory_.ranks() != &ranks) {
       raise(
@@ -57,10 +51,11 @@ class SharedGathers {
     const std::size_t bytes = parameter.layout.padded_size() * size_of(parameter.storage);
     const std::size_t begin = parameter.shard_begin * size_of(parameter.storage);
     if (bytes > 0) {
-      parameter.common = SharedBlock(ranks, bytes, info(parameter, Waits::to_allocate));
+      parameter.common = ranks.share_block(bytes, info(parameter, Waits::to_allocate));
+      if (parameter.common == nullptr) refuse(parameter, ranks);
       parameter.value =
           Buffer<Device>::within(engine_.ledger, StateKind::parameters,
-                                 parameter.common.data() + begin, parameter.storage_bytes());
+                                 parameter.common->data() + begin, parameter.storage_bytes());
     }
     wrote(parameter);
   }
@@ -164,6 +159,14 @@ class SharedGathers {
     bool values = false;   // another rank's write may not be over as far as the host knows,
     bool barrier = false;  // or the communication stream
   };
+
+  [[noreturn]] static void refuse(const Parameter& parameter, const Communicator& ranks) {
+    raise(
+        "parameter '{}': residency shared is for ranks on the CPUs of one machine: threads "
+        "(run_ranks of comm/thread.hpp), or processes of MPI that may map one another's memory; "
+        "these, of the {} communicator, share none: use residency slots, or in_place",
+        parameter.name, ranks.backend());
+  }
 
   [[nodiscard]] CallInfo info(const Parameter& parameter, Waits waits) const noexcept {
     return engine_.info(parameter.name, static_cast<std::uint64_t>(waits));

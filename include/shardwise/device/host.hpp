@@ -5,6 +5,7 @@
 #include <cstring>
 #include <new>
 #include <span>
+#include <thread>
 #include <type_traits>
 
 #include "../core/dtype.hpp"
@@ -48,6 +49,15 @@ struct HostDevice {
   /// The stream of collectives; `overlap`: beside the compute stream.
   [[nodiscard]] static Stream communication_stream(bool overlap, Stream& /*compute*/) {
     return Stream(overlap ? Stream::Mode::worker : Stream::Mode::inline_calls);
+  }
+
+  /// ContextOptions::overlap_from where the host does not say, for so many ranks that are threads
+  /// of this process and copy from each other. Without a second core for each of them handing a
+  /// collective over to a thread of its own, and back, costs about what copying 8 MiB does
+  /// (measured: benchmarks/README.md, bench_step).
+  [[nodiscard]] static std::size_t overlap_from(std::size_t ranks) noexcept {
+    const std::size_t cores = std::thread::hardware_concurrency();  // 0: not known
+    return cores == 0 || cores >= 2 * ranks ? 0 : (std::size_t{8} << 20) + 1;
   }
 
   /// Uninitialised memory; std::bad_alloc where there is none.

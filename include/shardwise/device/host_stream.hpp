@@ -74,7 +74,8 @@ class HostStream {
     worker_.join();
   }
 
-  [[nodiscard]] bool is_inline() const noexcept { return ring_bytes_ == 0; }
+  /// Whether a call made now completes before it returns.
+  [[nodiscard]] bool is_inline() const noexcept { return ring_bytes_ == 0 || in_caller_; }
   [[nodiscard]] StreamRef ref() noexcept { return {MemoryKind::host, this}; }
 
   /// Runs `task(items)` in stream order. Both are copied; they must be trivially copyable.
@@ -120,6 +121,14 @@ class HostStream {
     run_ = {sequence, subject, activity};
   }
   void end_run() noexcept { run_ = {}; }
+
+  /// With a worker: until end_inline() calls complete before they return, for what takes less time
+  /// than handing it over. Not where something is queued, or the stream has failed: calls go to the
+  /// worker then. The order of tasks is the same.
+  void begin_inline() noexcept {
+    in_caller_ = ring_bytes_ > 0 && idle() && !failed_.load(std::memory_order_acquire);
+  }
+  void end_inline() noexcept { in_caller_ = false; }
 
   /// Everything enqueued so far.
   [[nodiscard]] HostEvent record() noexcept {
@@ -325,7 +334,8 @@ class HostStream {
   std::exception_ptr failure_;
   Header* running_ = nullptr;
   bool stopping_ = false;
-  Run run_ = {};  // the enqueuing thread's
+  Run run_ = {};            // the enqueuing thread's
+  bool in_caller_ = false;  // likewise
   Observer* observer_ = nullptr;
   int exceptions_;
   std::thread worker_;

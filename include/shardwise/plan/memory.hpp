@@ -4,19 +4,20 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "../comm/simulated.hpp"
-#include "../detail/address_range.hpp"
 #include "../detail/engine.hpp"
 #include "../detail/registration.hpp"
 #include "../detail/shard_groups.hpp"
 #include "../device/simulated_clock.hpp"
-#include "../host_tensor.hpp"
 #include "../layout.hpp"
 #include "../memory_plan.hpp"
 #include "../strategy.hpp"
+#include "planned_arena.hpp"
 
 namespace shardwise::inline v0_1 {
 
@@ -29,10 +30,12 @@ struct PlannedParameter {
   std::optional<DType> gradient = DType::f32;  ///< type of the stored gradient; none: frozen
   std::vector<DType> state = {};               ///< types of the optimizer's values for each element
   /// Residency in_place: elements (of the lease type) from the beginning of the arena to each
-  /// tensor. Empty: not in place. Arenas of the CPU alone: what a device maps is not planned.
+  /// tensor. Empty: not in place.
   std::vector<std::size_t> offsets = {};
   /// slots, host_buffer, or in_place in an arena of its own with the same offsets.
   Residency gradient_residency = Residency::slots;
+  bool late = false;  ///< registered after the first gather: it shares no collective
+  bool gradient_late = false;
 };
 
 /// Where parameters will be registered.
@@ -41,41 +44,44 @@ struct PlanOptions {
   ContextOptions context = {};  ///< open_parameters and open_gradients count
   SimulatedBackend backend = {};
   std::size_t arena_elements = 0;  ///< of the arena of parameters, where they are in place
+  /// Where they are so on devices: bytes that the driver maps at once. 0: with NCCL 2 MiB, as
+  /// CUDA's has them, else pages of the CPU.
+  std::size_t granule = 0;
 };
+
+/// Both by kind, one line each, and whether they are the same: for people.
+[[nodiscard]] inline std::string compare_bytes(const Bytes& planned, const Bytes& held) {
+  std::string text = detail::format("{:<16} {:>14} {:>14}\n", "bytes of a rank", "planned", "held");
+  const auto line = [&](std::string_view kind, std::size_t of_plan, std::size_t of_rank) {
+    text += detail::format("{:<16} {:>14} {:>14}\n", kind, of_plan, of_rank);
+  };
+  line("parameters", planned.parameters, held.parameters);
+  line("gradients", planned.gradients, held.gradients);
+  line("optimizer state", planned.optimizer_state, held.optimizer_state);
+  line("slots", planned.slots, held.slots);
+  line("crumbs", planned.crumbs, held.crumbs);
+  line("all", planned.total(), held.total());
+  return text +
+         (planned == held ? "What is held was planned.\n" : "What is held was NOT planned.\n");
+}
 
 namespace detail {
 
-/// The addresses that parameters in place have, relative to each other; nothing is below them.
+/// Where parameters in place lie, and their gradients.
 struct PlannedArenas {
-  std::unique_ptr<AddressRange> parameters;
-  std::unique_ptr<AddressRange> gradients;
+  explicit PlannedArenas(const PlanOptions& options)
+      : parameters(options.arena_elements, granule_of(options)),
+        gradients(options.arena_elements, granule_of(options)) {}
 
-  [[nodiscard]] static AddressRange& of(std::unique_ptr<AddressRange>& arena, std::size_t bytes) {
-    if (arena == nullptr) {
-      arena =
-          std::make_unique<AddressRange>(bytes, "planned", Recycling::move, Release::lazy, false);
-    }
-    return *arena;
+  PlannedArena parameters;
+  PlannedArena gradients;
+
+ private:
+  [[nodiscard]] static std::size_t granule_of(const PlanOptions& options) noexcept {
+    if (options.granule > 0) return options.granule;
+    return options.backend.nccl ? std::size_t{2} << 20 : 0;
   }
 };
-
-[[nodiscard]] inline Placed plan_place(AddressRange& arena, const Registration& entry,
-                                       const std::vector<std::size_t>& offsets, DType type,
-                                       bool recycle) {
-  std::vector<HostTensor> tensors;
-  for (std::size_t i = 0; i < entry.layout.tensors().size(); ++i) {
-    const Layout::Tensor& tensor = entry.layout.tensors()[i];
-    HostTensor placed(tensor.name, static_cast<float*>(nullptr), {tensor.count});
-    placed.dtype = type;
-    placed.data = arena.data() + offsets[i] * size_of(type);
-    if (!arena.contains(placed.data, placed.bytes())) {
-      raise("tensor '{}' does not lie in the planned arena: {} elements from {} on", tensor.name,
-            tensor.count, offsets[i]);
-    }
-    tensors.push_back(std::move(placed));
-  }
-  return arena.claim(entry.name, tensors, recycle);
-}
 
 [[nodiscard]] inline Registration register_planned(const PlannedParameter& parameter,
                                                    const Strategy& strategy,
@@ -85,30 +91,21 @@ struct PlannedArenas {
   if (!parameter.offsets.empty()) own.residency = Residency::in_place;
   Registration entry(parameter.tensors, options.world, parameter.storage, strategy, own);
   if (own.residency == Residency::in_place) {
-    if (options.backend.nccl) {
-      raise(
-          "parameter '{}' is planned in place on a device: its driver maps memory in granules that "
-          "a plan does not know; plan it in slots, or on the CPU",
-          entry.name);
-    }
     if (parameter.offsets.size() != entry.layout.tensors().size()) {
       raise("parameter '{}' in place has {} tensors, but {} offsets: one for each", entry.name,
             entry.layout.tensors().size(), parameter.offsets.size());
     }
-    AddressRange& arena = PlannedArenas::of(
-        arenas.parameters,
-        checked_multiply(options.arena_elements, size_of(entry.lease), "bytes of the arena"));
-    entry.placed = plan_place(arena, entry, parameter.offsets, entry.lease, entry.sharded());
+    entry.placed = arenas.parameters.place(entry, parameter.offsets, entry.lease, entry.sharded());
   }
+  entry.late = parameter.late;
+  entry.gradient_late = parameter.gradient_late;
   entry.gradient = parameter.gradient;
   entry.state = parameter.state;
   if (!parameter.gradient) return entry;
   entry.gradient_residency = parameter.gradient_residency;
   if (entry.gradient_residency == Residency::in_place) {
-    AddressRange& arena = PlannedArenas::of(
-        arenas.gradients, checked_multiply(options.arena_elements, size_of(entry.gradient_lease),
-                                           "bytes of the arena"));
-    entry.gradient_placed = plan_place(arena, entry, parameter.offsets, entry.gradient_lease, true);
+    entry.gradient_placed =
+        arenas.gradients.place(entry, parameter.offsets, entry.gradient_lease, true);
   }
   return entry;
 }
@@ -124,7 +121,7 @@ struct PlannedArenas {
   static_cast<void>(strategy.in_world(options.world));
   SimulatedClock clock{Processor{}};
   SimulatedCommunicator comm(clock, options.world, Topology{}, options.backend);
-  detail::PlannedArenas arenas;
+  detail::PlannedArenas arenas(options);
   std::vector<detail::Registration> entries;
   entries.reserve(parameters.size());
   for (const PlannedParameter& parameter : parameters) {

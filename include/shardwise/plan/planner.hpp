@@ -41,7 +41,7 @@ struct StrategyPlan {
   Strategy strategy;
   MemoryPlan memory;
   double activation_bytes = 0;  ///< an estimate; 0: not known
-  /// None where the model's use or the hardware is not known, or parameters are shared.
+  /// None where the model's use or the hardware is not known.
   std::optional<StepPrediction> step;
   bool fits = true;    ///< what is known of the bytes, beside `reserved`
   double spare = 0;    ///< bytes left, below 0 where it does not fit
@@ -239,8 +239,7 @@ template <std::same_as<PlannedModel> Model>
     row.activation_bytes = model.activation_bytes;
     row.spare = room - row.needed();
     row.fits = hardware.memory == 0 || row.spare >= 0;
-    const bool in_slots = request.settings.residency == Residency::slots;
-    if (in_slots && !model.visits.empty() && hardware.flops > 0) {
+    if (!model.visits.empty() && hardware.flops > 0) {
       row.step = predict_step(model, row.strategy, hardware, request.step);
     }
     row.advice = detail::advise(model, row, request, room);

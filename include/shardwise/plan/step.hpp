@@ -139,11 +139,11 @@ class SimulatedTrainer {
 
   void add(const PlannedParameter& planned) {
     const Residency residency = planned.options.residency.value_or(context_.strategy().residency);
-    if (residency != Residency::slots || !planned.offsets.empty() ||
-        planned.storage != DType::f32) {
+    const bool elsewhere = residency != Residency::slots && residency != Residency::shared;
+    if (elsewhere || !planned.offsets.empty() || planned.storage != DType::f32) {
       raise(
-          "a step is simulated for parameters of f32 in slots; '{}' is planned otherwise: its "
-          "bytes are known (plan_memory), its time is not",
+          "a step is simulated for parameters of f32 in slots, or shared; '{}' is planned "
+          "otherwise: its bytes are known (plan_memory), its time is not",
           planned.options.name);
     }
     Parameter& parameter = parameters_.emplace_back(context_, planned.tensors, planned.options);
