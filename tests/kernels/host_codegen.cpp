@@ -2,11 +2,13 @@
 // each step, over blocks alone, so that nothing in it has a reason to be scalar.
 
 #include <cstddef>
+#include <shardwise/kernels/reduce.hpp>
 #include <shardwise/kernels/update.hpp>
 #include <shardwise/optim/adam.hpp>
 #include <shardwise/optim/adamw.hpp>
 #include <shardwise/optim/lion.hpp>
 #include <shardwise/optim/sgd.hpp>
+#include <span>
 
 namespace {
 
@@ -38,3 +40,11 @@ STEP(step_adam_f32_f32, UpdateOf<Adam, float, float>)
 STEP(plain_sgd_f32_f32, UpdateOf<Sgd, float, float>)
 STEP(plain_momentum_f32_bf16, UpdateOf<SgdMomentum, float, bf16>)
 STEP(plain_lion_f32_f32, UpdateOf<Lion, float, float>)
+
+// Sums that are scaled and added to what is there, by vectors that the options do not promise.
+extern "C" void wide_sums(std::span<const void* const> inputs, DType dtype, std::size_t count,
+                          void* out, const ReduceSpec& spec);
+void wide_sums(std::span<const void* const> inputs, DType dtype, std::size_t count, void* out,
+               const ReduceSpec& spec) {
+  canonical_reduce(inputs, {}, dtype, count, out, spec);
+}

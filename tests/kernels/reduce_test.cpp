@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../support/contributions.hpp"
+#include "../support/vectors.hpp"
 
 namespace shardwise::test {
 namespace {
@@ -19,10 +20,10 @@ std::vector<DType> outputs_of(DType dtype) {
 }
 
 Bytes run(const std::vector<Bytes>& inputs, const std::vector<double>& weights, DType dtype,
-          std::size_t count, Bytes out, const ReduceSpec& spec) {
+          std::size_t count, Bytes out, const ReduceSpec& spec, detail::Vectors vectors) {
   std::vector<const void*> pointers;
   for (const Bytes& input : inputs) pointers.push_back(input.data());
-  canonical_reduce(pointers, weights, dtype, count, out.data(), spec);
+  canonical_reduce(pointers, weights, dtype, count, out.data(), spec, false, vectors);
   return out;
 }
 
@@ -45,10 +46,12 @@ TEST_CASE("canonical_reduce equals the formula, bit by bit") {
               if (is_floating(dtype) && count % 2 == 1) spec.scale = 1.0 / 3;
               const Bytes old = contribution(output, 99, 2, count);
               const Bytes expected = reduced(inputs, weights, dtype, 0, count, old, spec);
-              if (run(inputs, weights, dtype, count, old, spec) != expected) {
+              for (const detail::Vectors vectors : all_vectors()) {
+                if (run(inputs, weights, dtype, count, old, spec, vectors) == expected) continue;
                 FAIL(name_of(dtype)
                      << " -> " << name_of(output) << ", ranks " << ranks << ", count " << count
-                     << ", accumulate " << accumulate << ", weighted " << weighted);
+                     << ", accumulate " << accumulate << ", weighted " << weighted << ", vectors "
+                     << static_cast<int>(vectors));
               }
               ++cases;
             }
@@ -83,7 +86,10 @@ TEST_CASE(
             std::copy(old.begin(), old.end(), out.begin() + static_cast<std::ptrdiff_t>(begin));
             std::copy(expected.begin(), expected.end(),
                       wanted.begin() + static_cast<std::ptrdiff_t>(begin));
-            canonical_reduce(pointers, weights, dtype, count, out.data() + begin, spec, true);
+            // Turn by turn: every case is tried at many addresses.
+            const auto vectors = all_vectors()[begin / size_of(output) % all_vectors().size()];
+            canonical_reduce(pointers, weights, dtype, count, out.data() + begin, spec, true,
+                             vectors);
             if (out != wanted) {
               FAIL(name_of(dtype) << " -> " << name_of(output) << ", ranks " << ranks
                                   << ", accumulate " << accumulate << ", byte " << begin);

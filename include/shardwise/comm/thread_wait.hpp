@@ -44,10 +44,12 @@ class WaitPoint {
       }
       relax();
     }
-    // A core that nobody else wants comes back at once.
+    // A core that nobody else wants comes back at once. Looking lasts longer than a sleeper takes to
+    // wake: else two that wake each other in turns never meet awake again.
     constexpr std::chrono::microseconds soon(10);
+    constexpr std::chrono::microseconds wake(50);
     const Clock::time_point begin = Clock::now();
-    for (int i = 0; i < yields; ++i) {
+    for (int i = 0; i < yields || Clock::now() - begin < wake; ++i) {
       if (ready()) {
         patience.learn(Clock::now() - begin > soon);
         return true;

@@ -13,6 +13,7 @@
 #include "../kernels/cast_elements.hpp"
 #include "../kernels/norm.hpp"
 #include "../kernels/segments.hpp"
+#include "../kernels/vectors.hpp"
 #include "host_stream.hpp"
 #include "host_timeline.hpp"
 
@@ -142,6 +143,14 @@ struct HostDevice {
   static void run(std::size_t count, const Functor& functor) {
     constexpr std::size_t width = 16;
     std::size_t first = 0;
+    if constexpr (requires { requires Functor::in_tiles; }) {
+      const detail::Vectors vectors = detail::widest_vectors;
+      if (vectors != detail::Vectors::baseline) {
+        for (; first + Functor::tile <= count; first += Functor::tile) {
+          functor.run_tile(first, vectors);
+        }
+      }
+    }
     for (; first + width <= count; first += width) functor.template run<width>(first);
     for (; first < count; ++first) functor.template run<1>(first);
   }

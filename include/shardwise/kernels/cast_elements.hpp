@@ -8,17 +8,26 @@
 #include "../core/dtype.hpp"
 #include "cast.hpp"
 #include "octet.hpp"
+#include "wide.hpp"
 
 namespace shardwise::inline v0_1 {
 
 namespace detail {
 
 template <class From, class To>
-void cast_host(const From* from, To* to, std::size_t count) noexcept {
+void cast_host(const From* from, To* to, std::size_t count, Vectors vectors) noexcept {
   using Real = std::conditional_t<std::same_as<From, double>, double, float>;
   const Cast<From, To> cast{from, to};
+  const auto wide = [&](std::size_t elements) -> std::size_t {
+    if constexpr (WideElement<From> && WideElement<To>) {
+      return run_wide(vectors, elements,
+                      [&]<class Wide>(std::size_t whole) { Wide::convert(from, to, whole); });
+    } else {
+      return 0;
+    }
+  };
   if constexpr (sizeof(To) <= sizeof(From)) {
-    std::size_t first = 0;
+    std::size_t first = wide(count);
     for (; first + octet <= count; first += octet) {
       convert_octets<Real, octet>(from + first, to + first);
     }
@@ -26,6 +35,8 @@ void cast_host(const From* from, To* to, std::size_t count) noexcept {
   } else {
     // In place, the elements beyond those being written have been read already.
     std::size_t end = count;
+    for (; end % most_lanes != 0; --end) cast.template run<1>(end - 1);
+    if (wide(end) == end) return;
     for (; end % octet != 0; --end) cast.template run<1>(end - 1);
     for (; end > 0; end -= octet) {
       convert_octets<Real, octet>(from + end - octet, to + end - octet);
@@ -37,9 +48,10 @@ void cast_host(const From* from, To* to, std::size_t count) noexcept {
 
 /// Casts `count` elements on the host, at once, by cast_element. Both types are floating ones. The
 /// buffers do not overlap, or begin at one address (in place; the buffer has room for the larger
-/// type).
+/// type). `vectors`: for tests; all give the same bits.
 inline void cast_elements(const void* from, DType from_type, void* to, DType to_type,
-                          std::size_t count) noexcept {
+                          std::size_t count,
+                          detail::Vectors vectors = detail::widest_vectors) noexcept {
   if (from_type == to_type) {
     if (from != to && count > 0) std::memcpy(to, from, count * size_of(to_type));
     return;
@@ -47,7 +59,7 @@ inline void cast_elements(const void* from, DType from_type, void* to, DType to_
   dispatch_floating(from_type, [&]<class From>() {
     dispatch_floating(to_type, [&]<class To>() {
       if constexpr (!std::same_as<From, To>) {
-        detail::cast_host(static_cast<const From*>(from), static_cast<To*>(to), count);
+        detail::cast_host(static_cast<const From*>(from), static_cast<To*>(to), count, vectors);
       }
     });
   });

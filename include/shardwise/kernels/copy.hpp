@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "wide.hpp"
+
 #if defined(__SSE2__)
 #include <emmintrin.h>
 #endif
@@ -21,11 +23,21 @@ inline void prefetch_line(const void* from, std::size_t ahead) noexcept {
   __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(from) + ahead));
 }
 
+// Whole lines as far as wide vectors go; how many bytes. `streaming`: `to` begins a line.
+template <bool streaming>
+[[nodiscard]] inline std::size_t copy_wide(std::byte* to, const std::byte* from, std::size_t bytes,
+                                           Vectors vectors) noexcept {
+  const std::size_t words = bytes / cache_line * cache_line / sizeof(float);
+  return sizeof(float) * run_wide(vectors, words, [&]<class Wide>(std::size_t whole) {
+           Wide::template copy_lines<streaming>(to, from, whole * sizeof(float));
+         });
+}
+
 // glibc's memcpy uses `rep movsb` on many x86 cores, which is more than ten times slower where the
 // target lies a little behind the source modulo 4096 (glibc bug 30994), as neighbouring buffers do.
 // Blocks of registers are as fast as memcpy at its best.
 inline void copy_blocks(std::byte* __restrict to, const std::byte* __restrict from,
-                        std::size_t bytes) noexcept {
+                        std::size_t bytes, Vectors vectors = widest_vectors) noexcept {
   constexpr std::size_t block = cache_line;
   // Targets in a host's own layout begin anywhere: stores that straddle lines cost twice.
   const std::size_t head = (block - reinterpret_cast<std::uintptr_t>(to) % block) % block;
@@ -34,6 +46,12 @@ inline void copy_blocks(std::byte* __restrict to, const std::byte* __restrict fr
     to += head;
     from += head;
     bytes -= head;
+  }
+  if (bytes >= 16 * block) {
+    const std::size_t done = copy_wide<false>(to, from, bytes, vectors);
+    to += done;
+    from += done;
+    bytes -= done;
   }
   for (; bytes >= block; bytes -= block, to += block, from += block) {
     std::memcpy(to, from, block);
@@ -54,15 +72,16 @@ inline void copy_by_memcpy(void* to, const void* from, std::size_t bytes) noexce
 /// Copies past the caches where the machine can, up to end_streaming(), before which nobody else
 /// may look.
 inline void stream_bytes(std::byte* __restrict to, const std::byte* __restrict from,
-                         std::size_t bytes) noexcept {
+                         std::size_t bytes, Vectors vectors = widest_vectors) noexcept {
 #if defined(__SSE2__)
   const std::size_t head =
       (cache_line - reinterpret_cast<std::uintptr_t>(to) % cache_line) % cache_line;
-  if (bytes < head + cache_line) return copy_blocks(to, from, bytes);
+  if (bytes < head + cache_line) return copy_blocks(to, from, bytes, vectors);
   if (head > 0) std::memcpy(to, from, head);
-  to += head;
-  from += head;
-  bytes -= head;
+  const std::size_t done = copy_wide<true>(to + head, from + head, bytes - head, vectors);
+  to += head + done;
+  from += head + done;
+  bytes -= head + done;
   for (; bytes >= cache_line; bytes -= cache_line, to += cache_line, from += cache_line) {
     prefetch_line(from, 2048);
     __m128i part[4];
@@ -71,7 +90,7 @@ inline void stream_bytes(std::byte* __restrict to, const std::byte* __restrict f
   }
   if (bytes > 0) std::memcpy(to, from, bytes);
 #else
-  copy_blocks(to, from, bytes);
+  copy_blocks(to, from, bytes, vectors);
 #endif
 }
 

@@ -15,7 +15,10 @@
 #include "canonical_sum.hpp"
 #include "cast.hpp"
 #include "copy.hpp"
+#include "finish.hpp"
 #include "octet.hpp"
+#include "vectors.hpp"
+#include "wide.hpp"
 
 namespace shardwise::inline v0_1 {
 
@@ -107,68 +110,6 @@ inline void add_to(Sum* __restrict sums, const Sum* __restrict other) noexcept {
   }
 }
 
-/// How results are stored: as they are, added to what is there, or past the caches.
-enum class Store : std::uint8_t { plain, accumulate, streaming };
-
-/// out = round(old + scale * sum), element by element.
-template <Store mode, class Sum, class Out>
-struct Finish {
-  using Wide = std::common_type_t<Sum, Accumulator<Out>>;
-  Sum scale;  // by 1 changes no bit
-
-  void element(Sum sum, Out* out) const noexcept {
-    Wide old = 0;  // adding it turns -0 into +0, as accumulation onto zeroed storage does
-    if constexpr (mode == Store::accumulate) old = static_cast<Wide>(*out);
-    const Sum scaled = scale * sum;
-    *out = cast_element<Out>(old + static_cast<Wide>(scaled));
-  }
-  void elements(const Octet<Sum>& sums, Out* out) const noexcept {
-    constexpr bool streaming = mode == Store::streaming;
-    Octet<Wide> old{};
-    if constexpr (mode == Store::accumulate) old = load_octet<Wide>(out);
-    if constexpr (std::same_as<Wide, Sum>) {
-      store_octet<streaming>(out, old + sums * scale);
-    } else {
-      store_octet<streaming>(out, old + widened(sums * scale));
-    }
-  }
-};
-
-/// Finishes sums, or a + b where there is a b. `out` may be one of them.
-template <Store mode, class Sum, class In, class Out>
-inline void finish_as(const In* a, const In* b, Out* out, std::size_t count, Sum scale) noexcept {
-  const Finish<mode, Sum, Out> finish{scale};
-  std::size_t k = 0;
-  const auto one = [&](std::size_t i) {
-    const Sum sum = static_cast<Sum>(a[i]);
-    finish.element(b == nullptr ? sum : sum + static_cast<Sum>(b[i]), out + i);
-  };
-  if constexpr (mode == Store::streaming) {
-    for (; k < count && reinterpret_cast<std::uintptr_t>(out + k) % cache_line != 0; ++k) one(k);
-  }
-  if (b == nullptr) {
-    for (; k + octet <= count; k += octet) finish.elements(load_octet<Sum>(a + k), out + k);
-  } else {
-    for (; k + octet <= count; k += octet) {
-      finish.elements(load_octet<Sum>(a + k) + load_octet<Sum>(b + k), out + k);
-    }
-  }
-  for (; k < count; ++k) one(k);
-}
-
-template <class Sum, class In, class Out>
-inline void finish_as(const In* a, const In* b, Out* out, std::size_t count, const ReduceSpec& spec,
-                      bool streaming) noexcept {
-  const auto scale = static_cast<Sum>(spec.scale);
-  if (spec.accumulate) {
-    finish_as<Store::accumulate>(a, b, out, count, scale);
-  } else if (streaming) {
-    finish_as<Store::streaming>(a, b, out, count, scale);
-  } else {
-    finish_as<Store::plain>(a, b, out, count, scale);
-  }
-}
-
 template <bool Accumulate, std::size_t Width, class T>
 inline void finish_integers(const T* __restrict sums, T* __restrict out) noexcept {
   for (std::size_t k = 0; k < Width; ++k) out[k] = Accumulate ? add(out[k], sums[k]) : sums[k];
@@ -179,16 +120,26 @@ template <class In>
 class HostReduction {
  public:
   /// `weights`: null where all are 1.
-  HostReduction(std::span<const void* const> inputs, const double* weights, const ReduceSpec& spec)
-      : inputs_(inputs.data()), weights_(weights), ranks_(inputs.size()), spec_(spec) {}
+  HostReduction(std::span<const void* const> inputs, const double* weights, const ReduceSpec& spec,
+                Vectors vectors)
+      : inputs_(inputs.data()),
+        weights_(weights),
+        ranks_(inputs.size()),
+        spec_(spec),
+        vectors_(vectors) {}
 
   void run(std::size_t count, std::byte* out, bool streaming) const noexcept {
-    const std::size_t size = size_of(spec_.output);
-    // Results begin a line in all chunks but the first.
-    std::size_t length = reduce_chunk - reinterpret_cast<std::uintptr_t>(out) % cache_line / size;
-    for (std::size_t first = 0; first < count; first += std::exchange(length, reduce_chunk)) {
-      length = std::min(length, count - first);
-      chunk(first, length, out + first * size, streaming);
+    if (!finish_inputs(count, out, streaming)) {
+      const std::size_t size = size_of(spec_.output);
+      const std::size_t done = finish_four(count, out, streaming);
+      // Results begin a line in all chunks but the first.
+      std::byte* const rest = out + done * size;
+      std::size_t length =
+          reduce_chunk - reinterpret_cast<std::uintptr_t>(rest) % cache_line / size;
+      for (std::size_t first = done; first < count; first += std::exchange(length, reduce_chunk)) {
+        length = std::min(length, count - first);
+        chunk(first, length, out + first * size, streaming);
+      }
     }
     if (streaming) end_streaming();
   }
@@ -215,20 +166,45 @@ class HostReduction {
     }
   }
 
+  // One pass over what ranks have, where there are two at most and the types are usual ones.
+  [[nodiscard]] bool finish_inputs(std::size_t count, void* out, bool streaming) const noexcept {
+    bool done = false;
+    if constexpr (std::floating_point<Sum>) {
+      if (ranks_ > 2 || weights_ != nullptr) return false;
+      const In* const other = ranks_ == 1 ? nullptr : input(1);
+      dispatch_floating(spec_.output, [&]<class Out>() {
+        if constexpr (std::same_as<Out, In> || std::same_as<Out, Sum>) {
+          finish<Sum>(input(0), other, static_cast<Out*>(out), count, spec_, streaming, vectors_);
+          done = true;
+        }
+      });
+    }
+    return done;
+  }
+
+  // Likewise three or four, by wide vectors as far as these go; how many elements.
+  [[nodiscard]] std::size_t finish_four(std::size_t count, void* out,
+                                        bool streaming) const noexcept {
+    std::size_t done = 0;
+    if constexpr (WideElement<In>) {
+      const bool four = ranks_ == 4;
+      if (!(four || ranks_ == 3) || weights_ != nullptr || vectors_ == Vectors::baseline) return 0;
+      const Inputs<In> inputs{input(0), input(1), input(2), four ? input(3) : nullptr};
+      dispatch_floating(spec_.output, [&]<class Out>() {
+        if constexpr (std::same_as<Out, In> || std::same_as<Out, Sum>) {
+          auto* const results = static_cast<Out*>(out);
+          const std::size_t head = before_line(results, std::min(count, reduce_chunk));
+          if (head > 0) chunk(0, head, results, false);
+          done = head + finish_wide(inputs.from(head), results + head, count - head, spec_,
+                                    streaming, vectors_);
+        }
+      });
+    }
+    return done;
+  }
+
   // The last addition, the scaling and the rounding are one pass.
   void floats(std::size_t first, std::size_t count, void* out, bool streaming) const noexcept {
-    if constexpr (!std::same_as<In, Sum>) {
-      if (ranks_ == 2 && weights_ == nullptr) {
-        if (spec_.output == dtype_of<In>) {
-          return finish_as<Sum>(input(0) + first, input(1) + first, static_cast<In*>(out), count,
-                                spec_, streaming);
-        }
-        if (spec_.output == DType::f32) {
-          return finish_as<Sum>(input(0) + first, input(1) + first, static_cast<float*>(out), count,
-                                spec_, streaming);
-        }
-      }
-    }
     Sum left[reduce_chunk];
     Sum right[reduce_chunk];
     const std::size_t split = ranks_ == 1 ? 1 : canonical_split(ranks_);
@@ -236,7 +212,7 @@ class HostReduction {
     const Sum* const b =
         ranks_ == 1 ? nullptr : subtree(split, ranks_ - split, first, count, right);
     dispatch_floating(spec_.output, [&]<class Out>() {
-      finish_as<Sum>(a, b, static_cast<Out*>(out), count, spec_, streaming);
+      finish<Sum>(a, b, static_cast<Out*>(out), count, spec_, streaming, vectors_);
     });
   }
 
@@ -263,16 +239,29 @@ class HostReduction {
     } else if (n == 2 && weights_ == nullptr) {
       const In* const a = input(begin) + first;
       const In* const b = input(begin + 1) + first;
-      for_blocks(count, [=]<std::size_t Width>(std::size_t i) {
-        add_pair<Width>(a + i, b + i, sums + i);
-      });
+      const std::size_t done = add_wide(a, b, sums, count);
+      for_blocks(count - done, [a = a + done, b = b + done, to = sums + done]<std::size_t Width>(
+                                   std::size_t i) { add_pair<Width>(a + i, b + i, to + i); });
     } else {
       const std::size_t split = canonical_split(n);
       Sum other[reduce_chunk];
       tree(begin, split, first, count, sums);
       tree(begin + split, n - split, first, count, other);
-      for_blocks(count,
-                 [&]<std::size_t Width>(std::size_t i) { add_to<Width>(sums + i, other + i); });
+      const std::size_t done = add_wide(sums, other, sums, count);
+      for_blocks(count - done, [to = sums + done, from = other + done]<std::size_t Width>(
+                                   std::size_t i) { add_to<Width>(to + i, from + i); });
+    }
+  }
+
+  // sums = a + b, as far as wide vectors go; b may be null. How far.
+  template <class T>
+  [[nodiscard]] std::size_t add_wide(const T* a, const T* b, Sum* sums,
+                                     std::size_t count) const noexcept {
+    if constexpr (WideElement<T>) {
+      return run_wide(vectors_, count,
+                      [=]<class Wide>(std::size_t whole) { Wide::add(a, b, sums, whole); });
+    } else {
+      return 0;
     }
   }
 
@@ -287,13 +276,16 @@ class HostReduction {
         return;
       }
     }
-    for_blocks(count, [=]<std::size_t Width>(std::size_t i) { load<Width>(in + i, sums + i); });
+    const std::size_t done = add_wide(in, static_cast<const In*>(nullptr), sums, count);
+    for_blocks(count - done, [from = in + done, to = sums + done]<std::size_t Width>(
+                                 std::size_t i) { load<Width>(from + i, to + i); });
   }
 
   const void* const* inputs_;
   const double* weights_;
   std::size_t ranks_;
   const ReduceSpec& spec_;
+  Vectors vectors_;
 };
 
 }  // namespace detail
@@ -304,16 +296,18 @@ class HostReduction {
 /// the inputs. `weights` holds one number per rank, or is empty where all are 1 (spec.weight is not
 /// looked at). `out` may be one of the inputs where the types are equal, and overlaps none
 /// otherwise. At least one input. Integers: spec.output is `dtype`, scale and weights are 1.
-/// `streaming`: past the caches, as copy_bytes. Does not allocate.
+/// `streaming`: past the caches, as copy_bytes. `vectors`: for tests; all give the same bits. Does
+/// not allocate.
 inline void canonical_reduce(std::span<const void* const> inputs, std::span<const double> weights,
                              DType dtype, std::size_t count, void* out, const ReduceSpec& spec,
-                             bool streaming = false) noexcept {
+                             bool streaming = false,
+                             detail::Vectors vectors = detail::widest_vectors) noexcept {
   const double* scales = nullptr;
   for (const double weight : weights) {
     if (weight != 1) scales = weights.data();
   }
   dispatch(dtype, [&]<class In>() {
-    detail::HostReduction<In>(inputs, scales, spec)
+    detail::HostReduction<In>(inputs, scales, spec, vectors)
         .run(count, static_cast<std::byte*>(out), streaming);
   });
 }

@@ -12,6 +12,7 @@
 #include "lanes.hpp"
 #include "octet.hpp"
 #include "pack.hpp"
+#include "wide.hpp"
 
 namespace shardwise::inline v0_1 {
 
@@ -20,6 +21,18 @@ template <FloatingElement... States>
 struct StateTypes {
   static constexpr std::size_t count = sizeof...(States);
 };
+
+namespace detail {
+/// The tile after the next one, which may be past the end: conversions read and write in bursts,
+/// which the processor does not foresee.
+template <std::size_t tile, class T>
+inline void prefetch_tile(T* from) noexcept {
+  const auto address = reinterpret_cast<std::uintptr_t>(from) + 2 * tile * sizeof(T);
+  for (std::size_t i = 0; i < tile * sizeof(T); i += 64) {
+    __builtin_prefetch(reinterpret_cast<const void*>(address + i), std::is_const_v<T> ? 0 : 1);
+  }
+}
+}  // namespace detail
 
 /// A functor for Device::launch: one optimizer step over elements of a parameter, its gradient and
 /// its state, in place. Computes in Real = Accumulator<Parameter>:
@@ -52,6 +65,22 @@ struct Update {
     step<Real, Width>(first, Indices());
   }
 
+  /// Whether wide vectors convert what this step reads and writes: a tile at once, whose Reals stay
+  /// in the first cache meanwhile.
+  static constexpr bool in_tiles =
+      std::is_same_v<Real, float> && detail::WideElement<Gradient> &&
+      !(std::is_same_v<Parameter, float> && std::is_same_v<Gradient, float>);
+  static constexpr std::size_t tile = 256;
+
+  /// Elements [first, first + tile) on the host; the bits of run.
+  void run_tile(std::size_t first, detail::Vectors vectors) const {
+    if constexpr (in_tiles) {
+      step_tile(first, vectors, std::index_sequence_for<States...>());
+    } else {
+      run_blocks(*this, first);
+    }
+  }
+
   static constexpr std::size_t block_width = detail::block_width<Parameter, Gradient, States...>();
   template <std::size_t Width>
   [[nodiscard]] bool aligned(std::size_t first) const noexcept {
@@ -71,6 +100,38 @@ struct Update {
   }
 
  private:
+  template <class Step>
+  static void run_blocks(const Step& step, std::size_t first) {
+    constexpr std::size_t width = 16;
+    for (std::size_t i = 0; i < tile; i += width) step.template run<width>(first + i);
+  }
+
+  template <std::size_t... Index>
+  void step_tile(std::size_t first, detail::Vectors vectors, std::index_sequence<Index...>) const {
+    constexpr bool narrow = !std::is_same_v<Parameter, float>;
+    constexpr bool narrow_gradient = !std::is_same_v<Gradient, float>;
+    alignas(64) float values[narrow ? tile : 1];
+    alignas(64) float gradients[narrow_gradient ? tile : 1];
+    Update<Optimizer, float, float, States...> plain{
+        nullptr, nullptr, {static_cast<States*>(states[Index]) + first...}, coefficient, constants};
+    if constexpr (narrow) {
+      detail::prefetch_tile<tile>(parameter + first);
+      detail::cast_whole(parameter + first, values, tile, vectors);
+      plain.parameter = values;
+    } else {
+      plain.parameter = parameter + first;
+    }
+    if constexpr (narrow_gradient) {
+      detail::prefetch_tile<tile>(gradient + first);
+      detail::cast_whole(gradient + first, gradients, tile, vectors);
+      plain.gradient = gradients;
+    } else {
+      plain.gradient = gradient + first;
+    }
+    run_blocks(plain, 0);
+    if constexpr (narrow) detail::cast_whole(values, parameter + first, tile, vectors);
+  }
+
   template <std::size_t Width, std::size_t... Index>
   [[nodiscard]] bool are_aligned([[maybe_unused]] std::size_t first,
                                  std::index_sequence<Index...>) const noexcept {
@@ -205,6 +266,15 @@ template <class Step, FloatingElement Out>
 struct UpdateAndCast {
   Step step;
   Out* out;
+
+  static constexpr bool in_tiles =
+      Step::in_tiles || (std::is_same_v<typename Step::Real, float> && sizeof(Out) == 2);
+  static constexpr std::size_t tile = Step::tile;
+  void run_tile(std::size_t first, detail::Vectors vectors) const {
+    detail::prefetch_tile<tile>(out + first);
+    step.run_tile(first, vectors);
+    detail::cast_whole(step.parameter + first, out + first, tile, vectors);
+  }
 
   static constexpr std::size_t block_width = Step::block_width < detail::block_width<Out>()
                                                  ? Step::block_width

@@ -1,0 +1,187 @@
+#pragma once
+
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "../core/dtype.hpp"
+#include "cast.hpp"
+#include "vectors.hpp"
+
+/// @file
+/// Loops over memory for processors with wider vectors than the compiler's options promise: copies,
+/// conversions and sums of float, bf16 and f16, bit by bit what octets and cast_element give. Which
+/// of them run is found out when the program starts; elsewhere than on x86 there are none.
+namespace shardwise::inline v0_1::detail {
+
+/// What the wide loops take.
+template <class T>
+concept WideElement = std::same_as<T, float> || std::same_as<T, bf16> || std::same_as<T, f16>;
+
+/// All kinds have a number of lanes that divides this.
+inline constexpr std::size_t most_lanes = 16;
+
+/// What up to four ranks contribute; null where there are fewer.
+template <class T>
+struct Inputs {
+  const T* a;
+  const T* b = nullptr;
+  const T* c = nullptr;
+  const T* d = nullptr;
+
+  /// From element `first` on.
+  [[nodiscard]] Inputs from(std::size_t first) const noexcept {
+    const auto at = [&](const T* input) { return input == nullptr ? nullptr : input + first; };
+    return {at(a), at(b), at(c), at(d)};
+  }
+};
+
+/// `Count` elements in one register.
+template <class T, std::size_t Count>
+using Register [[gnu::vector_size(Count * sizeof(T))]] = T;
+
+#if defined(__x86_64__) && !defined(__CUDA_ARCH__)
+
+// Conversions are by name where g++ 12 would convert halves.
+//
+// One text, compiled for each kind of vectors: g++ takes wide operators apart in functions that are
+// not for their processor, before it puts these into others.
+#define SHARDWISE_WIDE [[gnu::target("avx2,f16c"), gnu::always_inline]] static inline
+#define SHARDWISE_WIDE_LOOP [[gnu::target("avx2,f16c")]] static inline
+struct Avx2 {
+  static constexpr std::size_t lanes = 8;
+  using Floats = Register<float, lanes>;
+  using Words = Register<std::uint32_t, lanes>;
+  using Shorts = Register<std::uint16_t, lanes>;
+
+  SHARDWISE_WIDE bool any_unordered(const Floats& x, const Floats& y) noexcept {
+    constexpr int unordered = 3;
+    return __builtin_ia32_movmskps256(__builtin_ia32_cmpps256(x, y, unordered)) != 0;
+  }
+  SHARDWISE_WIDE Floats from_f16(const Shorts& x) noexcept {
+    return __builtin_ia32_vcvtph2ps256(reinterpret_cast<Register<short, lanes>>(x));
+  }
+  SHARDWISE_WIDE Shorts to_f16(const Floats& x) noexcept {
+    return reinterpret_cast<Shorts>(__builtin_ia32_vcvtps2ph256(x, 0));
+  }
+  SHARDWISE_WIDE Shorts narrowed(const Words& x) noexcept {
+    return __builtin_convertvector(x, Shorts);
+  }
+#if defined(__clang__)
+  SHARDWISE_WIDE Words widened(const Shorts& x) noexcept {
+    return __builtin_convertvector(x, Words);
+  }
+#else
+  SHARDWISE_WIDE Words widened(const Shorts& x) noexcept {
+    return reinterpret_cast<Words>(
+        __builtin_ia32_pmovzxwd256(reinterpret_cast<Register<short, lanes>>(x)));
+  }
+  SHARDWISE_WIDE void stream(void* to, const Floats& x) noexcept {
+    __builtin_ia32_movntps256(static_cast<float*>(to), x);
+  }
+  SHARDWISE_WIDE void stream(void* to, const Words& x) noexcept {
+    stream(to, reinterpret_cast<Floats>(x));
+  }
+  SHARDWISE_WIDE void stream(void* to, const Shorts& x) noexcept {
+    __builtin_ia32_movntps(static_cast<float*>(to), reinterpret_cast<Register<float, 4>>(x));
+  }
+#endif
+#include "wide.inc"
+};
+#undef SHARDWISE_WIDE
+#undef SHARDWISE_WIDE_LOOP
+
+#define SHARDWISE_WIDE [[gnu::target("avx512f"), gnu::always_inline]] static inline
+#define SHARDWISE_WIDE_LOOP [[gnu::target("avx512f")]] static inline
+struct Avx512 {
+  static constexpr std::size_t lanes = 16;
+  using Floats = Register<float, lanes>;
+  using Words = Register<std::uint32_t, lanes>;
+  using Shorts = Register<std::uint16_t, lanes>;
+  struct AllLanes {  // a mask, which compilers take as one or the other
+    constexpr operator short() const noexcept { return -1; }
+    constexpr operator unsigned short() const noexcept { return 0xffff; }
+  };
+  static constexpr AllLanes all{};
+
+  static constexpr int as_set = 4;  // the processor's rounding
+
+  SHARDWISE_WIDE bool any_unordered(const Floats& x, const Floats& y) noexcept {
+    constexpr int unordered = 3;
+    return __builtin_ia32_cmpps512_mask(x, y, unordered, all, as_set) != 0;
+  }
+  SHARDWISE_WIDE Floats from_f16(const Shorts& x) noexcept {
+    return __builtin_ia32_vcvtph2ps512_mask(reinterpret_cast<Register<short, lanes>>(x), Floats{},
+                                            all, as_set);
+  }
+  SHARDWISE_WIDE Shorts to_f16(const Floats& x) noexcept {
+    return reinterpret_cast<Shorts>(
+        __builtin_ia32_vcvtps2ph512_mask(x, 0, Register<short, lanes>{}, all));
+  }
+#if defined(__clang__)
+  SHARDWISE_WIDE Words widened(const Shorts& x) noexcept {
+    return __builtin_convertvector(x, Words);
+  }
+  SHARDWISE_WIDE Shorts narrowed(const Words& x) noexcept {
+    return __builtin_convertvector(x, Shorts);
+  }
+#else
+  SHARDWISE_WIDE Words widened(const Shorts& x) noexcept {
+    return reinterpret_cast<Words>(__builtin_ia32_pmovzxwd512_mask(
+        reinterpret_cast<Register<short, lanes>>(x), Register<int, lanes>{}, all));
+  }
+  SHARDWISE_WIDE Shorts narrowed(const Words& x) noexcept {
+    return reinterpret_cast<Shorts>(__builtin_ia32_pmovdw512_mask(
+        reinterpret_cast<Register<int, lanes>>(x), Register<short, lanes>{}, all));
+  }
+  SHARDWISE_WIDE void stream(void* to, const Floats& x) noexcept {
+    __builtin_ia32_movntps512(static_cast<float*>(to), x);
+  }
+  SHARDWISE_WIDE void stream(void* to, const Words& x) noexcept {
+    stream(to, reinterpret_cast<Floats>(x));
+  }
+  SHARDWISE_WIDE void stream(void* to, const Shorts& x) noexcept {
+    __builtin_ia32_movntps256(static_cast<float*>(to), reinterpret_cast<Register<float, 8>>(x));
+  }
+#endif
+#include "wide.inc"
+};
+#undef SHARDWISE_WIDE
+#undef SHARDWISE_WIDE_LOOP
+
+#endif
+
+/// Calls loops.operator()<Wide>(n) with the loops for `vectors`, n: elements in whole vectors at
+/// the beginning of `count`. Returns n, 0 where there are no such loops.
+template <class Loops>
+inline std::size_t run_wide([[maybe_unused]] Vectors vectors, [[maybe_unused]] std::size_t count,
+                            [[maybe_unused]] const Loops& loops) {
+#if defined(__x86_64__) && !defined(__CUDA_ARCH__)
+  const auto run = [&]<class Wide>(Wide) {
+    const std::size_t whole = count / Wide::lanes * Wide::lanes;
+    if (whole > 0) loops.template operator()<Wide>(whole);
+    return whole;
+  };
+  if (vectors == Vectors::avx512) return run(Avx512());
+  if (vectors == Vectors::avx2) return run(Avx2());
+#endif
+  return 0;
+}
+
+/// Casts `count` elements, a multiple of most_lanes, between buffers that are apart.
+template <class From, class To>
+inline void cast_whole(const From* from, To* to, std::size_t count, Vectors vectors) noexcept {
+  std::size_t done = 0;
+  if constexpr (std::same_as<From, To>) {
+    std::memcpy(to, from, count * sizeof(To));
+    return;
+  } else if constexpr (WideElement<From> && WideElement<To>) {
+    done = run_wide(vectors, count,
+                    [&]<class Wide>(std::size_t whole) { Wide::convert(from, to, whole); });
+  }
+  for (; done < count; ++done) to[done] = cast_element<To>(from[done]);
+}
+
+}  // namespace shardwise::inline v0_1::detail
