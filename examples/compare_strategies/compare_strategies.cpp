@@ -87,11 +87,11 @@ int compare(const train_gpt::Options& options, const Own& own) {
 int main(int count, char** arguments) try {
   Own own;
   const train_gpt::Options options = parse(count, arguments, own);
-  if (options.sample > 0 || options.world_of_one_reference ||
-      options.strategy != train_gpt::Options().strategy) {
+  if (options.sample > 0 || options.world_of_one_reference || !options.monitor.empty() ||
+      !options.checkpoint.empty() || options.strategy != train_gpt::Options().strategy) {
     throw train_gpt::OptionsExit(
-        "it trains with every strategy and prints a table: --strategy, --sample and "
-        "--world-of-one-reference are train_gpt's\n",
+        "compare_strategies trains with every strategy and prints a table: --strategy, --sample, "
+        "--monitor, --checkpoint and --world-of-one-reference are train_gpt's\n",
         2);
   }
   int status = 0;

@@ -16,11 +16,11 @@ constexpr std::string_view style = R"(<style>
 --a:#2f6fab;--b:#c9772b;--c:#3f8f63;--d:#8c6bb1}
 @media(prefers-color-scheme:dark){:root{--ink:#e6e8ea;--dim:#9aa5b1;--page:#16191d;--line:#363c44;
 --a:#6ba8de;--b:#e59b58;--c:#74c295;--d:#b79be0}}
-body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page);max-width:60rem;
+body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page);max-width:68rem;
 margin:2rem auto;padding:0 1rem}
 h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}p.say{font-size:1.1rem}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-td{white-space:nowrap}td,th{text-align:right;padding:.25rem .6rem;border-bottom:1px solid var(--line)}
+td{white-space:nowrap}td,th{text-align:right;padding:.25rem .5rem;border-bottom:1px solid var(--line)}
 td:first-child,th:first-child{text-align:left}tr.taken td{font-weight:600}
 svg{width:100%;height:auto}text{fill:var(--ink);font:12px system-ui,sans-serif}
 text.dim{fill:var(--dim)}.key i{display:inline-block;width:.8em;height:.8em;margin:0 .3em 0 1em}
@@ -43,7 +43,7 @@ std::string escape(std::string_view text) {
   return result;
 }
 
-constexpr double left = 130, right = 80, width = 760, row_height = 30;
+constexpr double left = 130, right = 130, width = 820, row_height = 30;
 
 std::string bar(double x, double y, double length, double height, const char* color,
                 const std::string& title) {
@@ -107,7 +107,8 @@ std::string time_plot(const Comparison& comparison) {
     inside += bar(left, y + 11, trial.predicted_ms() * scale, 10, "b",
                   fmt::format("predicted: {:.2f} ms", trial.predicted_ms()));
     inside += label(left + std::max(trial.measured_ms(), trial.predicted_ms()) * scale + 6, y + 16,
-                    fmt::format("{:.1f} ms", trial.measured_ms()), R"(class="dim")");
+                    fmt::format("{:.1f} / {:.1f} ms", trial.measured_ms(), trial.predicted_ms()),
+                    R"(class="dim")");
     y += row_height;
   }
   return svg(comparison.trials.size(), "step time, measured and predicted", inside);

@@ -120,12 +120,12 @@ void add_hardware(CLI::App& app, Options& o) {
 void complete(Options& o) {
   o.has_sizes = o.shape.layers > 0 && o.shape.width > 0;
   if (o.list) return;
+  if (!o.has_sizes && (o.shape.layers > 0 || o.shape.width > 0)) {
+    throw std::invalid_argument("--layers and --width belong together: give both");
+  }
   if (o.model.empty() && o.params == 0 && !o.has_sizes) {
     throw std::invalid_argument(
         "which model? Give --model (--list shows them), --layers and --width, or --params");
-  }
-  if (!o.has_sizes && (o.shape.layers > 0 || o.shape.width > 0)) {
-    throw std::invalid_argument("--layers and --width belong together: give both");
   }
   if (o.devices < 1 || o.micro_batch < 1 || o.micro_batches < 1) {
     throw std::invalid_argument("--devices, --micro-batch and --micro-batches are at least 1");

@@ -115,7 +115,8 @@ std::string table(const Options& options, const shardwise::PlannedModel& model,
         "\nSlots, activations and times are not known from the number of parameters: give --layers "
         "and --width.\n";
   }
-  return text + fmt::format("\n{}: {}.\n", plan.recommended ? "Recommended" : "None", plan.reason);
+  return text + fmt::format("\n{}: {}.\n",
+                            plan.recommended ? "Recommended" : "Nothing to recommend", plan.reason);
 }
 
 std::string to_json(const Options& options, const shardwise::PlannedModel& model,

@@ -164,6 +164,7 @@ TEST_CASE("what does not fit together is refused with what to do") {
              ContainsSubstring("leave --params out"));
   CHECK_THAT(refusal({"--model", "gpt2", "--heads", "3"}), ContainsSubstring("leave --heads out"));
   CHECK_THAT(refusal({"--params", "1e9", "--layers", "3"}), ContainsSubstring("give both"));
+  CHECK_THAT(refusal({"--width", "64"}), ContainsSubstring("give both"));
   CHECK_THAT(refusal({"--model", "gpt2", "--device", "tpu"}), ContainsSubstring("a100-80gb"));
   CHECK_THAT(refusal({"--model", "gpt2", "--devices", "9", "--nodes", "2"}),
              ContainsSubstring("same number on each"));

@@ -67,8 +67,14 @@ std::vector<Row> measure(const train_gpt::Options& options) {
   return all;
 }
 
-// How many pairs were in order that differ by more than both spreads.
-int check(const char* what, const train_gpt::Options& options) {
+/// Pairs that differ by more than both spreads: what was compared of the order.
+struct Clear {
+  int pairs = 0;
+  int ddp_loses = 0;  // to what shards
+  int ddp_wins = 0;
+};
+
+Clear check(const char* what, const train_gpt::Options& options) {
   const std::vector<Row> all = measure(options);
   fmt::print("{}\n{:<26}{:>12}{:>10}{:>12}{:>9}\n", what, "strategy", "measured", "spread",
              "predicted", "error");
@@ -81,17 +87,21 @@ int check(const char* what, const train_gpt::Options& options) {
     INFO(what << ": " << each.name << " takes " << each.step() << " ms, predicted " << each.plan());
     CHECK(std::abs(each.plan() / each.step() - 1) < 0.25);
   }
-  int clear = 0;
+  Clear clear;
   for (const Row& a : all) {
     for (const Row& b : all) {
       if (b.step() - a.step() <= a.spread() + b.spread()) continue;
-      ++clear;
+      ++clear.pairs;
+      if (b.options.strategy == "ddp") ++clear.ddp_loses;
+      if (a.options.strategy == "ddp") ++clear.ddp_wins;
       INFO(what << ": " << a.name << " is faster than " << b.name);
       CHECK(a.plan() < b.plan());
     }
   }
-  fmt::print("pairs that differ by more than both spreads: {} of {}\n\n", clear,
-             all.size() * (all.size() - 1) / 2);
+  fmt::print(
+      "pairs that differ by more than both spreads: {} of {}; ddp loses in {} of them, wins in "
+      "{}\n\n",
+      clear.pairs, all.size() * (all.size() - 1) / 2, clear.ddp_loses, clear.ddp_wins);
   return clear;
 }
 
@@ -111,25 +121,27 @@ train_gpt::Options gpt(std::size_t layers, std::size_t width, std::size_t sequen
 }  // namespace
 
 TEST_CASE("step times of train_gpt are predicted within 25 %") {
-  check("4 layers of width 128, 4 sequences a rank", gpt(4, 128, 64, 8));
+  static_cast<void>(check("4 layers of width 128, 4 sequences a rank", gpt(4, 128, 64, 8)));
 }
 
 TEST_CASE("step times where communication weighs most are predicted within 25 %") {
-  check("4 layers of width 256, one short sequence a rank", gpt(4, 256, 32, 2));
+  static_cast<void>(check("4 layers of width 256, one short sequence a rank", gpt(4, 256, 32, 2)));
 }
 
 TEST_CASE("step times where the update weighs most are predicted within 25 %") {
-  check("2 layers of width 512, one sequence of 8 a rank", gpt(2, 512, 8, 2));
+  static_cast<void>(check("2 layers of width 512, one sequence of 8 a rank", gpt(2, 512, 8, 2)));
 }
 
-TEST_CASE("step times of two tokens a rank are predicted within 25 %") {
-  check("2 layers of width 512, one sequence of 2 a rank", gpt(2, 512, 2, 2));
+TEST_CASE("where the update is most of a step sharding it wins, as predicted") {
+  const Clear clear = check("2 layers of width 512, one sequence of 2 a rank", gpt(2, 512, 2, 2));
+  if (clear.ddp_loses == 0) FAIL("no pair with ddp differs by more than both spreads");
 }
 
-TEST_CASE("step times where micro-batches gather again and again are predicted within 25 %") {
+TEST_CASE("where micro-batches gather again and again ddp wins, as predicted") {
   train_gpt::Options options = gpt(4, 256, 2, 32);
-  options.steps = 6;
+  options.steps = 8;
   options.micro_batches = 16;
   options.accumulate = train_gpt::Accumulate::hold;
-  check("4 layers of width 256, 16 micro-batches of 2 tokens, held", options);
+  const Clear clear = check("4 layers of width 256, 16 micro-batches of 2 tokens, held", options);
+  if (clear.ddp_wins == 0) FAIL("no pair with ddp differs by more than both spreads");
 }
