@@ -81,6 +81,7 @@ struct Sampling {
 [[nodiscard]] inline std::vector<Series> in_turns(
     const Sampling& how, const std::vector<std::function<void()>>& functions) {
   std::vector<std::size_t> calls;
+  calls.reserve(functions.size());
   for (const auto& f : functions) calls.push_back(calls_of(how, f));
   std::vector<Series> result(functions.size());
   for (int sample = 0; sample < how.samples; ++sample) {

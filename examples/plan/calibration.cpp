@@ -60,6 +60,19 @@ class Bench {
     return median(std::move(taken));
   }
 
+  /// The same for one call that finds the memory as `prepare`, which is not timed, has left it.
+  double time_after(const std::function<void()>& prepare, const std::function<void()>& work) {
+    std::vector<double> taken;
+    for (int sample = 0; sample < samples; ++sample) {
+      prepare();
+      comm_.barrier({"calibrate"}, {});
+      const auto begin = Clock::now();
+      work();
+      taken.push_back(agreed(seconds_since(begin)));
+    }
+    return median(std::move(taken));
+  }
+
   /// The mean over ranks.
   double agreed(double value) { return shardwise::mean(comm_, value, {"calibrate"}); }
 
@@ -83,30 +96,42 @@ void keep(const T& value) {
   asm volatile("" : : "r,m"(value) : "memory");
 }
 
-/// Products of the model's linear layers: forwards, and both of backwards. Every block has weights
-/// of its own, so that they are in caches only where the model's are.
+/// Products of the model's linear layers: a pass forwards over all blocks and one backwards, as in
+/// a step. Every block has weights of its own, so that they are in caches only where the model's
+/// are.
 double product_rate(Bench& bench, std::size_t tokens, std::size_t width, std::size_t blocks) {
   const auto x = filled(tokens * 4 * width);
   const auto weights = filled(blocks * 12 * width * width);
   std::vector<float> y(tokens * 4 * width);
   std::vector<float> gradient(4 * width * width);
-  const std::pair<std::size_t, std::size_t> layers[] = {
-      {width, 3 * width}, {width, width}, {width, 4 * width}, {4 * width, width}};
+  struct Layer {
+    std::size_t in;
+    std::size_t out;
+    const float* weight;
+  };
+  std::vector<Layer> layers;
+  const float* weight = weights.data();
   double flops = 0;
-  for (const auto& [in, out] : layers) {
-    flops += 6 * static_cast<double>(blocks * tokens * in * out);
+  for (std::size_t block = 0; block < blocks; ++block) {
+    for (const auto& [in, out] : {std::pair{width, 3 * width}, std::pair{width, width},
+                                  std::pair{width, 4 * width}, std::pair{4 * width, width}}) {
+      layers.push_back({in, out, weight});
+      weight += in * out;
+      flops += 6 * static_cast<double>(tokens * in * out);
+    }
   }
   const double taken = bench.time([&] {
-    const float* weight = weights.data();
-    for (std::size_t block = 0; block < blocks; ++block) {
-      for (const auto& [in, out] : layers) {
-        train_gpt::multiply_by_transpose({x.data(), tokens, in}, {weight, out, in},
-                                         {y.data(), tokens, out});
-        train_gpt::multiply({x.data(), tokens, out}, {weight, out, in}, {y.data(), tokens, in});
-        train_gpt::multiply_transpose_by({x.data(), tokens, out}, {y.data(), tokens, in},
-                                         {gradient.data(), out, in});
-        weight += in * out;
-      }
+    for (const Layer& layer : layers) {
+      train_gpt::multiply_by_transpose({x.data(), tokens, layer.in},
+                                       {layer.weight, layer.out, layer.in},
+                                       {y.data(), tokens, layer.out});
+    }
+    for (auto layer = layers.rbegin(); layer != layers.rend(); ++layer) {
+      train_gpt::multiply({x.data(), tokens, layer->out}, {layer->weight, layer->out, layer->in},
+                          {y.data(), tokens, layer->in});
+      train_gpt::multiply_transpose_by({x.data(), tokens, layer->out},
+                                       {y.data(), tokens, layer->in},
+                                       {gradient.data(), layer->out, layer->in});
     }
   });
   return flops / taken;
@@ -206,16 +231,6 @@ void measure_library(Bench& bench, std::size_t total, std::size_t ranks,
   processor.memory_bandwidth = all * 16 / memory;
 }
 
-/// Seconds of one collective on a stream with a thread of its own, from its call until the host has
-/// its result.
-template <class Issue>
-double time_collective(Bench& bench, HostStream& stream, const Issue& issue) {
-  return bench.time([&] {
-    issue(stream.ref());
-    stream.synchronize();
-  });
-}
-
 /// The line through the times of several sizes, by least squares of relative errors.
 shardwise::Link fit(const std::vector<std::pair<double, double>>& samples) {
   double weights = 0, x = 0, y = 0, xx = 0, xy = 0;
@@ -233,46 +248,74 @@ shardwise::Link fit(const std::vector<std::pair<double, double>>& samples) {
   return {latency, slope > 0 ? 1 / slope : 1e12};
 }
 
-/// `total` elements of memory for sends and results, which calls walk through: what they find is in
-/// no cache, as in a step.
+/// The memory that collectives run in, as a step leaves it behind: what is sent was written since
+/// the last call, as shards by an update and gradients by a backward pass, what is received was
+/// read, as weights are, and in between all of the model's memory has gone through the caches.
+class TouchedMemory {
+ public:
+  TouchedMemory(std::size_t total, std::size_t largest)
+      : send_(filled(std::max(total, 2 * largest))), recv_(send_.size()) {}
+
+  /// Touches everything; then another place for `count` elements.
+  void touch(std::size_t count) {
+    float sum = 0;
+    for (std::size_t i = 0; i < send_.size(); ++i) {
+      send_[i] = 0.5f * send_[i] + 0.01f;
+      sum += recv_[i];
+    }
+    keep(sum);
+    at_ = at_ + 2 * count <= send_.size() ? at_ + count : 0;
+  }
+  [[nodiscard]] float* send() { return &send_[at_]; }
+  [[nodiscard]] float* recv() { return &recv_[at_]; }
+
+ private:
+  std::vector<float> send_;
+  std::vector<float> recv_;
+  std::size_t at_ = 0;
+};
+
+/// From the call of a collective, in the caller or, from `overlap_from` bytes on, on a stream with
+/// a thread of its own, until the host has its result.
 shardwise::MeasuredCollectives measure_collectives(Bench& bench, std::size_t largest,
-                                                   std::size_t total) {
+                                                   std::size_t total, std::size_t overlap_from) {
   Communicator& comm = bench.comm();
   const auto world = static_cast<std::size_t>(comm.size());
   const auto ring = static_cast<double>(world - 1) / static_cast<double>(world);
   shardwise::MeasuredCollectives measured;
-  HostStream stream(HostStream::Mode::worker);
+  HostStream beside(HostStream::Mode::worker);
+  HostStream in_caller;
   std::vector<std::pair<double, double>> gather, scatter, reduce;
   const std::size_t top = (std::max<std::size_t>(largest, 4096) + world - 1) / world * world;
-  const std::size_t room = std::max(total, 2 * top);
-  auto send = filled(room);
-  std::vector<float> recv(room);
-  std::size_t at = 0;
+  TouchedMemory memory(total, top);
   for (const std::size_t divisor : {64u, 16u, 4u, 1u}) {
     const std::size_t part = std::max<std::size_t>(top / divisor / world, 16);
     const std::size_t whole = part * world;
     const double bytes = static_cast<double>(whole * sizeof(float)) * ring;
-    const auto next = [&] {
-      at = at + 2 * whole <= room ? at + whole : 0;
-      return at;
+    HostStream& stream = whole * sizeof(float) < overlap_from ? in_caller : beside;
+    const auto time = [&](const auto& issue) {
+      return bench.time_after([&] { memory.touch(whole); },
+                              [&] {
+                                issue(stream.ref());
+                                stream.synchronize();
+                              });
     };
-    gather.emplace_back(
-        bytes, time_collective(bench, stream, [&](shardwise::StreamRef ref) {
-          const std::size_t place = next();
-          const shardwise::GatherItem item{&send[place], &recv[place], part, shardwise::DType::f32};
-          comm.all_gather({&item, 1}, {"calibrate"}, ref);
-        }));
-    const auto sum_at = [&](std::size_t place, std::size_t count) {
-      shardwise::ReduceItem sum{&send[place], &recv[place], count, shardwise::DType::f32, {}};
+    const auto sum_of = [&](std::size_t count) {
+      shardwise::ReduceItem sum{memory.send(), memory.recv(), count, shardwise::DType::f32, {}};
       sum.spec.scale = 1.0 / static_cast<double>(world);
       return sum;
     };
-    scatter.emplace_back(bytes, time_collective(bench, stream, [&](shardwise::StreamRef ref) {
-                           const shardwise::ReduceItem item = sum_at(next(), part);
+    gather.emplace_back(bytes, time([&](shardwise::StreamRef ref) {
+                          const shardwise::GatherItem item{memory.send(), memory.recv(), part,
+                                                           shardwise::DType::f32};
+                          comm.all_gather({&item, 1}, {"calibrate"}, ref);
+                        }));
+    scatter.emplace_back(bytes, time([&](shardwise::StreamRef ref) {
+                           const shardwise::ReduceItem item = sum_of(part);
                            comm.reduce_scatter({&item, 1}, {"calibrate"}, ref);
                          }));
-    reduce.emplace_back(2 * bytes, time_collective(bench, stream, [&](shardwise::StreamRef ref) {
-                          const shardwise::ReduceItem item = sum_at(next(), whole);
+    reduce.emplace_back(2 * bytes, time([&](shardwise::StreamRef ref) {
+                          const shardwise::ReduceItem item = sum_of(whole);
                           comm.all_reduce({&item, 1}, {"calibrate"}, ref);
                         }));
   }
@@ -341,6 +384,7 @@ shardwise::Hardware calibrate(const train_gpt::Options& options, double effort) 
   hardware.memory = static_cast<std::size_t>(sysconf(_SC_PHYS_PAGES)) *
                     static_cast<std::size_t>(sysconf(_SC_PAGESIZE)) / options.ranks;
   hardware.processor.inline_compute = true;
+  if (!in_processes) hardware.processor.overlap_from = HostDevice::overlap_from(options.ranks);
   hardware.topology.devices_per_node = static_cast<int>(options.ranks);
   const auto on_rank = [&](Communicator& comm) {
     Bench bench(comm, effort);
@@ -351,7 +395,8 @@ shardwise::Hardware calibrate(const train_gpt::Options& options, double effort) 
     mine.element_bandwidth = element_rate(bench, tokens, options.width);
     measure_library(bench, total, options.ranks, mine.processor);
     if (options.ranks > 1) {
-      mine.topology.measured = measure_collectives(bench, largest, total);
+      mine.topology.measured =
+          measure_collectives(bench, largest, total, mine.processor.overlap_from);
       mine.processor.communication_share = measure_share(bench, tokens, options.width, largest);
       mine.topology.node = mine.topology.measured->all_gather;
     }

@@ -89,6 +89,7 @@ Hardware read_hardware(const std::string& file) {
     r.read("cast_bandwidth", processor.cast_bandwidth);
     r.read("launch", processor.launch);
     r.read("inline_compute", processor.inline_compute);
+    r.read("overlap_from", processor.overlap_from);
     r.read("communication_share", processor.communication_share);
   });
   top.object("topology", [&](Reader& r) {
@@ -135,6 +136,7 @@ void write_hardware(const Hardware& hardware, const std::string& file) {
                  {"cast_bandwidth", processor.cast_bandwidth},
                  {"launch", processor.launch},
                  {"inline_compute", processor.inline_compute},
+                 {"overlap_from", processor.overlap_from},
                  {"communication_share", processor.communication_share}}},
                {"topology",
                 {{"devices_per_node", topology.devices_per_node},

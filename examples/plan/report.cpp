@@ -105,7 +105,8 @@ std::string table(const Options& options, const shardwise::PlannedModel& model,
     text +=
         "\nParameters are shared by the ranks of a process (ddp's are not): each rank has its part "
         "of them.";
-    text += hardware.flops > 0 ? "\n" : " Times need a CPU: give --hardware, a file of calibrate.\n";
+    text +=
+        hardware.flops > 0 ? "\n" : " Times need a CPU: give --hardware, a file of calibrate.\n";
   }
   if (options.knows_units()) {
     text += "\nActivations are an estimate; everything else that is held is exact.\n";

@@ -153,6 +153,22 @@ float open_bucket(Communicator& communicator, bool debug) {
   return 4;
 }
 
+// Leases of what is stored, after reductions that nobody reads.
+float unread_gradient(Communicator& communicator) {
+  Strategy strategy = Strategy::ddp();
+  strategy.accumulation = Accumulation::hold;
+  Context<Device> context(communicator, strategy);
+  Parameter<float> parameter(context, {{"w", {20000}}});
+  Gradient<float> gradient(parameter);
+  for (int step = 0; step < 4; ++step) {
+    gradient.consume();
+    auto lease = gradient.lease();
+    add(context, std::span<float>(lease[0]), 1);
+    std::move(lease).reduce();
+  }
+  return at(context, gradient.shard(), 0);
+}
+
 // In place: memory is taken from what was fetched and never opened, and from one gradient after the
 // other.
 float mapped_memory(Communicator& communicator) {
@@ -195,6 +211,7 @@ int main() {
       expect(value == 4.0f, "a bucket that is open");
     }
   }
+  for (const float value : on_ranks(3, unread_gradient)) expect(value == 1.0f, "an unread sum");
   for (const float value : on_ranks(3, host_memory)) expect(value == 6.0f, "the host's own memory");
   for (const float value : on_ranks(2, mapped_memory)) expect(value == 10.0f, "mapped memory");
   return failed ? 1 : 0;

@@ -41,9 +41,10 @@ if(TARGET shardwise::mpi AND NOT SHARDWISE_SANITIZE_ONLY)
                                                               $<TARGET_FILE:nccl_over_mpi>)
   set_tests_properties("emulated example: cuda_gpt over MPI" PROPERTIES LABELS full TIMEOUT 300 PROCESSORS 2)
 
-  find_program(shardwise_other_mpirun mpirun.mpich)
+  find_program(SHARDWISE_MPICH_LAUNCHER mpirun.mpich)
+  mark_as_advanced(SHARDWISE_MPICH_LAUNCHER)
   find_package(PkgConfig QUIET)
-  if(mpi_kind STREQUAL openmpi AND shardwise_other_mpirun AND PKG_CONFIG_FOUND)
+  if(mpi_kind STREQUAL openmpi AND SHARDWISE_MPICH_LAUNCHER AND PKG_CONFIG_FOUND)
     pkg_check_modules(mpich QUIET IMPORTED_TARGET mpich)
   endif()
   if(TARGET PkgConfig::mpich)
@@ -52,7 +53,7 @@ if(TARGET shardwise::mpi AND NOT SHARDWISE_SANITIZE_ONLY)
     target_link_libraries(cuda_gpt_mpich PRIVATE cuda_gpt_parts PkgConfig::mpich)
     target_compile_definitions(cuda_gpt_mpich PRIVATE CUDA_GPT_WITH_MPI MPICH_SKIP_MPICXX)
     add_test(NAME "emulated example: cuda_gpt over MPICH"
-             COMMAND ${over_mpi} --launcher ${shardwise_other_mpirun} --kind mpich --program
+             COMMAND ${over_mpi} --launcher ${SHARDWISE_MPICH_LAUNCHER} --kind mpich --program
                      $<TARGET_FILE:cuda_gpt_mpich>)
     set_tests_properties("emulated example: cuda_gpt over MPICH" PROPERTIES LABELS full TIMEOUT 300 PROCESSORS 2)
   endif()

@@ -380,8 +380,8 @@ TEST_CASE("an arena on a device has no options of the CPU, and says what its dri
       }
     }
     const auto lease = p.gather();  // and goes on
-    said.push_back(all_are(context, std::span(arena.as<float>(), 2 * granule()), 0) ? "zeros"
-                                                                                    : "?");
+    const bool zeros = all_are(context, std::span(arena.as<float>(), 2 * granule()), 0);
+    said.emplace_back(zeros ? "zeros" : "?");
     return said;
   });
   const auto& said = all[0];

@@ -253,7 +253,7 @@ TEST_CASE("a host's communicator is adopted, not destroyed, and refused where it
   REQUIRE(cudaSetDevice(0) == cudaSuccess);
   REQUIRE(ncclCommInitAll(&alone, 1, &device) == ncclSuccess);
   const auto two = LocalRendezvous::make(2);
-  two[1]->put("nccl.world.here.1", std::string(sizeof(ncclUniqueId), '\0'));
+  two[1]->put("nccl.world.here.1", text_of_card());
   CHECK_THROWS_AS(NcclCommunicator(two[0], alone), UsageError);
   CHECK(ncclCommDestroy(alone) == ncclSuccess);
 }

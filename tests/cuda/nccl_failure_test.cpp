@@ -467,6 +467,25 @@ TEST_CASE("a rank that never comes is named before NCCL waits for it") {
   }
 }
 
+TEST_CASE("ranks that found different NCCLs are told so before it connects them") {
+  if (present_worlds().empty()) SKIP("needs a device");
+  const auto refused = [](const std::string& theirs) {
+    const auto two = LocalRendezvous::make(2);
+    two[1]->put("nccl.world.here.1", theirs);
+    std::string said;
+    try {
+      const NcclCommunicator alone(two[0], {.startup_timeout = seconds(2)});
+    } catch (const BackendError& error) {
+      said = error.what();
+    }
+    CHECK(two[1]->failure().value_or(RankFailure{}).rank == 0);  // the others learn it
+    return said;
+  };
+  CHECK_THAT(refused(text_of_card(100)), ContainsSubstring("rank 0 found the library of NCCL 2.") &&
+                                             ContainsSubstring("rank 1 that of 2."));
+  CHECK_THAT(refused("another program's"), ContainsSubstring("rank 1 gave 17 bytes"));
+}
+
 TEST_CASE("a rank that fails before it has a communicator ends its peers' start") {
   const int world = std::min(3, present_worlds().back());
   auto meeting = LocalRendezvous::make(world);

@@ -8,6 +8,7 @@
 #include <memory>
 #include <shardwise/comm/nccl.hpp>
 #include <shardwise/device/cuda.hpp>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -30,6 +31,14 @@ inline std::vector<int> present_worlds() {
     if (world <= devices) result.push_back(world);
   }
   return result;
+}
+
+/// What a rank that found NCCL of another version, by so much, tells the others when they meet.
+inline std::string text_of_card(int newer = 0) {
+  detail::nccl::Card card{};
+  static_cast<void>(ncclGetVersion(&card.version));
+  card.version += newer;
+  return {reinterpret_cast<const char*>(&card), sizeof card};
 }
 
 /// Runs f(communicator) on `world` threads with a device each and returns what each gave, by rank.

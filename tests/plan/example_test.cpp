@@ -194,6 +194,7 @@ TEST_CASE("hardware is written and read") {
   hardware.exponentials = 3e8;
   hardware.element_bandwidth = 4e9;
   hardware.processor.inline_compute = true;
+  hardware.processor.overlap_from = 123;
   hardware.topology.measured = shardwise::MeasuredCollectives{{1, 2}, {3, 4}, {5, 6}, 7};
   plan::write_hardware(hardware, file);
   CHECK(plan::read_hardware(file) == hardware);

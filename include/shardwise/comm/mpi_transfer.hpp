@@ -171,17 +171,12 @@ class Transfer {
     wait(batch);
   }
 
-  // A part of this rank's own, one of size_ in a buffer. Past the caches where the buffers of all
-  // ranks are larger; else glibc's memcpy is faster than ours, since it does not read what it
-  // overwrites, but for what detail::copy_blocks is there for.
+  // A part of this rank's own, one of size_ in a buffer: past the caches where the buffers of all
+  // ranks are larger.
   void copy_own(void* to, const void* from, std::size_t bytes) const noexcept {
     if (bytes == 0 || to == from) return;
     if (bytes * size_ * (size_ + 1) > cache_bytes_) return copy_bytes(to, from, bytes, true);
-    const auto distance =
-        reinterpret_cast<std::uintptr_t>(to) - reinterpret_cast<std::uintptr_t>(from);
-    const std::uintptr_t behind = distance % 4096;
-    if (behind > 0 && behind < 512) return copy_bytes(to, from, bytes);
-    std::memcpy(to, from, bytes);
+    detail::copy_by_memcpy(to, from, bytes);
   }
 
   void post(Batch& batch, const GatherItem& item, std::size_t to, std::size_t from) {

@@ -151,7 +151,7 @@ class ObservedStreams {
 
   [[nodiscard]] cudaEvent_t take() noexcept {
     if (free_.empty()) return nullptr;
-    const cudaEvent_t event = free_.back();
+    cudaEvent_t event = free_.back();
     free_.pop_back();
     return event;
   }
@@ -219,7 +219,7 @@ class ObservedStreams {
       }
     }
     give_back(anchor_);
-    for (const cudaEvent_t event : free_) static_cast<void>(cudaEventDestroy(event));
+    for (cudaEvent_t event : free_) static_cast<void>(cudaEventDestroy(event));
   }
 
   Observer& observer_;

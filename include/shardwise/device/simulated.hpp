@@ -48,6 +48,9 @@ class SimulatedStream {
   void synchronize() noexcept { line_->clock->host_waits(line_->free); }
   [[nodiscard]] bool idle() const noexcept { return line_->free <= line_->clock->now(); }
   void drain() const noexcept {}
+  /// Until end_inline() calls complete before they return, unless earlier ones are on their way.
+  void begin_inline() noexcept { line_->in_caller = idle(); }
+  void end_inline() noexcept { line_->in_caller = false; }
 
  private:
   SimulatedTimeline* line_;

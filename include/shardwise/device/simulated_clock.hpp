@@ -27,6 +27,8 @@ struct Processor {
   double launch = 0;               ///< seconds of the host for each piece of work that it enqueues
   /// A CPU: the host itself computes, and no call returns before its work is done.
   bool inline_compute = false;
+  /// There: collectives of fewer bytes run in the caller (ContextOptions::overlap_from).
+  std::size_t overlap_from = 0;
   /// The part of the compute's speed that a collective takes while it runs: 1 where ranks have no
   /// core to spare, a few hundredths for the cores that NCCL's kernels take of a GPU.
   double communication_share = 0;
@@ -48,8 +50,9 @@ class SimulatedClock;
 /// The order of the work of one stream, or of several that are one.
 struct SimulatedTimeline {
   SimulatedClock* clock;
-  bool computes;    ///< the compute stream's
-  double free = 0;  ///< when all that was enqueued so far has run
+  bool computes;           ///< the compute stream's
+  double free = 0;         ///< when all that was enqueued so far has run
+  bool in_caller = false;  ///< for now, the host itself does what is enqueued
 };
 
 /// The virtual time of one rank: its host thread, its compute stream and its communication stream.
@@ -108,7 +111,7 @@ class SimulatedClock {
   void host_waits(double time) noexcept { host_ = std::max(host_, time); }
 
   [[nodiscard]] bool is_inline(const SimulatedTimeline& line) const noexcept {
-    return processor_.inline_compute && line.computes;
+    return line.in_caller || (processor_.inline_compute && line.computes);
   }
 
  private:

@@ -59,6 +59,16 @@ inline void copy_blocks(std::byte* __restrict to, const std::byte* __restrict fr
   if (bytes > 0) std::memcpy(to, from, bytes);
 }
 
+/// By memcpy, which does not read what it overwrites, but for where it is slow (see copy_blocks).
+inline void copy_by_memcpy(void* to, const void* from, std::size_t bytes) noexcept {
+  const std::uintptr_t behind =
+      (reinterpret_cast<std::uintptr_t>(to) - reinterpret_cast<std::uintptr_t>(from)) % 4096;
+  if (behind > 0 && behind < 512) {
+    return copy_blocks(static_cast<std::byte*>(to), static_cast<const std::byte*>(from), bytes);
+  }
+  std::memcpy(to, from, bytes);
+}
+
 /// Copies past the caches where the machine can, up to end_streaming(), before which nobody else
 /// may look.
 inline void stream_bytes(std::byte* __restrict to, const std::byte* __restrict from,

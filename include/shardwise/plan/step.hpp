@@ -131,6 +131,7 @@ class SimulatedTrainer {
     ContextOptions result;
     result.open_parameters = model_.open_parameters();
     result.stream = clock_.ref();
+    result.overlap_from = hardware_.processor.overlap_from;
     return result;
   }
   [[nodiscard]] double updated() const noexcept {
