@@ -193,7 +193,8 @@ class HostReduction {
       dispatch_floating(spec_.output, [&]<class Out>() {
         if constexpr (std::same_as<Out, In> || std::same_as<Out, Sum>) {
           auto* const results = static_cast<Out*>(out);
-          const std::size_t head = before_line(results, std::min(count, reduce_chunk));
+          const std::size_t head = before_line(results, count);
+          if (head > reduce_chunk) return;  // results that begin no line anywhere
           if (head > 0) chunk(0, head, results, false);
           done = head + finish_wide(inputs.from(head), results + head, count - head, spec_,
                                     streaming, vectors_);
