@@ -101,7 +101,8 @@ Held train(Communicator& communicator, Strategy strategy, std::int64_t before, s
   const std::size_t communicator_bytes = emulation_control::used_bytes(communicator.rank());
 #endif
   {
-    Context<Device> context(communicator, strategy, {.open_parameters = 2, .observer = observer});
+    Context<Device> context(communicator, strategy,
+                            {.open_parameters = 2, .observer = observer, .overlap_from = 0});
     std::vector<Parameter<float>> parameters;
     std::vector<Gradient<G>> gradients;
     std::vector<State<AdamW>> states;
@@ -242,7 +243,7 @@ TEST_CASE("steady state makes no heap allocation: in buffers of the host") {
         INFO(strategy.name() << " world " << world << " overlap " << overlap);
         SteadyState steady;
         const auto counted = on_ranks(world, [&](Communicator& communicator) {
-          Context<Device> context(communicator, strategy);
+          Context<Device> context(communicator, strategy, {.overlap_from = 0});
           Parameter<float> own(context, {{"own", {1000}}, {"none", {0}}},
                                {.residency = Residency::host_buffer});
           ShardedGradient own_gradient(own, Residency::host_buffer);
@@ -308,7 +309,7 @@ TEST_CASE("steady state makes no heap allocation: in arenas") {
         SteadyState steady;
         const auto counted = on_ranks(world, [&](Communicator& communicator) {
           constexpr std::size_t wide = 50001, layers = 4;
-          Context<Device> context(communicator, strategy);
+          Context<Device> context(communicator, strategy, {.overlap_from = 0});
           Arena weights(context, layers * wide * sizeof(float));
           Arena gradient_arena(context, layers * wide * sizeof(float));
           std::vector<Parameter<float>> parameters;
@@ -405,7 +406,7 @@ TEST_CASE("everything is freed at the end") {
       for (std::int64_t& bytes : after) {
         const std::int64_t before = heap.live;
         const auto left = on_ranks(world, [&](Communicator& communicator) {
-          Context<Device> context(communicator, strategy);
+          Context<Device> context(communicator, strategy, {.overlap_from = 0});
           {
             Parameter<float> parameter(context, {{"w", {5000}}});
             ShardedGradient gradient(parameter);

@@ -64,8 +64,9 @@ struct Model {
   std::vector<Gradient<float>> gradients;
   std::vector<State<Sgd>> states;
 
-  Model(Communicator& communicator, const Strategy& strategy, const ContextOptions& options = {},
-        std::size_t count = 3, bool tied = false)
+  Model(Communicator& communicator, const Strategy& strategy,
+        const ContextOptions& options = {.overlap_from = 0}, std::size_t count = 3,
+        bool tied = false)
       : context(communicator, strategy, options) {
     parameters.reserve(count);
     for (std::size_t i = 0; i < count; ++i) {
@@ -591,7 +592,7 @@ TEST_CASE("ranks that register different parameters learn it at once, by name") 
                             world,
                             [&](Communicator& communicator) {
                               const bool odd = communicator.rank() == odd_rank;
-                              Context<Device> context(communicator, strategy);
+                              Context<Device> context(communicator, strategy, {.overlap_from = 0});
                               auto& message =
                                   messages[static_cast<std::size_t>(communicator.rank())];
                               try {
@@ -741,7 +742,7 @@ TEST_CASE("a gradient of a bucket may be leased again before the bucket is full"
       INFO(strategy.name() << " overlap " << overlap);
       const auto ranks = messages_of(3, [&](Communicator& communicator) {
         constexpr std::size_t size = 20000;
-        Context<Device> context(communicator, strategy, {.open_gradients = 2});
+        Context<Device> context(communicator, strategy, {.open_gradients = 2, .overlap_from = 0});
         Parameter<float> a(context, {{"a", {size}}});
         Parameter<float> b(context, {{"b", {5}}});
         ShardedGradient gradient_a(a);
@@ -1048,7 +1049,7 @@ TEST_CASE("parameters and context may go while gathers and reductions are under 
             world,
             [&](Communicator& communicator) {
               {
-                Context<Device> context(communicator, strategy);
+                Context<Device> context(communicator, strategy, {.overlap_from = 0});
                 std::optional<Parameter<float>> a(std::in_place, context,
                                                   std::vector<TensorSpec>{{"a", {40000}}});
                 Parameter<float> b(context, {{"b", {40000}}});

@@ -43,7 +43,7 @@ TEST_CASE("a parameter that is destroyed while it is held gives its slot back") 
   Communicator& comm = *alone;
   Strategy strategy = Strategy::zero3();
   strategy.prefetch = 0;
-  Context<Device> context(comm, strategy);
+  Context<Device> context(comm, strategy, {.overlap_from = 0});
   auto a = std::make_unique<Parameter<float>>(context, tensor("a", 64));
   Parameter<float> b(context, tensor("b", 64));
   a->ensure_gathered();
@@ -95,7 +95,7 @@ TEST_CASE("gradients that are destroyed while their bucket waits, or open, leave
   Strategy strategy = Strategy::zero3();
   strategy.bucket_bytes = 1 << 20;
   strategy.overlap = false;
-  Context<Device> context(comm, strategy);
+  Context<Device> context(comm, strategy, {.overlap_from = 0});
   Parameter<float> a(context, tensor("a", 64));
   Parameter<float> b(context, tensor("b", 64));
   Parameter<float> d(context, tensor("d", 1 << 19));
@@ -117,7 +117,7 @@ TEST_CASE(
   Communicator& comm = *alone;
   Strategy strategy = Strategy::zero3();
   strategy.bucket_bytes = std::size_t{4} * 320;
-  Context<Device> context(comm, strategy);
+  Context<Device> context(comm, strategy, {.overlap_from = 0});
   Parameter<float> a(context, tensor("a", 192));
   Parameter<float> b(context, tensor("b", 224));
   Parameter<float> d(context, tensor("d", 128));
@@ -134,7 +134,7 @@ TEST_CASE("a load that throws midway leaves no stale copy to gather") {
   const auto alone = communicator_of_one();
   Communicator& comm = *alone;
   for (const Strategy& strategy : {Strategy::ddp(), Strategy::zero1(), Strategy::zero3()}) {
-    Context<Device> context(comm, strategy);
+    Context<Device> context(comm, strategy, {.overlap_from = 0});
     Parameter<float> a(context, tensor("a", 4));
     a.initialize([](const auto&, std::size_t) { return 1.0f; });
     { const auto weights = a.gather(); }
@@ -184,7 +184,8 @@ TEST_CASE("thousands of small parameters in one bucket") {
       Strategy strategy = Strategy::zero3();
       strategy.bucket_bytes = std::size_t{1} << 30;
       strategy.overlap = overlap;
-      Context<Device> context(comm, strategy, {.open_parameters = 3, .open_gradients = 3});
+      Context<Device> context(comm, strategy,
+                              {.open_parameters = 3, .open_gradients = 3, .overlap_from = 0});
       std::vector<Parameter<float>> parameters;
       std::vector<Gradient<float>> gradients;
       for (int i = 0; i < 2000; ++i) {
@@ -217,7 +218,7 @@ TEST_CASE("an error that all ranks throw does not end the communicator, overlap 
       strategy.overlap = overlap;
       for (int attempt = 0; attempt < 5; ++attempt) {
         try {
-          Context<Device> context(comm, strategy);
+          Context<Device> context(comm, strategy, {.overlap_from = 0});
           Parameter<float> a(context, tensor("a", 1 << 16));
           a.initialize([](const auto&, std::size_t) { return 1.0f; });
           a.prefetch();
@@ -225,7 +226,7 @@ TEST_CASE("an error that all ranks throw does not end the communicator, overlap 
         } catch (const UsageError&) {
         }
       }
-      Context<Device> context(comm, strategy);
+      Context<Device> context(comm, strategy, {.overlap_from = 0});
       Parameter<float> a(context, tensor("a", 4));
       return a.gather()[0].size();
     });

@@ -87,6 +87,7 @@ class Layout {
   /// The index in tensors() of the tensor with this name; UsageError that lists the names where
   /// there is none.
   [[nodiscard]] std::size_t find(std::string_view name) const {
+    if (tensors_.size() == 1 && tensors_[0].name == name) return 0;
     const auto found = std::partition_point(by_name_.begin(), by_name_.end(),
                                             [&](std::size_t i) { return tensors_[i].name < name; });
     if (found == by_name_.end() || tensors_[*found].name != name) raise_unknown(name);
@@ -204,6 +205,7 @@ class Layout {
   }
 
   void sort_names() {
+    if (tensors_.size() == 1) return;
     by_name_.resize(tensors_.size());
     for (std::size_t i = 0; i < by_name_.size(); ++i) by_name_[i] = i;
     const auto name = [&](std::size_t i) -> const std::string& { return tensors_[i].name; };
@@ -245,7 +247,7 @@ class Layout {
 
   int world_;
   std::vector<Tensor> tensors_;
-  std::vector<std::size_t> by_name_;
+  std::vector<std::size_t> by_name_;  // empty where there is one tensor
   std::size_t size_ = 0;
   std::size_t padded_size_ = 0;
   std::size_t shard_size_ = 0;

@@ -46,6 +46,49 @@ TEST_CASE("an inline stream completes every call before it returns") {
   stream.drain();
 }
 
+TEST_CASE("the caller runs what it begins inline, where the worker has nothing to do") {
+  HostStream stream(Mode::worker);
+  std::thread::id ran;
+  const auto task = [&ran] { ran = std::this_thread::get_id(); };
+  stream.enqueue(task);
+  stream.synchronize();
+  CHECK(ran != std::this_thread::get_id());
+
+  stream.begin_inline();
+  CHECK(stream.is_inline());
+  stream.enqueue(task);
+  CHECK(ran == std::this_thread::get_id());
+  CHECK(HostStream::reached(stream.record()));
+  CHECK_THROWS_AS(stream.enqueue([] { throw std::runtime_error("now"); }), std::runtime_error);
+  stream.end_inline();
+  CHECK_FALSE(stream.is_inline());
+
+  // Behind what is queued it comes in order.
+  Gate gate;
+  std::vector<int> order;
+  stream.enqueue([&] {
+    gate.wait();
+    order.push_back(1);
+  });
+  stream.begin_inline();
+  CHECK_FALSE(stream.is_inline());
+  stream.enqueue([&] { order.push_back(2); });
+  stream.end_inline();
+  gate.open();
+  stream.synchronize();
+  CHECK(order == std::vector<int>{1, 2});
+
+  // Nothing runs after a failure.
+  stream.enqueue([] { throw std::runtime_error("failed"); });
+  CHECK_THROWS_AS(stream.synchronize(), std::runtime_error);
+  stream.begin_inline();
+  CHECK_FALSE(stream.is_inline());
+  stream.enqueue([&] { order.push_back(3); });
+  stream.end_inline();
+  CHECK_THROWS_AS(stream.synchronize(), std::runtime_error);
+  CHECK(order.size() == 2);
+}
+
 TEST_CASE("a worker runs tasks in order and copies their items") {
   HostStream stream(Mode::worker, 2048);
   CHECK_FALSE(stream.is_inline());

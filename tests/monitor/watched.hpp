@@ -34,7 +34,7 @@ struct Counted {
 /// Trains `run` on a rank with `observer`, which may be null.
 inline Counted train_watched(Communicator& communicator, Observer* observer,
                              const WatchedRun& run) {
-  Context<> context(communicator, run.strategy, {.observer = observer});
+  Context<> context(communicator, run.strategy, {.observer = observer, .overlap_from = 0});
   std::vector<ShardedParameter<float>> parameters;
   std::vector<ShardedGradient<float>> gradients;
   std::vector<ShardedOptimizerState<AdamW>> states;

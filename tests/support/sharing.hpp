@@ -37,7 +37,8 @@ inline std::size_t toy_elements(int world) {
 
 /// Two layers of a model whose weights say which step wrote them.
 struct SharedLayers {
-  SharedLayers(Communicator& communicator, const Strategy& strategy, ContextOptions options = {})
+  SharedLayers(Communicator& communicator, const Strategy& strategy,
+               ContextOptions options = {.overlap_from = 0})
       : context(communicator, strategy, options) {
     for (const char* name : {"a", "b"}) {
       parameters.emplace_back(context, std::vector<TensorSpec>{{name, {4099}}});

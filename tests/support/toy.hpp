@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstddef>
@@ -103,8 +104,12 @@ ToyResult train_toy(Communicator& communicator, const ToyRun& run) {
   Strategy strategy = run.strategy;
   strategy.lease = dtype_of<L>;
   strategy.gradient_lease = dtype_of<G>;
+  // What strategies are tried with: everything beside compute, some of it, what the library takes.
+  constexpr std::optional<std::size_t> overlap_from[] = {5000, 0, std::nullopt};
   Context<Device> context(communicator, strategy,
-                          {.timeout = std::chrono::seconds(60), .debug = run.debug});
+                          {.timeout = std::chrono::seconds(60),
+                           .overlap_from = overlap_from[std::min(strategy.prefetch, 2)],
+                           .debug = run.debug});
   const bool in_place = run.residency == Residency::in_place;
   const auto layers = toy_layers(run.wide);
   std::optional<ToyArenas<L, G, Device>> arenas;  // outlives the parameters

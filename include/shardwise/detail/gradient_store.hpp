@@ -79,7 +79,9 @@ class GradientStore {
     if (complete_ && prepared_) return;
     form_units();
     allocate_slots();
-    queue_.reserve(gradients_.size());
+    std::size_t largest = 0;  // members that are reduced together
+    for (const auto& unit : units_) largest = std::max(largest, unit->members.size());
+    queue_.reserve(largest);
     engine_.reserve_scalars(gradients_.size());
     prepared_ = true;
     complete_ = true;
@@ -363,11 +365,14 @@ class GradientStore {
 
   // Where every slot is lent, buckets that only wait for their other members go first.
   bool acquire(Unit& unit) {
-    if (pool_of(unit).acquire(unit.slot, true)) return true;
+    // What is reduced in the caller has left its slot, and the slot in the caches. Not where others
+    // read slots by their place in the memory of all ranks.
+    const bool warm = unit.bytes < engine_.overlap_from && engine_.options.slot_memory == nullptr;
+    if (pool_of(unit).acquire(unit.slot, true, warm)) return true;
     for (const auto& other : units_) {
       if (other->ready > 0 && other->open == 0) flush(*other);
     }
-    return pool_of(unit).acquire(unit.slot, true);
+    return pool_of(unit).acquire(unit.slot, true, warm);
   }
 
   // Where nobody uses the slot any more: it, or the pages below the host's addresses, are free once

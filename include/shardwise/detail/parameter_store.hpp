@@ -73,10 +73,11 @@ class ParameterStore {
     if (complete_ && prepared_) return;
     form_units();
     allocate_slots();
-    queue_.reserve(parameters_.size());
-    shared_.reserve(parameters_.size());
-    fetched_.reserve(parameters_.size());
-    wanted_.reserve(parameters_.size());
+    const std::size_t together = most_together();
+    queue_.reserve(together);
+    shared_.reserve(together);
+    fetched_.reserve(together);
+    wanted_.reserve(together);
     prepared_ = true;
     complete_ = true;
     if (everything_ > 0) add_extra_slots();
@@ -227,6 +228,15 @@ class ParameterStore {
 
  private:
   using State = typename Slot<Device>::State;
+
+  // So many parameters are gathered by one call without an allocation. More, all of them at once
+  // say, make one.
+  [[nodiscard]] std::size_t most_together() const noexcept {
+    constexpr std::size_t usual = 64;
+    std::size_t largest = 1;
+    for (const auto& unit : units_) largest = std::max(largest, unit->members.size());
+    return std::min(parameters_.size(), std::max(usual, largest * engine_.options.open_parameters));
+  }
 
   void lend_all(std::span<Parameter* const> wanted) {
     std::size_t bytes = 0;  // members of one bucket count it each: seldom, and not for long

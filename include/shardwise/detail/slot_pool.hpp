@@ -94,15 +94,17 @@ class SlotPool {
     place = nullptr;
   }
 
-  /// Finds `place` a slot: an empty one, else the one released first, else (`insist`) the one
-  /// fetched first. False where every slot is open, or may not be taken.
-  bool acquire(SlotType*& place, bool insist) {
+  /// Finds `place` a slot: an empty one (`warm`: the one used last), else the one released first,
+  /// else (`insist`) the one fetched first. False where every slot is open, or may not be taken.
+  bool acquire(SlotType*& place, bool insist, bool warm = false) {
     SlotType* best = nullptr;
     for (const auto& candidate : shared_) {
       if (candidate->state == State::open) continue;
       if (candidate->state == State::fetched && !insist) continue;
+      const bool last = warm && candidate->state == State::empty;
       if (best == nullptr || candidate->state < best->state ||
-          (candidate->state == best->state && candidate->order < best->order)) {
+          (candidate->state == best->state &&
+           (last ? candidate->order > best->order : candidate->order < best->order))) {
         best = candidate.get();
       }
     }
