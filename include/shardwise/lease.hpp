@@ -125,7 +125,8 @@ class [[nodiscard]] GradientLease : public detail::FlatView<T> {
   ~GradientLease() { drop(); }
 
   /// The contribution is complete: reduced over ranks to the mean and added to what each rank
-  /// stores. The host does not wait. The stored gradient, and the slot, follow in stream order.
+  /// stores. The host waits as in ShardedParameter::prefetch. The stored gradient, and the slot,
+  /// follow in stream order.
   void reduce() && { reduce_with(std::nullopt); }
   /// The same for batches of different sizes: see Context::weigh.
   void reduce(ReductionWeight weight) && { reduce_with(weight); }

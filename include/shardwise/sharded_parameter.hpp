@@ -119,7 +119,9 @@ class ShardedParameter {
     return {context_->parameter_store(), *flat_};
   }
 
-  /// Starts to gather what is wanted soon, where a slot is free. The host does not wait.
+  /// Starts to gather what is wanted soon, where a slot is free. The host does not wait; where the
+  /// caller runs it (no Strategy::overlap, or below ContextOptions::overlap_from) it waits for the
+  /// other ranks to come to it.
   /// Idempotent.
   void prefetch() { context_->parameter_store().prefetch(*flat_); }
 
