@@ -103,7 +103,6 @@ FOREIGN = {
     "monitor/json.hpp": {"nlohmann/json.hpp"},
     "kernels/lanes.hpp": {"arm_neon.h", "emmintrin.h"},
     "kernels/octet.hpp": {"emmintrin.h"},
-    "kernels/vectors.hpp": {"cpuid.h"},
 }
 
 # (from, what it must not reach by any way, why)

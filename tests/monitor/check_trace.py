@@ -112,7 +112,7 @@ def self_test(text, ranks):
         "a span that leaves its parent": broken(cut_through_a_child),
         "a flow without an end": broken(lambda events: events.remove(first(events, "f"))),
         "a flow to nowhere": broken(lambda events: first(events, "f").update(ts=first(events, "f")["ts"] + 0.5)),
-        "a flow back in time": broken(lambda events: swap(first(events, "s"), first(events, "f"))),
+        "a flow back in time": broken(lambda events: swap(*longest_flow(events))),
         "no name": broken(lambda events: events.remove(next(event for event in events
                                                             if event["name"] == "thread_name"))),
         "spans out of order": broken(lambda events: events.append(dict(first(events, "X")))),
@@ -127,6 +127,13 @@ def cut_through_a_child(events):
     child = next(span for span in others
                  if all(span[key] == parent[key] for key in ("pid", "tid")) and span["dur"] > 4 * ROUNDING)
     parent["dur"] = child["ts"] + child["dur"] / 2 - parent["ts"]
+
+
+def longest_flow(events):
+    """Its beginning and its end; what runs in the caller has both at one time."""
+    begins, ends = ({event["id"]: event for event in events if event["ph"] == phase} for phase in "sf")
+    longest = max(begins, key=lambda flow: ends[flow]["ts"] - begins[flow]["ts"])
+    return begins[longest], ends[longest]
 
 
 def swap(one, other):

@@ -10,7 +10,7 @@ inline std::vector<detail::Vectors> all_vectors() {
   std::vector<detail::Vectors> found;
   for (const auto each :
        {detail::Vectors::baseline, detail::Vectors::avx2, detail::Vectors::avx512}) {
-    if (each <= detail::widest_vectors) found.push_back(each);
+    if (each <= detail::widest_vectors()) found.push_back(each);
   }
   return found;
 }

@@ -144,7 +144,7 @@ struct HostDevice {
     constexpr std::size_t width = 16;
     std::size_t first = 0;
     if constexpr (requires { requires Functor::in_tiles; }) {
-      const detail::Vectors vectors = detail::widest_vectors;
+      const detail::Vectors vectors = detail::widest_vectors();
       if (vectors != detail::Vectors::baseline) {
         for (; first + Functor::tile <= count; first += Functor::tile) {
           functor.run_tile(first, vectors);

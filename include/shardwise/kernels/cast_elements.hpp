@@ -51,7 +51,7 @@ void cast_host(const From* from, To* to, std::size_t count, Vectors vectors) noe
 /// type). `vectors`: for tests; all give the same bits.
 inline void cast_elements(const void* from, DType from_type, void* to, DType to_type,
                           std::size_t count,
-                          detail::Vectors vectors = detail::widest_vectors) noexcept {
+                          detail::Vectors vectors = detail::widest_vectors()) noexcept {
   if (from_type == to_type) {
     if (from != to && count > 0) std::memcpy(to, from, count * size_of(to_type));
     return;

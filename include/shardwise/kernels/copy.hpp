@@ -37,7 +37,7 @@ template <bool streaming>
 // target lies a little behind the source modulo 4096 (glibc bug 30994), as neighbouring buffers do.
 // Blocks of registers are as fast as memcpy at its best.
 inline void copy_blocks(std::byte* __restrict to, const std::byte* __restrict from,
-                        std::size_t bytes, Vectors vectors = widest_vectors) noexcept {
+                        std::size_t bytes, Vectors vectors = widest_vectors()) noexcept {
   constexpr std::size_t block = cache_line;
   // Targets in a host's own layout begin anywhere: stores that straddle lines cost twice.
   const std::size_t head = (block - reinterpret_cast<std::uintptr_t>(to) % block) % block;
@@ -72,7 +72,7 @@ inline void copy_by_memcpy(void* to, const void* from, std::size_t bytes) noexce
 /// Copies past the caches where the machine can, up to end_streaming(), before which nobody else
 /// may look.
 inline void stream_bytes(std::byte* __restrict to, const std::byte* __restrict from,
-                         std::size_t bytes, Vectors vectors = widest_vectors) noexcept {
+                         std::size_t bytes, Vectors vectors = widest_vectors()) noexcept {
 #if defined(__SSE2__)
   const std::size_t head =
       (cache_line - reinterpret_cast<std::uintptr_t>(to) % cache_line) % cache_line;

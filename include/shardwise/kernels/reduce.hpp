@@ -302,7 +302,7 @@ class HostReduction {
 inline void canonical_reduce(std::span<const void* const> inputs, std::span<const double> weights,
                              DType dtype, std::size_t count, void* out, const ReduceSpec& spec,
                              bool streaming = false,
-                             detail::Vectors vectors = detail::widest_vectors) noexcept {
+                             detail::Vectors vectors = detail::widest_vectors()) noexcept {
   const double* scales = nullptr;
   for (const double weight : weights) {
     if (weight != 1) scales = weights.data();

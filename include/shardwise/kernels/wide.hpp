@@ -13,7 +13,7 @@
 /// @file
 /// Loops over memory for processors with wider vectors than the compiler's options promise: copies,
 /// conversions and sums of float, bf16 and f16, bit by bit what octets and cast_element give. Which
-/// of them run is found out when the program starts; elsewhere than on x86 there are none.
+/// of them run is found out when they are called; elsewhere than on x86 there are none.
 namespace shardwise::inline v0_1::detail {
 
 /// What the wide loops take.
