@@ -1,9 +1,11 @@
+#include <pthread.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <map>
-#include <thread>
+#include <memory>
+#include <utility>
 
 #include "nccl_clique.hpp"
 #include "nccl_communicator.hpp"
@@ -250,6 +252,27 @@ void serve_connection(int descriptor) {
   std::erase(connections(), connection);
 }
 
+// Detached from its first moment: the process may end before a listener has come to detach().
+template <class Body>
+void start_detached(Body body) {
+  auto own = std::make_unique<Body>(std::move(body));
+  pthread_attr_t attributes;
+  pthread_attr_init(&attributes);
+  pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+  pthread_t thread{};
+  const auto run = +[](void* given) -> void* {
+    const std::unique_ptr<Body> mine(static_cast<Body*>(given));
+    (*mine)();
+    return nullptr;
+  };
+  const int status = pthread_create(&thread, &attributes, run, own.get());
+  pthread_attr_destroy(&attributes);
+  if (status != 0) {
+    fatal("no thread for a connection between processes: error %d", status);
+  }
+  static_cast<void>(own.release());
+}
+
 }  // namespace
 
 bool serve(const std::string& key) {
@@ -257,15 +280,15 @@ bool serve(const std::string& key) {
   if (listener < 0) {
     return false;
   }
-  std::thread([listener] {
+  start_detached([listener] {
     for (;;) {
       const int descriptor = accept4(listener, nullptr, nullptr, SOCK_CLOEXEC);
       if (descriptor < 0) {
         return;
       }
-      std::thread(serve_connection, descriptor).detach();
+      start_detached([descriptor] { serve_connection(descriptor); });
     }
-  }).detach();
+  });
   return true;
 }
 
