@@ -101,8 +101,8 @@ class Communicator {
   /// "thread", "self", "mpi", "nccl", ...
   [[nodiscard]] virtual std::string_view backend() const noexcept = 0;
   [[nodiscard]] virtual bool accepts(MemoryKind memory) const noexcept = 0;
-  /// Whether all ranks are threads of one process: nothing but their own cores moves bytes. The same
-  /// answer on all ranks.
+  /// Whether all ranks are threads of one process: nothing but their own cores moves bytes. The
+  /// same answer on all ranks.
   [[nodiscard]] virtual bool shares_addresses() const noexcept { return false; }
   /// Bytes of scratch that this reduction wants in ReduceItem::landing; `scatter`: as part of a
   /// reduce_scatter, else of an all_reduce. A function of count, dtype and spec alone.

@@ -44,8 +44,8 @@ class WaitPoint {
       }
       relax();
     }
-    // A core that nobody else wants comes back at once. Looking lasts longer than a sleeper takes to
-    // wake: else two that wake each other in turns never meet awake again.
+    // A core that nobody else wants comes back at once. Looking lasts longer than a sleeper takes
+    // to wake: else two that wake each other in turns never meet awake again.
     constexpr std::chrono::microseconds soon(10);
     constexpr std::chrono::microseconds wake(50);
     const Clock::time_point begin = Clock::now();
