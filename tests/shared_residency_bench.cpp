@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
-#include <chrono>
 #include <cstddef>
 #include <limits>
 #include <shardwise/comm/thread.hpp>
@@ -14,6 +13,7 @@
 #include "../examples/train_gpt/options.hpp"
 #include "../examples/train_gpt/report.hpp"
 #include "../examples/train_gpt/train.hpp"
+#include "support/shared_gather.hpp"
 
 using namespace shardwise;
 using train_gpt::Options;
@@ -21,35 +21,13 @@ using train_gpt::Report;
 
 namespace {
 
-double median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
-
-/// Microseconds of a gather of 64 MiB of fp32 between two threads, the slower rank's median. A
-/// write came before each: `met`, and then the ranks met.
 double gather_time(bool met) {
-  std::vector<double> medians(2);
+  double time = 0;
   run_ranks(2, [&](Communicator& communicator) {
-    Strategy strategy = Strategy::zero3();
-    strategy.residency = Residency::shared;
-    Context<> context(communicator, strategy);
-    ShardedParameter<float> parameter(context, {{"weights", {std::size_t{16} << 20}}});
-    std::vector<double> times;
-    for (int round = 0; round < 201; ++round) {
-      context.barrier();
-      parameter.update([&](std::span<float> shard) { shard[0] = static_cast<float>(round); });
-      if (met) context.barrier();
-      const auto begin = std::chrono::steady_clock::now();
-      const auto lease = parameter.gather();
-      const auto end = std::chrono::steady_clock::now();
-      if (lease.data()[0] != static_cast<float>(round)) throw Error("stale values");
-      times.push_back(std::chrono::duration<double, std::micro>(end - begin).count());
-    }
-    medians[static_cast<std::size_t>(communicator.rank())] = median(times);
+    const double slowest = test::shared_gather_time(communicator, met);
+    if (communicator.rank() == 0) time = slowest;
   });
-  return std::max(medians[0], medians[1]);
+  return time;
 }
 
 Options wide_gpt(std::size_t ranks) {

@@ -1,22 +1,16 @@
 """train_gpt over MPI against its threads: the same parameters and losses, bit for bit, for every strategy and
 type of lease; checkpoints of the one for the other; who speaks; and options that contradict the launcher."""
 
-import argparse
 import json
-import pathlib
-import shutil
 import subprocess
 import sys
 
 import run
+from run import Failed
 
 SIZE = ["--layers", "2", "--width", "32", "--sequence", "32", "--clip", "0.5", "--quiet"]
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "zero3-no-reshard")
 LEASES = ("fp32", "bf16", "f16")
-
-
-class Failed(Exception):
-    pass
 
 
 class Trainer:
@@ -102,22 +96,5 @@ def check_checkpoints(trainer):
     print(f"saved and resumed: {whole}", flush=True)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--launcher", required=True)
-    parser.add_argument("--kind", choices=("openmpi", "mpich"), required=True)
-    parser.add_argument("--train-gpt", type=pathlib.Path, required=True)
-    parser.add_argument("--work", type=pathlib.Path, required=True)
-    options = parser.parse_args()
-    shutil.rmtree(options.work, ignore_errors=True)
-    options.work.mkdir(parents=True)
-    try:
-        check(Trainer(options))
-    except Failed as reason:
-        print(reason)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run.run_check(__doc__, "--train-gpt", lambda options: check(Trainer(options))))

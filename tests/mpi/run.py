@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,29 @@ def command(launcher, kind, ranks, program):
         if os.geteuid() == 0:
             line.insert(1, "--allow-run-as-root")
     return line + ["-n", str(ranks), *program]
+
+
+class Failed(Exception):
+    """What a check has found, in words."""
+
+
+def run_check(description, program, check):
+    """The main function of a script that starts programs under mpirun: check(options) in an empty folder. `program`:
+    the option that names what is started."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--launcher", required=True)
+    parser.add_argument("--kind", choices=("openmpi", "mpich"), required=True)
+    parser.add_argument(program, type=pathlib.Path, required=True)
+    parser.add_argument("--work", type=pathlib.Path, required=True)
+    options = parser.parse_args()
+    shutil.rmtree(options.work, ignore_errors=True)
+    options.work.mkdir(parents=True)
+    try:
+        check(options)
+    except Failed as reason:
+        print(reason)
+        return 1
+    return 0
 
 
 def main():

@@ -1,21 +1,16 @@
 """compare_strategies in processes: the table, JSON, HTML and configuration of one rank; the bytes that were planned;
 the bits of threads; and what does not fit the launcher is refused."""
 
-import argparse
 import json
 import pathlib
-import shutil
 import subprocess
 import sys
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "mpi"))
 import run  # noqa: E402
+from run import Failed  # noqa: E402
 
 SIZE = ["--layers", "2", "--width", "32", "--sequence", "16", "--steps", "3", "--rounds", "1"]
-
-
-class Failed(Exception):
-    pass
 
 
 def output(line, fails=False):
@@ -62,22 +57,5 @@ def check(options):
         raise Failed(f"3 ranks in 2 processes were refused without saying so:\n{said}")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--launcher", required=True)
-    parser.add_argument("--kind", choices=("openmpi", "mpich"), required=True)
-    parser.add_argument("--program", type=pathlib.Path, required=True)
-    parser.add_argument("--work", type=pathlib.Path, required=True)
-    options = parser.parse_args()
-    shutil.rmtree(options.work, ignore_errors=True)
-    options.work.mkdir(parents=True)
-    try:
-        check(options)
-    except Failed as reason:
-        print(reason)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run.run_check(__doc__, "--program", check))

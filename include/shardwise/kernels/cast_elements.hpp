@@ -18,16 +18,8 @@ template <class From, class To>
 void cast_host(const From* from, To* to, std::size_t count, Vectors vectors) noexcept {
   using Real = std::conditional_t<std::same_as<From, double>, double, float>;
   const Cast<From, To> cast{from, to};
-  const auto wide = [&](std::size_t elements) -> std::size_t {
-    if constexpr (WideElement<From> && WideElement<To>) {
-      return run_wide(vectors, elements,
-                      [&]<class Wide>(std::size_t whole) { Wide::convert(from, to, whole); });
-    } else {
-      return 0;
-    }
-  };
   if constexpr (sizeof(To) <= sizeof(From)) {
-    std::size_t first = wide(count);
+    std::size_t first = convert_wide(from, to, count, vectors);
     for (; first + octet <= count; first += octet) {
       convert_octets<Real, octet>(from + first, to + first);
     }
@@ -36,7 +28,7 @@ void cast_host(const From* from, To* to, std::size_t count, Vectors vectors) noe
     // In place, the elements beyond those being written have been read already.
     std::size_t end = count;
     for (; end % most_lanes != 0; --end) cast.template run<1>(end - 1);
-    if (wide(end) == end) return;
+    if (convert_wide(from, to, end, vectors) == end) return;
     for (; end % octet != 0; --end) cast.template run<1>(end - 1);
     for (; end > 0; end -= octet) {
       convert_octets<Real, octet>(from + end - octet, to + end - octet);

@@ -170,18 +170,27 @@ inline std::size_t run_wide([[maybe_unused]] Vectors vectors, [[maybe_unused]] s
   return 0;
 }
 
+/// Converts whole vectors at the beginning of `count` elements, in place too; how many elements.
+template <class From, class To>
+inline std::size_t convert_wide(const From* from, To* to, std::size_t count,
+                                Vectors vectors) noexcept {
+  if constexpr (WideElement<From> && WideElement<To>) {
+    return run_wide(vectors, count,
+                    [&]<class Wide>(std::size_t whole) { Wide::convert(from, to, whole); });
+  } else {
+    return 0;
+  }
+}
+
 /// Casts `count` elements, a multiple of most_lanes, between buffers that are apart.
 template <class From, class To>
 inline void cast_whole(const From* from, To* to, std::size_t count, Vectors vectors) noexcept {
-  std::size_t done = 0;
   if constexpr (std::same_as<From, To>) {
     std::memcpy(to, from, count * sizeof(To));
-    return;
-  } else if constexpr (WideElement<From> && WideElement<To>) {
-    done = run_wide(vectors, count,
-                    [&]<class Wide>(std::size_t whole) { Wide::convert(from, to, whole); });
+  } else {
+    std::size_t done = convert_wide(from, to, count, vectors);
+    for (; done < count; ++done) to[done] = cast_element<To>(from[done]);
   }
-  for (; done < count; ++done) to[done] = cast_element<To>(from[done]);
 }
 
 }  // namespace shardwise::inline v0_1::detail
