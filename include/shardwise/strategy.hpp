@@ -34,8 +34,8 @@ enum class Accumulation : std::uint8_t {
 
 /// Where a gathered parameter, or a leased gradient, lives.
 enum class Residency : std::uint8_t {
-  slots,        ///< in buffers of the library; leases hand out spans
-  in_place,     ///< where the host expects it: at its own addresses, within an Arena
+  slots,     ///< in buffers of the library: leases hand out spans, steps of the same calls the same
+  in_place,  ///< where the host expects it: at its own addresses, within an Arena
   host_buffer,  ///< in memory that the host gives with each gather or reduction
   shared        ///< parameters: in one copy for all ranks, which see one memory
 };

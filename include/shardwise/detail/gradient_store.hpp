@@ -213,6 +213,7 @@ class GradientStore {
   void consume(Gradient& gradient) noexcept {
     gradient.fresh = true;
     gradient.coefficient = 1;
+    buffers_.restart();
   }
 
  private:

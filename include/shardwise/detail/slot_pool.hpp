@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../memory.hpp"
@@ -94,9 +95,18 @@ class SlotPool {
     place = nullptr;
   }
 
+  /// A step is over: which empty slot was used when counts no more, so that steps that make the same
+  /// calls get the same slots.
+  void restart() noexcept { restarted_ = true; }
+
   /// Finds `place` a slot: an empty one (`warm`: the one used last), else the one released first,
   /// else (`insist`) the one fetched first. False where every slot is open, or may not be taken.
   bool acquire(SlotType*& place, bool insist, bool warm = false) {
+    if (std::exchange(restarted_, false)) {
+      for (const auto& slot : shared_) {
+        if (slot->state == State::empty) slot->order = ++order_;
+      }
+    }
     SlotType* best = nullptr;
     for (const auto& candidate : shared_) {
       if (candidate->state == State::open) continue;
@@ -166,6 +176,7 @@ class SlotPool {
   std::vector<std::unique_ptr<SlotType>> dedicated_;
   std::size_t open_shared_ = 0;
   std::uint64_t order_ = 0;
+  bool restarted_ = false;
 };
 
 }  // namespace shardwise::inline v0_1::detail
