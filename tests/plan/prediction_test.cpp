@@ -67,7 +67,7 @@ std::vector<Row> measure(const train_gpt::Options& options) {
   return all;
 }
 
-/// Pairs that differ by more than both spreads: what was compared of the order.
+/// Pairs that differ by more than both spreads together: what was compared of the order.
 struct Clear {
   int pairs = 0;
   int ddp_loses = 0;  // to what shards
@@ -138,10 +138,10 @@ TEST_CASE("where the update is most of a step sharding it wins, as predicted") {
 }
 
 TEST_CASE("where micro-batches gather again and again ddp wins, as predicted") {
-  train_gpt::Options options = gpt(4, 256, 2, 32);
+  train_gpt::Options options = gpt(4, 384, 2, 32);
   options.steps = 8;
   options.micro_batches = 16;
   options.accumulate = train_gpt::Accumulate::hold;
-  const Clear clear = check("4 layers of width 256, 16 micro-batches of 2 tokens, held", options);
+  const Clear clear = check("4 layers of width 384, 16 micro-batches of 2 tokens, held", options);
   if (clear.ddp_wins == 0) FAIL("no pair with ddp differs by more than both spreads");
 }
