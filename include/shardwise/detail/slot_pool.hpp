@@ -95,8 +95,8 @@ class SlotPool {
     place = nullptr;
   }
 
-  /// A step is over: which empty slot was used when counts no more, so that steps that make the same
-  /// calls get the same slots.
+  /// A step is over: which empty slot was used when counts no more, so that steps that make the
+  /// same calls get the same slots.
   void restart() noexcept { restarted_ = true; }
 
   /// Finds `place` a slot: an empty one (`warm`: the one used last), else the one released first,
