@@ -110,7 +110,13 @@ void add_hardware(CLI::App& app, Options& o) {
   add_quantity(app, "--network-bandwidth", o.network_bandwidth,
                "Peak of one device to other nodes, one direction")
       ->group("Hardware");
-  app.add_option("--order", o.order, "Sums over ranks: canonical (bit-equal) or NCCL's fast")
+  app.add_option("--backend", o.backend,
+                 "What connects the ranks: nccl, mpi or threads; what it needs of memory counts. "
+                 "Without it: threads where they share parameters or --hardware says so, else nccl")
+      ->check(CLI::IsMember({"nccl", "mpi", "threads"}))
+      ->group("Hardware");
+  app.add_option("--order", o.order,
+                 "Sums over ranks: canonical (bit-equal), or fast, the backend's own")
       ->check(CLI::IsMember({"canonical", "fast"}))
       ->group("Hardware");
   add_quantity(app, "--reserve", o.reserve, "Bytes of a device that are for others")
@@ -119,6 +125,14 @@ void add_hardware(CLI::App& app, Options& o) {
 
 void complete(Options& o) {
   o.has_sizes = o.shape.layers > 0 && o.shape.width > 0;
+  if (o.backend.empty()) {
+    // A machine that was calibrated was so with threads.
+    o.backend = o.hardware_file.empty() && o.residency != "shared" ? "nccl" : "threads";
+  }
+  if (o.backend == "nccl" && o.residency == "shared") {
+    throw std::invalid_argument(
+        "--residency shared is for ranks that see one memory: give --backend threads or mpi");
+  }
   if (o.list) return;
   if (!o.has_sizes && (o.shape.layers > 0 || o.shape.width > 0)) {
     throw std::invalid_argument("--layers and --width belong together: give both");
@@ -253,10 +267,13 @@ shardwise::PlanRequest request_of(const Options& o) {
   request.step.world = static_cast<int>(o.devices);
   request.step.micro_batches = o.micro_batches;
   request.step.optimizer = optimizer_of(o.optimizer);
-  // A machine that was calibrated has threads, which need no landing buffers.
-  if (o.hardware_file.empty() && o.residency != "shared") {
+  // Threads need no landing buffers.
+  if (o.backend == "nccl") {
     request.step.backend.nccl =
         o.order == "fast" ? shardwise::NcclOrder::fast : shardwise::NcclOrder::canonical;
+  } else if (o.backend == "mpi") {
+    request.step.backend.mpi.emplace().order =
+        o.order == "fast" ? shardwise::MpiOrder::fast : shardwise::MpiOrder::canonical;
   }
   request.reserved = whole(o.reserve);
   request.knows_slots = o.knows_units();

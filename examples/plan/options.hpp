@@ -40,6 +40,7 @@ struct Options {
   double link = 0;              ///< bytes per second, peak, one direction
   double link_latency = -1;
   double network_bandwidth = 0;
+  std::string backend;
   std::string order = "canonical";
   double reserve = 0;
 

@@ -406,7 +406,7 @@ bool are_same_numbers(DType type, const Bytes& a, const Bytes& b) {
              std::memcpy(&y, b.data() + at, sizeof y);
              const bool is_nan =
                  std::isnan(cast_element<double>(x)) && std::isnan(cast_element<double>(y));
-             if (!is_nan && std::memcmp(&x, &y, sizeof x) != 0) return false;
+             if (!is_nan && std::memcmp(a.data() + at, b.data() + at, sizeof x) != 0) return false;
            }
            return true;
          });

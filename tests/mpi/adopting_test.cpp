@@ -6,6 +6,7 @@
 #include <memory>
 #include <shardwise/comm/collectives.hpp>
 #include <shardwise/comm/mpi_landing.hpp>
+#include <shardwise/comm/simulated.hpp>
 #include <shardwise/device/host_stream.hpp>
 #include <string>
 #include <vector>
@@ -71,6 +72,28 @@ TEST_CASE("a sum that MPI would count beyond an int is ours") {
   CHECK_FALSE(by_mpi(most + 1, false, 8));
   CHECK(by_mpi(most / 8, true, 8));
   CHECK_FALSE(by_mpi(most / 8 + 1, true, 8));
+}
+
+TEST_CASE("a plan made without MPI knows what its sums need of memory") {
+  for (const MpiOrder order : {MpiOrder::canonical, MpiOrder::fast}) {
+    for (const std::size_t chunk_bytes : {std::size_t{0}, std::size_t{4096}}) {
+      const MpiOptions options{.order = order, .chunk_bytes = chunk_bytes};
+      const MpiCommunicator real = world(options);
+      SimulatedClock clock{Processor{}};
+      for (const int ranks : {1, 2, 3, 7, 1000}) {
+        SimulatedCommunicator planned(clock, ranks, Topology{}, {.mpi = options});
+        for (const std::size_t count : {0UL, 1UL, 1000UL, 3000000UL}) {
+          for (const DType dtype : {DType::f32, DType::bf16, DType::i8}) {
+            const ReduceItem item{nullptr, nullptr, count, dtype, {}};
+            for (const bool scatter : {false, true}) {
+              CHECK(planned.landing_bytes(item, scatter) ==
+                    real.landing_bytes_among(ranks, item, scatter));
+            }
+          }
+        }
+      }
+    }
+  }
 }
 
 }  // namespace

@@ -111,6 +111,23 @@ TEST_CASE("a plan has every strategy with bytes, traffic and time") {
   CHECK(run({"--model", "gpt2", "--devices", "8"})["strategies"].size() == 5);
 }
 
+TEST_CASE("what a backend needs for its sums is a part of the slots") {
+  const auto slots = [](const std::vector<const char*>& more) {
+    std::vector<const char*> arguments{"--model", "gpt2", "--devices", "8"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return run(arguments)["strategies"][3]["bytes_per_rank"]["slots"].get<std::size_t>();
+  };
+  const std::size_t threads = slots({"--backend", "threads"});
+  CHECK(slots({"--backend", "nccl"}) == slots({}));
+  CHECK(slots({"--backend", "nccl", "--order", "canonical"}) > threads);
+  // MPI sums chunk by chunk: two of 512 KiB land from each of seven others.
+  CHECK(slots({"--backend", "mpi"}) == threads + 2 * 7 * (std::size_t{512} << 10));
+  // Its own sums want the rank's whole part, of types that MPI can add.
+  CHECK(slots({"--backend", "mpi", "--order", "fast"}) == slots({"--backend", "mpi"}));
+  CHECK(slots({"--lease", "fp32", "--backend", "mpi", "--order", "fast"}) >
+        slots({"--lease", "fp32", "--backend", "mpi"}));
+}
+
 TEST_CASE("of shared parameters a rank has its part in every strategy that shares them") {
   std::string text;
   const Json slots = run({"--model", "gpt2", "--devices", "8"});
@@ -172,6 +189,8 @@ TEST_CASE("what does not fit together is refused with what to do") {
   CHECK_THAT(refusal({"--layers", "2", "--width", "100", "--heads", "7"}),
              ContainsSubstring("do not divide"));
   CHECK_THAT(refusal({"--model", "gpt2", "--optimizer", "adamx"}), ContainsSubstring("adamw"));
+  CHECK_THAT(refusal({"--model", "gpt2", "--residency", "shared", "--backend", "nccl"}),
+             ContainsSubstring("--backend threads or mpi"));
 }
 
 TEST_CASE("quantities have units") {

@@ -80,8 +80,7 @@ class MpiCommunicator final : public HostCommunicator<MpiCommunicator> {
   }
   [[nodiscard]] std::size_t landing_bytes_among(int ranks, const ReduceItem& item,
                                                 bool scatter) const noexcept override {
-    return detail::mpi::landing_bytes(item, scatter, static_cast<std::size_t>(ranks), chunk_bytes(),
-                                      options_);
+    return detail::mpi::landing_bytes(item, scatter, static_cast<std::size_t>(ranks), options_);
   }
 
   /// Of ranks that may map one another's memory: on one machine, not in containers of their own.
@@ -144,11 +143,7 @@ class MpiCommunicator final : public HostCommunicator<MpiCommunicator> {
   }
 
   [[nodiscard]] std::unique_ptr<detail::mpi::Transfer> make_transfer() {
-    return std::make_unique<detail::mpi::Transfer>(*handle_, options_, chunk_bytes());
-  }
-
-  [[nodiscard]] std::size_t chunk_bytes() const noexcept {
-    return options_.chunk_bytes != 0 ? options_.chunk_bytes : std::size_t{512} << 10;
+    return std::make_unique<detail::mpi::Transfer>(*handle_, options_);
   }
 
   // The ranks connect, and tell one another their machines' names: how many share this one?

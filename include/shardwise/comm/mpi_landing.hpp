@@ -81,11 +81,15 @@ struct Cut {
          item.count <= (scatter ? largest / ranks : largest);
 }
 
+[[nodiscard]] inline std::size_t chunk_bytes_of(const MpiOptions& options) noexcept {
+  return options.chunk_bytes != 0 ? options.chunk_bytes : std::size_t{512} << 10;
+}
+
 [[nodiscard]] inline std::size_t landing_bytes(const ReduceItem& item, bool scatter,
-                                               std::size_t ranks, std::size_t chunk_bytes,
+                                               std::size_t ranks,
                                                const MpiOptions& options) noexcept {
   if (ranks == 1) return 0;
-  const Cut cut(item, scatter, ranks, chunk_bytes);
+  const Cut cut(item, scatter, ranks, chunk_bytes_of(options));
   const std::size_t chunks =
       std::min(window, cut.steps()) * (ranks - 1) * cut.slot_bytes(item.dtype);
   if (!by_mpi(item, scatter, ranks, options)) return chunks;

@@ -28,8 +28,7 @@ struct MpiOptions {
   /// Bytes of one message; what is larger travels in several (MPI counts in int).
   std::size_t largest_message = std::size_t{1} << 30;
   /// Bytes that one rank sends another before a sum goes on: sums in the canonical order run over
-  /// such chunks while later ones travel, so that what lands stays in the caches. 0: chosen by the
-  /// number of ranks.
+  /// such chunks while later ones travel, so that what lands stays in the caches. 0: 512 KiB.
   std::size_t chunk_bytes = 0;
   /// Looks at MPI before a waiting rank lets other threads run; -1: some where this machine has a
   /// core for each of its ranks, none otherwise.

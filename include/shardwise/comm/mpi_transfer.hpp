@@ -32,10 +32,10 @@ namespace shardwise::inline v0_1::detail::mpi {
 /// batch is complete, or a condition is true, or throws.
 class Transfer {
  public:
-  Transfer(Handle& handle, const MpiOptions& options, std::size_t chunk_bytes)
+  Transfer(Handle& handle, const MpiOptions& options)
       : handle_(handle),
         options_(options),
-        chunk_bytes_(chunk_bytes),
+        chunk_bytes_(chunk_bytes_of(options)),
         size_(static_cast<std::size_t>(handle.size())),
         rank_(static_cast<std::size_t>(handle.rank())),
         inputs_(size_) {
@@ -392,7 +392,7 @@ class Transfer {
   }
 
   [[nodiscard]] std::size_t landing_bytes_of(const ReduceItem& item, bool scatter) const noexcept {
-    return landing_bytes(item, scatter, size_, chunk_bytes_, options_);
+    return landing_bytes(item, scatter, size_, options_);
   }
 
   [[nodiscard]] std::byte* landing_of(std::size_t item, const Cut& cut, std::size_t chunk,

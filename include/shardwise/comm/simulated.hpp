@@ -13,6 +13,8 @@
 #include "../device/simulated.hpp"
 #include "../device/simulated_clock.hpp"
 #include "communicator.hpp"
+#include "mpi_landing.hpp"
+#include "mpi_options.hpp"
 #include "nccl_landing.hpp"
 #include "nccl_options.hpp"
 #include "regular_parts.hpp"
@@ -25,6 +27,8 @@ namespace shardwise::inline v0_1 {
 struct SimulatedBackend {
   /// NCCL's landing buffers, for this order; none: threads, which need none.
   std::optional<NcclOrder> nccl = std::nullopt;
+  /// MPI's, with these options, where `nccl` is none.
+  std::optional<MpiOptions> mpi = std::nullopt;
   /// Those of this communicator's backend, in whatever world; borrowed. Null: as above.
   const Communicator* like = nullptr;
 };
@@ -52,8 +56,10 @@ class SimulatedCommunicator final : public Communicator, public RegularParts {
   [[nodiscard]] std::size_t landing_bytes(const ReduceItem& item,
                                           bool scatter) const noexcept override {
     if (backend_.like != nullptr) return backend_.like->landing_bytes_among(world_, item, scatter);
-    if (!backend_.nccl) return 0;
-    return detail::nccl::landing_bytes(item, scatter, ranks(), *backend_.nccl);
+    if (backend_.nccl) {
+      return detail::nccl::landing_bytes(item, scatter, ranks(), *backend_.nccl);
+    }
+    return backend_.mpi ? detail::mpi::landing_bytes(item, scatter, ranks(), *backend_.mpi) : 0;
   }
 
   void all_gather(std::span<const GatherItem> items, const CallInfo&, StreamRef stream) override {
