@@ -10,7 +10,8 @@
 //                  one after the other and without waiting for anybody
 //   copy_limit_ms  what memory takes for these at the least where a step makes them: the same
 //                  between the passes of compute, less compute. Shards come from where the update
-//                  left them, gradients from the cores that wrote them; never below copy_alone_ms
+//                  left them, gradients from the cores that wrote them, and who owns a shard may
+//                  copy it to all ranks; never below copy_alone_ms
 // All take turns, each after a call that warms up; differences and ratios are of one turn, and
 // their medians are shown.
 
@@ -40,6 +41,7 @@ struct Options {
   bool overlap = true;
   std::optional<std::size_t> overlap_from;
   int prefetch = 1;
+  bool clip = false;
 };
 
 /// Keeps a core busy without memory.
@@ -71,8 +73,8 @@ class Loop {
 class Trainer {
  public:
   Trainer(Communicator& comm, const Strategy& strategy, const ContextOptions& options,
-          std::size_t layers, std::size_t elements)
-      : context_(comm, strategy, options) {
+          std::size_t layers, std::size_t elements, bool clips)
+      : context_(comm, strategy, options), clips_(clips) {
     parameters_.reserve(layers);
     gradients_.reserve(layers);
     states_.reserve(layers);
@@ -97,6 +99,7 @@ class Trainer {
       loop.run(2 * seconds);
       visit.finish();
     }
+    if (clips_) clip_gradient_norm(context_, 1.0);
     for (std::size_t i = 0; i < parameters_.size(); ++i)
       states_[i].step(parameters_[i], gradients_[i]);
   }
@@ -105,21 +108,26 @@ class Trainer {
 
  private:
   Context<> context_;
+  bool clips_;
   std::vector<ShardedParameter<float>> parameters_;
   std::vector<ShardedGradient<float>> gradients_;
   std::vector<ShardedOptimizerState<AdamW>> states_;
   ShardedSequence<float> sequence_;
 };
 
-/// One rank's memory as the library would have it: whole buffers that layers use in turn, shards of
-/// each layer's own. What the compute takes without the library, and the memory's limit, run here.
+/// One rank's memory as the library would have it: whole buffers that layers use in turn, and what
+/// each layer's update reads and writes, where the shards lie. What the compute takes without the
+/// library, and the memory's limit, run here.
 class Plain {
  public:
   Plain(std::size_t ranks, bool sharded_state, std::size_t layers, std::size_t elements)
-      : part(elements / ranks), owned_(sharded_state ? part : elements), whole_(4 * elements) {
+      : part(elements / ranks),
+        owned_(sharded_state ? part : elements),
+        elements_(elements),
+        slots_(3 * elements / line) {
     for (std::size_t i = 0; i < layers; ++i) {
-      shards_.emplace_back(2 * part);
-      states_.emplace_back(4 * owned_, 0.5f);
+      states_.emplace_back(4 * owned_ / line);
+      std::fill_n(state(i), 4 * owned_, 0.5f);
     }
   }
 
@@ -129,15 +137,14 @@ class Plain {
     const std::size_t layers = states_.size();
     for (std::size_t visit = 0; visit < 2 * layers; ++visit) {
       const bool forwards = visit < layers;
-      // a quarter of its bytes: one layer
-      if (!forwards) std::memset(gradient(2 * layers - 1 - visit), 0, whole_.size());
+      if (!forwards) std::memset(gradient(0), 0, elements_ * sizeof(float));
       copies(visit, false);
       loop.run(forwards ? seconds : 2 * seconds);
       copies(visit, true);
     }
     using Step = UpdateOf<AdamW, float, float>;
-    for (auto& of : states_) {
-      float* const at = of.data();
+    for (std::size_t i = 0; i < layers; ++i) {
+      float* const at = state(i);
       const Step update{at,
                         at + owned_,
                         {at + 2 * owned_, at + 3 * owned_},
@@ -147,25 +154,30 @@ class Plain {
     }
   }
 
-  /// Slots take turns: two for parameters, two for gradients.
-  [[nodiscard]] std::byte* weights(std::size_t i) { return bytes(whole_, i % 2); }
-  [[nodiscard]] std::byte* gradient(std::size_t i) { return bytes(whole_, 2 + i % 2); }
-  [[nodiscard]] std::byte* shard(std::size_t i) {
-    return reinterpret_cast<std::byte*>(shards_[i].data());
-  }
-  [[nodiscard]] std::byte* reduced(std::size_t i) { return shard(i) + part * sizeof(float); }
+  /// Slots: two for parameters, which take turns, one for gradients.
+  [[nodiscard]] std::byte* weights(std::size_t i) { return slot(i % 2); }
+  [[nodiscard]] std::byte* gradient(std::size_t) { return slot(2); }
+  [[nodiscard]] std::byte* shard(std::size_t i) { return reinterpret_cast<std::byte*>(state(i)); }
+  [[nodiscard]] std::byte* reduced(std::size_t i) { return shard(i) + owned_ * sizeof(float); }
 
   std::size_t part;
 
  private:
-  static std::byte* bytes(std::vector<float>& of, std::size_t quarter) {
-    return reinterpret_cast<std::byte*>(of.data() + of.size() / 4 * quarter);
+  static constexpr std::size_t line = 16;
+  struct alignas(line * sizeof(float)) Line {  // the library's buffers begin at cache lines, too
+    float values[line];
+  };
+
+  std::byte* slot(std::size_t i) {
+    return reinterpret_cast<std::byte*>(slots_.data()) + i * elements_ * sizeof(float);
   }
+  // Parameter, gradient and two moments.
+  float* state(std::size_t i) { return states_[i].data()->values; }
 
   std::size_t owned_;
-  std::vector<float> whole_;
-  std::vector<std::vector<float>> shards_;
-  std::vector<std::vector<float>> states_;
+  std::size_t elements_;
+  std::vector<Line> slots_;
+  std::vector<std::vector<Line>> states_;
 };
 
 /// The memory work of one rank's collectives, visit by visit: layers forwards, then backwards.
@@ -185,7 +197,12 @@ class Limit {
       };
       // Every layer forwards; backwards the first ones, the last in a pass, where some are kept.
       if (gathers > (forwards ? 0 : layer)) {
-        gathers_[visit].push_back(work(Op::all_gather, &Plain::shard, &Plain::weights));
+        Gather gather{work(Op::all_gather, &Plain::shard, &Plain::weights),
+                      all[rank]->shard(layer),
+                      {},
+                      all[0]->part * sizeof(float)};
+        for (Plain* each : all) gather.to.push_back(each->weights(layer) + rank * gather.bytes);
+        gathers_[visit].push_back(std::move(gather));
         if (forwards) --gathers;
       }
       if (forwards) continue;
@@ -197,28 +214,44 @@ class Limit {
     }
   }
 
-  /// Which of them store past the caches.
-  struct Stores {
-    bool gathers;
-    bool reductions;
+  /// How a rank gathers: by a copy of all parts, or by one of its own part into all buffers, which
+  /// reads it once.
+  enum class Copies : std::uint8_t { take, take_streaming, give };
+  struct Ways {
+    Copies gathers;
+    bool streams_reductions;
   };
 
   /// What belongs before the compute of a visit: gathers; or after it: reductions.
-  void run(std::size_t visit, bool after, Stores streams) const {
-    for (const MemoryWork& work : (after ? reductions_ : gathers_)[visit]) {
-      work(after ? streams.reductions : streams.gathers);
+  void run(std::size_t visit, bool after, Ways ways) const {
+    if (after) {
+      for (const MemoryWork& work : reductions_[visit]) work(ways.streams_reductions);
+    } else {
+      for (const Gather& gather : gathers_[visit]) gather.run(ways.gathers);
     }
   }
-  void run_all(Stores streams) const {
+  void run_all(Ways ways) const {
     for (std::size_t visit = 0; visit < gathers_.size(); ++visit) {
-      run(visit, false, streams);
-      run(visit, true, streams);
+      run(visit, false, ways);
+      run(visit, true, ways);
     }
   }
   [[nodiscard]] std::size_t collectives() const { return collectives_; }
 
  private:
-  std::vector<std::vector<MemoryWork>> gathers_;
+  struct Gather {
+    MemoryWork takes;
+    const std::byte* from;
+    std::vector<std::byte*> to;
+    std::size_t bytes;
+
+    void run(Copies way) const {
+      if (way != Copies::give) return takes(way == Copies::take_streaming);
+      sum_cached(to, {&from, 1}, bytes);
+    }
+  };
+
+  std::vector<std::vector<Gather>> gathers_;
   std::vector<std::vector<MemoryWork>> reductions_;
   std::size_t collectives_ = 0;
 };
@@ -236,7 +269,7 @@ void measure(const Options& options, Program& program, const Strategy& strategy,
     Plain plain(ranks, sharded_state, options.layers, elements);
     all[rank] = &plain;
     Trainer trainer(comm, strategy, {.overlap_from = options.overlap_from}, options.layers,
-                    elements);
+                    elements, options.clip);
     trainer.step(loop, 0);
     const Traffic before = trainer.traffic();
     trainer.step(loop, 0);
@@ -252,13 +285,16 @@ void measure(const Options& options, Program& program, const Strategy& strategy,
     std::vector<std::function<void()>> turns{
         [&] { trainer.step(loop, seconds); },
         [&] { plain.step(loop, seconds, [](std::size_t, bool) {}); }};
-    for (const Limit::Stores stores : {Limit::Stores{false, false}, Limit::Stores{false, true},
-                                       Limit::Stores{true, false}, Limit::Stores{true, true}}) {
-      turns.emplace_back([&, stores] { limit.run_all(stores); });
-      turns.emplace_back([&, stores] {
-        plain.step(loop, seconds,
-                   [&](std::size_t visit, bool after) { limit.run(visit, after, stores); });
-      });
+    using Copies = Limit::Copies;
+    for (const Copies gathers : {Copies::take, Copies::take_streaming, Copies::give}) {
+      for (const bool streams : {false, true}) {
+        const Limit::Ways ways{gathers, streams};
+        turns.emplace_back([&, ways] { limit.run_all(ways); });
+        turns.emplace_back([&, ways] {
+          plain.step(loop, seconds,
+                     [&](std::size_t visit, bool after) { limit.run(visit, after, ways); });
+        });
+      }
     }
     const std::vector<Series> times = in_turns(sampling, turns);
     const Series& compute = times[1];
@@ -312,11 +348,14 @@ int main(int count, char** arguments) {
                  "bytes from which on it does; else the library chooses");
   app.add_option("--prefetch", options.prefetch, "layers gathered ahead")
       ->check(CLI::NonNegativeNumber);
+  app.add_flag("--clip", options.clip,
+               "gradients are clipped: their norm counts as overhead, the limit has none");
   return program.run(count, arguments, [&] {
     program.results.describe("compute us/MiB", options.compute);
     program.results.describe("overlap", options.overlap);
     if (options.overlap_from) program.results.describe("overlap from", *options.overlap_from);
     program.results.describe("prefetch", options.prefetch);
+    program.results.describe("clip", options.clip);
     for (const std::string& name : options.strategies) {
       Strategy strategy = Strategy::parse(name);
       strategy.overlap = options.overlap;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "support/floating.hpp"
+#include "support/vectors.hpp"
 
 using namespace shardwise;
 using test::normal_values;
@@ -69,6 +70,35 @@ TEST_CASE("the sums of many tiles are added in groups") {
     const auto values = normal_values<float>(tiles * norm_tile - 3, 1);
     CHECK(sum_of_squares(values.data(), values.size()) == by_lanes(values));
   }
+}
+
+TEST_CASE("all vectors give the same sums of squares") {
+  const auto check = []<class T>(T) {
+    for (const std::size_t count : {4 * norm_tile - 1, 4 * norm_tile, 11 * norm_tile + 5,
+                                    norm_tile * norm_tile + 5 * norm_tile}) {
+      const auto values = normal_values<T>(count + 1, 3);
+      const std::vector<T> unaligned(values.begin() + 1, values.end());
+      const double expected = by_lanes(unaligned);
+      for (const detail::Vectors vectors : test::all_vectors()) {
+        CHECK(sum_of_squares(values.data() + 1, count, vectors) == expected);
+      }
+    }
+    // The smallest and the largest, and what is no number.
+    for (const float extreme : {1e-45f, 3e38f, INFINITY, NAN}) {
+      std::vector<T> values = normal_values<T>(4 * norm_tile, 4);
+      values[3 * norm_tile + 13] = T(extreme);
+      const double expected =
+          sum_of_squares(values.data(), values.size(), detail::Vectors::baseline);
+      for (const detail::Vectors vectors : test::all_vectors()) {
+        const double found = sum_of_squares(values.data(), values.size(), vectors);
+        CHECK((std::isnan(expected) ? std::isnan(found) : found == expected));
+      }
+    }
+  };
+  check(float{});
+  check(bf16{});
+  check(f16{});
+  check(double{});
 }
 
 TEST_CASE("the sum of squares does not overflow where floats would") {
