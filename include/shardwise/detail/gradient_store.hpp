@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <span>
@@ -47,10 +48,13 @@ class GradientStore {
   void add(Gradient& gradient) {
     gradient.parameter.gradient_late = prepared_;
     complete_ = false;
-    // Units and norms follow the order of the parameters, as the plan does.
-    const auto later = std::find_if(
-        gradients_.begin(), gradients_.end(),
-        [&](const Gradient* other) { return other->parameter.index > gradient.parameter.index; });
+    // Units and norms follow the order of the parameters, as the plan does. Most come in it, so the
+    // search begins at the end.
+    auto later = gradients_.end();
+    while (later != gradients_.begin() &&
+           (*std::prev(later))->parameter.index > gradient.parameter.index) {
+      --later;
+    }
     gradients_.insert(later, &gradient);
   }
   void remove(Gradient& gradient) noexcept {
