@@ -122,7 +122,7 @@ class Parameters {
 
   [[nodiscard]] std::size_t lease_bytes() const { return elements_ * size_of(case_.lease); }
   [[nodiscard]] std::size_t recycled_spans() const {
-    return parameters_[0].flat().placed.pages.size();
+    return parameters_[0].flat().placed.pages().size();
   }
   [[nodiscard]] std::size_t crumb_bytes() const {
     return parameters_[0].flat().placed.crumb_bytes();

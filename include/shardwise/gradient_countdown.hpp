@@ -42,22 +42,22 @@ class GradientCountdown {
   bool ready(std::size_t tensor, std::optional<ReductionWeight> weight = std::nullopt) {
     const auto tensors = gradient_->parameter.layout.tensors();
     if (tensor >= tensors.size()) {
-      raise("a countdown for '{}': there is no tensor {}, there are {}", gradient_->parameter.name,
-            tensor, tensors.size());
+      raise("a countdown for '{}': there is no tensor {}, there are {}",
+            gradient_->parameter.name(), tensor, tensors.size());
     }
     if (left_[tensor] == 0) {
       raise(
           "a countdown for '{}': tensor '{}' is ready more often than it is used ({} time(s)); "
           "give "
           "the number of its uses, or find the hook that fires twice",
-          gradient_->parameter.name, tensors[tensor].name, uses_[tensor]);
+          gradient_->parameter.name(), tensors[tensor].name, uses_[tensor]);
     }
     const bool by_host = gradient_->parameter.gradient_residency == Residency::host_buffer;
     if (!by_host && !gradient_->held) {
       raise(
           "a countdown for '{}': tensor '{}' is ready, but the gradient is not open: call "
           "ensure_open() before the backward pass writes to it",
-          gradient_->parameter.name, tensors[tensor].name);
+          gradient_->parameter.name(), tensors[tensor].name);
     }
     --left_[tensor];
     if (--waiting_ > 0) return false;

@@ -89,7 +89,8 @@ template <class Device>
   const bool names_all = gradients.data() == own.data();
   for (FlatGradient<Device>* gradient : gradients) {
     if (!names_all && std::find(own.begin(), own.end(), gradient) == own.end()) {
-      raise("gradient_norm: the gradient of '{}' is of another context", gradient->parameter.name);
+      raise("gradient_norm: the gradient of '{}' is of another context",
+            gradient->parameter.name());
     }
     store.settle(*gradient, "gradient_norm");
   }

@@ -79,7 +79,6 @@ class Layout {
       raise("a flat parameter of {} elements does not fit into the address space", padded_size_);
     }
     sort_names();
-    hash_ = compute_hash();
   }
 
   [[nodiscard]] std::span<const Tensor> tensors() const noexcept { return tensors_; }
@@ -165,7 +164,21 @@ class Layout {
   }
 
   /// Of names, shapes, options and world, in order: equal on ranks whose layouts are equal.
-  [[nodiscard]] std::uint64_t hash() const noexcept { return hash_; }
+  [[nodiscard]] std::uint64_t hash() const noexcept {
+    // Lengths go in before what they count, so that no two layouts give one sequence.
+    detail::Hash hash;
+    hash.add(static_cast<std::uint64_t>(world_));
+    hash.add(tensors_.size());
+    for (const Tensor& tensor : tensors_) {
+      hash.add(tensor.name);
+      hash.add(tensor.shape.size());
+      for (const std::size_t extent : tensor.shape) hash.add(extent);
+      // + 0: -0 compares equal to 0 and must hash alike.
+      hash.add(std::bit_cast<std::uint32_t>(tensor.options.weight_decay + 0.0f));
+      hash.add(std::bit_cast<std::uint32_t>(tensor.options.learning_rate + 0.0f));
+    }
+    return hash.value();
+  }
 
  private:
   // Returns the end of the tensor.
@@ -229,29 +242,12 @@ class Layout {
     raise("there is no tensor '{}' here; there is {}", name, names.empty() ? "none at all" : names);
   }
 
-  // Lengths go in before what they count, so that no two layouts give one sequence.
-  [[nodiscard]] std::uint64_t compute_hash() const noexcept {
-    detail::Hash hash;
-    hash.add(static_cast<std::uint64_t>(world_));
-    hash.add(tensors_.size());
-    for (const Tensor& tensor : tensors_) {
-      hash.add(tensor.name);
-      hash.add(tensor.shape.size());
-      for (const std::size_t extent : tensor.shape) hash.add(extent);
-      // + 0: -0 compares equal to 0 and must hash alike.
-      hash.add(std::bit_cast<std::uint32_t>(tensor.options.weight_decay + 0.0f));
-      hash.add(std::bit_cast<std::uint32_t>(tensor.options.learning_rate + 0.0f));
-    }
-    return hash.value();
-  }
-
   int world_;
   std::vector<Tensor> tensors_;
   std::vector<std::size_t> by_name_;  // empty where there is one tensor
   std::size_t size_ = 0;
   std::size_t padded_size_ = 0;
   std::size_t shard_size_ = 0;
-  std::uint64_t hash_ = 0;
 };
 
 }  // namespace shardwise::inline v0_1

@@ -53,7 +53,7 @@ class FlatView {
 /// What a lease of this parameter, or of this gradient, shows.
 template <class T, class Flat>
 [[nodiscard]] FlatView<T> view_of(const Flat& flat, const Layout& layout) {
-  return {flat.whole(), flat.in_pieces() ? flat.pieces.data() : nullptr, layout};
+  return {flat.whole(), flat.in_pieces() ? flat.pieces().data() : nullptr, layout};
 }
 
 }  // namespace detail
@@ -150,7 +150,7 @@ class [[nodiscard]] GradientLease : public detail::FlatView<T> {
   void drop() noexcept {
     if (gradient_ == nullptr) return;
     if (std::uncaught_exceptions() <= exceptions_) {
-      context_->engine().dropped = gradient_->parameter.name;
+      context_->engine().dropped = gradient_->parameter.name();
     }
     discard();
   }

@@ -115,7 +115,8 @@ class SlotMemory {
   /// ranks, where there is not so much.
   [[nodiscard]] virtual void* allocate(std::size_t bytes) = 0;
   virtual void deallocate(void* memory, std::size_t bytes) noexcept = 0;
-  /// How many of them this rank accounts for: fewer where ranks share the memory.
+  /// How many of them this rank accounts for: fewer where ranks share the memory. Always the same
+  /// of so many.
   [[nodiscard]] virtual std::size_t share_of(std::size_t bytes) const noexcept { return bytes; }
 
  protected:
@@ -131,38 +132,44 @@ class Buffer {
   Buffer() = default;
   /// `memory`: where it comes from, if not from the device.
   Buffer(Ledger& ledger, StateKind kind, std::size_t bytes, SlotMemory* memory = nullptr)
-      : bytes_(bytes), memory_(memory) {
+      : bytes_(bytes), memory_(memory), ledger_(&ledger), kind_(kind) {
     if (bytes == 0) return;
     data_ = memory != nullptr ? memory->allocate(bytes) : Device::allocate(bytes);
-    account_ = Account(ledger, kind, memory != nullptr ? memory->share_of(bytes) : bytes);
+    ledger.add(kind, accounted());
   }
   /// A part of memory that is somebody else's: the caller keeps it alive.
   [[nodiscard]] static Buffer within(Ledger& ledger, StateKind kind, void* data,
                                      std::size_t bytes) noexcept {
     Buffer part;
-    part.account_ = Account(ledger, kind, bytes);
-    part.bytes_ = bytes;
     part.data_ = data;
+    part.bytes_ = bytes;
+    part.ledger_ = &ledger;
+    part.kind_ = kind;
     part.owned_ = false;
+    ledger.add(kind, bytes);
     return part;
   }
   Buffer(Buffer&& other) noexcept
-      : account_(std::move(other.account_)),
+      : data_(std::exchange(other.data_, nullptr)),
         bytes_(std::exchange(other.bytes_, 0)),
-        data_(std::exchange(other.data_, nullptr)),
         memory_(other.memory_),
+        ledger_(other.ledger_),
+        kind_(other.kind_),
         owned_(other.owned_) {}
   Buffer& operator=(Buffer&& other) noexcept {
     Buffer taken(std::move(other));
-    std::swap(account_, taken.account_);
-    std::swap(bytes_, taken.bytes_);
     std::swap(data_, taken.data_);
+    std::swap(bytes_, taken.bytes_);
     std::swap(memory_, taken.memory_);
+    std::swap(ledger_, taken.ledger_);
+    std::swap(kind_, taken.kind_);
     std::swap(owned_, taken.owned_);
     return *this;
   }
   ~Buffer() {
-    if (data_ == nullptr || !owned_) return;
+    if (data_ == nullptr) return;
+    ledger_->remove(kind_, accounted());
+    if (!owned_) return;
     if (memory_ != nullptr) {
       memory_->deallocate(data_, bytes_);
     } else {
@@ -174,10 +181,15 @@ class Buffer {
   [[nodiscard]] std::size_t size() const noexcept { return bytes_; }
 
  private:
-  Account account_;
-  std::size_t bytes_ = 0;
+  [[nodiscard]] std::size_t accounted() const noexcept {
+    return memory_ != nullptr ? memory_->share_of(bytes_) : bytes_;
+  }
+
   void* data_ = nullptr;
+  std::size_t bytes_ = 0;
   SlotMemory* memory_ = nullptr;  // null: the device's own
+  Ledger* ledger_ = nullptr;      // null: there is nothing
+  StateKind kind_ = StateKind::slots;
   bool owned_ = true;
 };
 

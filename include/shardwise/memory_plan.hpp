@@ -95,9 +95,7 @@ namespace detail {
       plan.bytes.crumbs += entry->gradient_placed.crumb_bytes();
       trained.push_back(entry);
     }
-    for (const DType type : entry->state) {
-      plan.bytes.optimizer_state += (whole_state ? whole : shard) * size_of(type);
-    }
+    plan.bytes.optimizer_state += (whole_state ? whole : shard) * entry->state.bytes();
   }
 
   const Slots parameters = plan_parameter_slots(entries, strategy, options);

@@ -36,29 +36,28 @@ class ShardedGradient {
   /// where the parameter is not in place, or gradients travel in another type than they are written
   /// in.
   template <FloatingElement T>
-  ShardedGradient(ShardedParameter<T, Device>& parameter, DeviceArena<Device>& arena)
-      : context_(&parameter.context()) {
+  ShardedGradient(ShardedParameter<T, Device>& parameter, DeviceArena<Device>& arena) {
     auto& flat = parameter.flat();
     begin(flat, Residency::in_place);
     if (flat.residency != Residency::in_place) {
       raise(
           "the gradient of '{}' was given an arena, but the parameter is {}: only tensors of one "
           "arena have their place in another",
-          flat.name, name_of(flat.residency));
+          flat.name(), name_of(flat.residency));
     }
     std::vector<HostTensor> tensors;
-    for (std::size_t i = 0; i < flat.pieces.size(); ++i) {
+    for (std::size_t i = 0; i < flat.pieces().size(); ++i) {
       const Layout::Tensor& tensor = flat.layout.tensors()[i];
       HostTensor mirrored(tensor.name, static_cast<G*>(nullptr), {tensor.count});
       mirrored.dtype = flat.gradient_lease;
       if (tensor.count > 0) {
-        const auto bytes = static_cast<std::size_t>(flat.pieces[i].data - flat.arena->data());
+        const auto bytes = static_cast<std::size_t>(flat.pieces()[i].data - flat.arena()->data());
         mirrored.data = arena.data() + bytes / size_of(flat.lease) * size_of(flat.gradient_lease);
       }
       tensors.push_back(std::move(mirrored));
     }
     detail::HostPlace<detail::RangeOf<Device>> place = detail::claim_place(
-        arena.range(*context_), flat.name, tensors, flat.layout, flat.gradient_lease, true);
+        arena.range(*flat.context), flat.name(), tensors, flat.layout, flat.gradient_lease, true);
     flat.gradient_placed = std::move(place.placed);
     finish(flat, Residency::in_place, std::move(place.pieces), place.arena);
   }
@@ -66,20 +65,19 @@ class ShardedGradient {
   /// Residency host_buffer: the host makes the gradient itself (autograd does) and contributes it
   /// by reduce_from(); there are no leases. Residency slots: as without.
   template <FloatingElement T>
-  ShardedGradient(ShardedParameter<T, Device>& parameter, Residency residency)
-      : context_(&parameter.context()) {
+  ShardedGradient(ShardedParameter<T, Device>& parameter, Residency residency) {
     auto& flat = parameter.flat();
     if (residency == Residency::in_place) {
       raise(
           "the gradient of '{}': residency in_place needs an Arena: ShardedGradient(parameter, "
           "arena)",
-          flat.name);
+          flat.name());
     }
     if (residency == Residency::shared) {
       raise(
           "the gradient of '{}': parameters are shared, but each rank writes a gradient of its "
           "own: leave the residency out, or take slots or host_buffer",
-          flat.name);
+          flat.name());
     }
     begin(flat, residency);
     finish(flat, residency, {}, nullptr);
@@ -88,18 +86,18 @@ class ShardedGradient {
   ShardedGradient& operator=(ShardedGradient&&) = delete;
   ~ShardedGradient() {
     if (flat_ == nullptr) return;
-    context_->engine().quiesce();
-    context_->gradient_store().remove(*flat_);
     auto& parameter = flat_->parameter;
+    context().engine().quiesce();
+    context().gradient_store().remove(*flat_);
     flat_.reset();
     parameter.gradient.reset();
     parameter.gradient_residency = Residency::slots;
     parameter.gradient_placed = {};
   }
 
-  [[nodiscard]] const std::string& name() const noexcept { return flat_->parameter.name; }
+  [[nodiscard]] const std::string& name() const noexcept { return flat_->parameter.name(); }
   [[nodiscard]] const Layout& layout() const noexcept { return flat_->parameter.layout; }
-  [[nodiscard]] Context<Device>& context() const noexcept { return *context_; }
+  [[nodiscard]] Context<Device>& context() const noexcept { return *flat_->parameter.context; }
 
   /// Lends the whole gradient, zeroed, to be added to. While one is open a second one (a tied
   /// parameter) lends the same memory as it is; the reduction follows when the last one is reduced.
@@ -108,8 +106,8 @@ class ShardedGradient {
   template <FloatingElement L = G>
   [[nodiscard]] GradientLease<L, Device> lease() {
     require_lease_type(dtype_of<L>);
-    context_->gradient_store().open(*flat_);
-    return {*context_, *flat_};
+    context().gradient_store().open(*flat_);
+    return {context(), *flat_};
   }
 
   /// The plain form under lease(): idempotent until reduce() or discard(), for hosts that call from
@@ -118,7 +116,7 @@ class ShardedGradient {
   detail::FlatView<L> ensure_open() {
     require_lease_type(dtype_of<L>);
     if (!flat_->held) {
-      context_->gradient_store().open(*flat_);
+      context().gradient_store().open(*flat_);
       flat_->held = true;
     }
     return detail::view_of<L>(*flat_, layout());
@@ -129,7 +127,7 @@ class ShardedGradient {
   void reduce(ReductionWeight weight) { end_open(weight); }
   /// Ends ensure_open() without a contribution. Idempotent.
   void discard() noexcept {
-    if (std::exchange(flat_->held, false)) context_->gradient_store().discard(*flat_);
+    if (std::exchange(flat_->held, false)) context().gradient_store().discard(*flat_);
   }
 
   /// Residency host_buffer: a contribution from the host's own memory, one buffer for each tensor,
@@ -141,7 +139,7 @@ class ShardedGradient {
   void reduce_from(std::span<L* const> buffers,
                    std::optional<ReductionWeight> weight = std::nullopt) {
     require_lease_type(dtype_of<L>);
-    context_->gradient_store().reduce_from(*flat_, buffers, weight);
+    context().gradient_store().reduce_from(*flat_, buffers, weight);
   }
   /// The same for a parameter of one tensor.
   template <FloatingElement L = G>
@@ -153,7 +151,7 @@ class ShardedGradient {
   /// not yet multiplied by coefficient(); zeros where nothing was reduced since the last update.
   /// The context's stream waits for the reduction. UsageError while a lease is open.
   [[nodiscard]] std::span<const G> shard() {
-    context_->gradient_store().settle(*flat_, "shard()");
+    context().gradient_store().settle(*flat_, "shard()");
     return {reinterpret_cast<const G*>(flat_->owned()), flat_->parameter.owned_count()};
   }
   /// The same as a list that matches ShardedParameter::segments(), at addresses that never move.
@@ -173,7 +171,7 @@ class ShardedGradient {
 
   /// For a host's own optimizer, after its update: the next reduction overwrites what is stored.
   /// ShardedOptimizerState::step does it itself.
-  void consume() noexcept { context_->gradient_store().consume(*flat_); }
+  void consume() noexcept { context().gradient_store().consume(*flat_); }
 
   /// The library's own side; not for hosts.
   [[nodiscard]] detail::FlatGradient<Device>& flat() const noexcept { return *flat_; }
@@ -191,28 +189,27 @@ class ShardedGradient {
   using Flat = detail::FlatParameter<Device>;
 
   static void begin(Flat& parameter, Residency residency) {
-    if (parameter.gradient) raise("parameter '{}' has a gradient already", parameter.name);
+    if (parameter.gradient) raise("parameter '{}' has a gradient already", parameter.name());
     if (residency == Residency::slots || parameter.wire == parameter.gradient_lease) return;
     raise(
         "the gradient of '{}' is {}, so it travels as it is written, as {}; Strategy::wire = {} "
         "needs residency slots",
-        parameter.name, name_of(residency), name_of(parameter.gradient_lease),
+        parameter.name(), name_of(residency), name_of(parameter.gradient_lease),
         name_of(parameter.wire));
   }
   void finish(Flat& parameter, Residency residency, std::vector<Piece> pieces,
               detail::RangeOf<Device>* arena) {
     parameter.gradient_residency = residency;
-    flat_ = std::make_unique<detail::FlatGradient<Device>>(context_->engine(), parameter,
-                                                           dtype_of<G>, std::move(pieces), arena);
-    context_->gradient_store().add(*flat_);
+    flat_ = std::make_unique<detail::FlatGradient<Device>>(parameter, dtype_of<G>,
+                                                           std::move(pieces), arena);
+    context().gradient_store().add(*flat_);
     parameter.gradient = dtype_of<G>;
   }
 
   void end_open(std::optional<ReductionWeight> weight) {
-    context_->gradient_store().reduce_held(*flat_, weight);
+    context().gradient_store().reduce_held(*flat_, weight);
   }
 
-  Context<Device>* context_;
   std::unique_ptr<detail::FlatGradient<Device>> flat_;
 };
 

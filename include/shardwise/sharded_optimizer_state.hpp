@@ -1,6 +1,5 @@
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -28,31 +27,24 @@ class ShardedOptimizerState {
   /// Allocates the state, zeroed. UsageError where the settings make no sense.
   template <FloatingElement T>
   explicit ShardedOptimizerState(ShardedParameter<T, Device>& parameter, Optimizer settings = {})
-      : optimizer(settings), context_(&parameter.context()), parameter_(&parameter.flat()) {
+      : optimizer(settings), parameter_(&parameter.flat()) {
     validate();
-    auto& engine = context_->engine();
+    auto& engine = parameter_->context->engine();
     engine.ledger.about(parameter_->subject);
-    for_each_state([&]<class State>(std::size_t index) {
-      const std::size_t bytes = parameter_->owned_count() * sizeof(State);
-      buffers_[index] = Buffer<Device>(engine.ledger, StateKind::optimizer_state, bytes);
-      Device::zero(engine.compute, buffers_[index].data(), bytes);
-      parameter_->state.push_back(dtype_of<State>);
-    });
+    values_ = Buffer<Device>(engine.ledger, StateKind::optimizer_state, begin_of(States::count));
+    Device::zero(engine.compute, values_.data(), values_.size());
+    for_each_state([&]<class State>(std::size_t) { parameter_->state.add(dtype_of<State>); });
   }
   ShardedOptimizerState(ShardedOptimizerState&& other) noexcept
       : optimizer(std::move(other.optimizer)),
-        context_(other.context_),
         parameter_(std::exchange(other.parameter_, nullptr)),
-        buffers_(std::move(other.buffers_)),
+        values_(std::move(other.values_)),
         steps_(other.steps_) {}
   ShardedOptimizerState& operator=(ShardedOptimizerState&&) = delete;
   ~ShardedOptimizerState() {
     if (parameter_ == nullptr) return;
-    context_->engine().quiesce();
-    for_each_state([&]<class State>(std::size_t) {
-      auto& planned = parameter_->state;
-      planned.erase(std::find(planned.begin(), planned.end(), dtype_of<State>));
-    });
+    parameter_->context->engine().quiesce();
+    for_each_state([&]<class State>(std::size_t) { parameter_->state.remove(dtype_of<State>); });
   }
 
   /// Updates what this rank owns of the parameter, from the stored gradient times its coefficient,
@@ -66,18 +58,18 @@ class ShardedOptimizerState {
       raise(
           "step: this state belongs to parameter '{}', but was given parameter '{}' and the "
           "gradient of '{}'",
-          parameter_->name, parameter.name(), gradient.name());
+          parameter_->name(), parameter.name(), gradient.name());
     }
     validate();
-    auto& engine = context_->engine();
+    auto& engine = parameter_->context->engine();
     // The wait for the reduction is one for all ranks, too.
-    context_->gradient_store().settle(flat_gradient, "step");
-    context_->parameter_store().begin_write(flat_parameter, "step");
+    parameter_->context->gradient_store().settle(flat_gradient, "step");
+    parameter_->context->parameter_store().begin_write(flat_parameter, "step");
     engine.timeline.begin_update();
     ++steps_;
     update<T, G>(flat_gradient);
-    context_->parameter_store().end_write(flat_parameter, false);
-    context_->gradient_store().consume(flat_gradient);
+    parameter_->context->parameter_store().end_write(flat_parameter, false);
+    parameter_->context->gradient_store().consume(flat_gradient);
     engine.timeline.end_update(flat_parameter.subject);
   }
 
@@ -95,7 +87,8 @@ class ShardedOptimizerState {
     for_each_state([&]<class Candidate>(std::size_t index) {
       if (Optimizer::state_names[index] != name || dtype_of<Candidate> != dtype_of<State>) return;
       found = true;
-      result = {reinterpret_cast<State*>(buffers_[index].data()), parameter_->owned_count()};
+      result = {reinterpret_cast<State*>(values_.data() + begin_of(index)),
+                parameter_->owned_count()};
     });
     if (!found) {
       std::string names;
@@ -103,7 +96,7 @@ class ShardedOptimizerState {
         names += detail::format("{}'{}' ({})", names.empty() ? "" : ", ",
                                 Optimizer::state_names[index], name_of(dtype_of<Candidate>));
       });
-      raise("the optimizer of '{}' has no state '{}' of type {}; it has: {}", parameter_->name,
+      raise("the optimizer of '{}' has no state '{}' of type {}; it has: {}", parameter_->name(),
             name, name_of(dtype_of<State>), names.empty() ? "none" : names);
     }
     return result;
@@ -127,6 +120,15 @@ class ShardedOptimizerState {
     }(States());
   }
 
+  // Bytes of the values before this one.
+  [[nodiscard]] std::size_t begin_of(std::size_t value) const noexcept {
+    std::size_t size = 0;
+    for_each_state([&]<class State>(std::size_t index) {
+      if (index < value) size += sizeof(State);
+    });
+    return parameter_->owned_count() * size;
+  }
+
   void validate() const {
     if constexpr (requires { optimizer.validate(); }) optimizer.validate();
   }
@@ -138,11 +140,11 @@ class ShardedOptimizerState {
       // A copy in the host's arena is not one flat buffer: the next gather casts it.
       const bool is_flat = parameter_->has_copy() && !parameter_->replicated_in_place();
       if (is_flat && parameter_->lease == DType::bf16) {
-        auto* const copy = reinterpret_cast<bf16*>(parameter_->copy.data());
+        auto* const copy = reinterpret_cast<bf16*>(parameter_->beside->buffer.data());
         run<T, G>(gradient, [copy](const Step& step, std::size_t offset) {
           return UpdateAndCast<Step, bf16>{step, copy + offset};
         });
-        parameter_->copied_version = parameter_->version + 1;  // which the write will have made
+        parameter_->beside->version = parameter_->version + 1;  // which the write will have made
         return;
       }
     }
@@ -161,7 +163,7 @@ class ShardedOptimizerState {
     std::array<Segment, 32> batch;
     std::size_t batched = 0;
     const auto launch = [&] {
-      Device::launch_segments(context_->engine().compute,
+      Device::launch_segments(parameter_->context->engine().compute,
                               std::span<const Segment>(batch.data(), batched));
       batched = 0;
     };
@@ -174,7 +176,7 @@ class ShardedOptimizerState {
                 gradient.coefficient,
                 optimizer.template constants<typename Step::Real>(steps_, options)};
       for_each_state([&]<class S>(std::size_t index) {
-        step.states[index] = buffers_[index].data() + at * sizeof(S);
+        step.states[index] = values_.data() + begin_of(index) + at * sizeof(S);
       });
       batch[batched++] = {functor_of(step, offset), count};
       if (batched == batch.size()) launch();
@@ -194,9 +196,8 @@ class ShardedOptimizerState {
     if (batched > 0) launch();
   }
 
-  Context<Device>* context_;
   detail::FlatParameter<Device>* parameter_;
-  std::array<Buffer<Device>, States::count> buffers_;
+  Buffer<Device> values_;  // one after the other: whole shards begin and end at 64 bytes
   std::uint64_t steps_ = 0;
 };
 

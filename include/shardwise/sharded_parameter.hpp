@@ -42,10 +42,10 @@ class ShardedParameter {
   /// ranks check that they make the same parameter.
   ShardedParameter(Context<Device>& context, std::vector<TensorSpec> tensors,
                    ParameterOptions options = {})
-      : context_(&context),
-        flat_(std::make_unique<detail::FlatParameter<Device>>(
-            context.engine(), detail::Registration(std::move(tensors), context.world(), dtype_of<T>,
-                                                   context.strategy(), std::move(options)))) {
+      : flat_(std::make_unique<detail::FlatParameter<Device>>(
+            context, detail::Registration(std::move(tensors), context.world(), dtype_of<T>,
+                                          context.strategy(), std::move(options),
+                                          context.engine().strategies))) {
     if (flat_->residency == Residency::in_place) {
       raise(
           "parameter '{}': residency in_place is for tensors with an address: make it of "
@@ -54,7 +54,10 @@ class ShardedParameter {
     }
     context.parameter_store().add(*flat_);
     Device::zero(context.engine().compute, flat_->value.data(), flat_->value.size());
-    Device::zero(context.engine().compute, flat_->copy.data(), flat_->copy.size());
+    if (flat_->beside != nullptr) {
+      Device::zero(context.engine().compute, flat_->beside->buffer.data(),
+                   flat_->beside->buffer.size());
+    }
     flat_->written = context.engine().compute.record();
   }
   /// Residency in_place: the tensors lie in one Arena of the context, and a gather fills them
@@ -64,22 +67,22 @@ class ShardedParameter {
   /// outside the arena, or shares bytes with another parameter.
   template <std::same_as<std::vector<HostTensor>> HostTensors>
   ShardedParameter(Context<Device>& context, const HostTensors& tensors,
-                   ParameterOptions options = {})
-      : context_(&context) {
+                   ParameterOptions options = {}) {
     options.residency = Residency::in_place;
     std::vector<TensorSpec> specs;
     specs.reserve(tensors.size());
     for (const HostTensor& tensor : tensors) specs.push_back(tensor.spec);
     detail::Registration registration(std::move(specs), context.world(), dtype_of<T>,
-                                      context.strategy(), std::move(options));
+                                      context.strategy(), std::move(options),
+                                      context.engine().strategies);
     detail::HostPlace<detail::RangeOf<Device>> place = detail::claim_place(
-        detail::arena_of<Device>(context.engine(), tensors), registration.name, tensors,
+        detail::arena_of<Device>(context.engine(), tensors), registration.name(), tensors,
         registration.layout, registration.lease, registration.sharded());
     registration.placed = std::move(place.placed);
-    flat_ = std::make_unique<detail::FlatParameter<Device>>(
-        context.engine(), std::move(registration), std::move(place.pieces), place.arena);
+    flat_ = std::make_unique<detail::FlatParameter<Device>>(context, std::move(registration),
+                                                            std::move(place.pieces), place.arena);
     context.parameter_store().add(*flat_);
-    for (const Piece& piece : flat_->pieces) {
+    for (const Piece& piece : flat_->pieces()) {
       if (flat_->sharded()) break;
       Device::zero(context.engine().compute, piece.data, piece.count * size_of(flat_->lease));
     }
@@ -90,15 +93,15 @@ class ShardedParameter {
   ShardedParameter& operator=(ShardedParameter&&) = delete;
   ~ShardedParameter() {
     if (flat_ == nullptr) return;
-    context_->engine().quiesce();
-    context_->parameter_store().remove(*flat_);
+    context().engine().quiesce();
+    context().parameter_store().remove(*flat_);
   }
 
-  [[nodiscard]] const std::string& name() const noexcept { return flat_->name; }
+  [[nodiscard]] const std::string& name() const noexcept { return flat_->name(); }
   [[nodiscard]] const Layout& layout() const noexcept { return flat_->layout; }
   /// The strategy after ParameterOptions and the persistence threshold.
   [[nodiscard]] const Strategy& strategy() const noexcept { return flat_->strategy; }
-  [[nodiscard]] Context<Device>& context() const noexcept { return *context_; }
+  [[nodiscard]] Context<Device>& context() const noexcept { return *flat_->context; }
   /// Counts writes: equal versions mean equal values.
   [[nodiscard]] std::uint64_t version() const noexcept { return flat_->version; }
   /// The index of a tensor in leases, layout and listings; UsageError that lists the names where
@@ -115,15 +118,15 @@ class ShardedParameter {
   [[nodiscard]] Gathered<L, Device> gather() {
     require_lease_type(dtype_of<L>);
     detail::FlatParameter<Device>* const wanted[] = {flat_.get()};
-    context_->parameter_store().open(wanted);
-    return {context_->parameter_store(), *flat_};
+    context().parameter_store().open(wanted);
+    return {context().parameter_store(), *flat_};
   }
 
   /// Starts to gather what is wanted soon, where a slot is free. The host does not wait; where the
   /// caller runs it (no Strategy::overlap, or below ContextOptions::overlap_from) it waits for the
   /// other ranks to come to it.
   /// Idempotent.
-  void prefetch() { context_->parameter_store().prefetch(*flat_); }
+  void prefetch() { context().parameter_store().prefetch(*flat_); }
 
   /// The plain form under gather(): idempotent, for hosts that call from hooks. The parameter stays
   /// gathered until release().
@@ -132,7 +135,7 @@ class ShardedParameter {
     require_lease_type(dtype_of<L>);
     if (!flat_->held) {
       detail::FlatParameter<Device>* const wanted[] = {flat_.get()};
-      context_->parameter_store().open(wanted);
+      context().parameter_store().open(wanted);
       flat_->held = true;
     }
     return detail::view_of<const L>(*flat_, layout());
@@ -144,8 +147,8 @@ class ShardedParameter {
   template <FloatingElement L = T>
   [[nodiscard]] Gathered<L, Device> gather_into(std::span<L* const> buffers) {
     require_lease_type(dtype_of<L>);
-    context_->parameter_store().open_into(*flat_, buffers);
-    return {context_->parameter_store(), *flat_};
+    context().parameter_store().open_into(*flat_, buffers);
+    return {context().parameter_store(), *flat_};
   }
   /// The same for a parameter of one tensor.
   template <FloatingElement L = T>
@@ -157,9 +160,9 @@ class ShardedParameter {
   detail::FlatView<const L> ensure_gathered_into(std::span<L* const> buffers) {
     require_lease_type(dtype_of<L>);
     if (flat_->held) {
-      context_->parameter_store().place(*flat_, buffers);  // the same ones
+      context().parameter_store().place(*flat_, buffers);  // the same ones
     } else {
-      context_->parameter_store().open_into(*flat_, buffers);
+      context().parameter_store().open_into(*flat_, buffers);
       flat_->held = true;
     }
     return detail::view_of<const L>(*flat_, layout());
@@ -171,7 +174,7 @@ class ShardedParameter {
 
   /// Ends ensure_gathered() and ensure_gathered_into(). Idempotent, never waits.
   void release() noexcept {
-    if (std::exchange(flat_->held, false)) context_->parameter_store().close(*flat_);
+    if (std::exchange(flat_->held, false)) context().parameter_store().close(*flat_);
   }
 
   /// Writes values: value(tensor, element) for every element that this rank holds, tensor being a
@@ -198,15 +201,15 @@ class ShardedParameter {
   /// `source` is called on root alone.
   template <std::invocable<const Layout::Tensor&, std::size_t, std::span<T>> Source>
   void broadcast(int root, Source&& source) {
-    if (root < 0 || root >= context_->world()) {
+    if (root < 0 || root >= context().world()) {
       raise("broadcast of parameter '{}' from rank {}: ranks are 0 to {}", name(), root,
-            context_->world() - 1);
+            context().world() - 1);
     }
     std::vector<T> staging(std::min(staging_chunk, layout().padded_size()));
     write_stored("broadcast", [&](std::size_t begin, std::size_t end) {
       for (std::size_t first = 0; first < layout().padded_size(); first += staging_chunk) {
         const std::size_t last = std::min(first + staging_chunk, layout().padded_size());
-        if (context_->rank() == root) {
+        if (context().rank() == root) {
           layout().for_each_segment(first, last, [&](const Layout::Segment& segment) {
             source(layout().tensors()[segment.tensor], segment.tensor_offset,
                    std::span<T>(staging.data() + (segment.offset - first), segment.count));
@@ -228,7 +231,7 @@ class ShardedParameter {
   /// sink).
   template <std::invocable<const Layout::Tensor&, std::size_t, std::span<const T>> Sink>
   void read(Sink&& sink) {
-    auto& engine = context_->engine();
+    auto& engine = context().engine();
     engine.check();
     const auto pass_on = [&](std::size_t begin, std::size_t end, const T* values) {
       layout().for_each_segment(begin, end, [&](const Layout::Segment& segment) {
@@ -250,7 +253,7 @@ class ShardedParameter {
       const std::size_t begin = flat_->shard_begin_of(owner);
       for (std::size_t first = 0; first < shard; first += staging_chunk) {
         const std::size_t count = std::min(staging_chunk, shard - first);
-        if (owner == context_->rank()) {
+        if (owner == context().rank()) {
           const std::size_t at = begin + first;
           layout().for_each_segment(at, at + count, [&](const Layout::Segment& segment) {
             download(segment, &staging[segment.offset - at]);
@@ -286,9 +289,9 @@ class ShardedParameter {
   /// The same with segments(), to write.
   template <std::invocable<std::span<const ShardSegment<T>>> Write>
   void update_segments(Write&& write) {
-    if (to_write_.empty()) to_write_ = list_segments<T>();
+    if (to_write_ == nullptr) to_write_ = std::make_unique<Segments>(list_segments<T>());
     const Written written(*this, "update");
-    write(std::span<const ShardSegment<T>>(to_write_));
+    write(std::span<const ShardSegment<T>>(*to_write_));
   }
 
   /// f(tensor, first, elements) for every tensor's part of shard(): elements[i] is element first +
@@ -324,29 +327,31 @@ class ShardedParameter {
   /// the same, and as different on each rank.
   struct Written {
     Written(ShardedParameter& of, const char* what) : parameter(of) {
-      parameter.context_->parameter_store().begin_write(*parameter.flat_, what);
+      parameter.context().parameter_store().begin_write(*parameter.flat_, what);
     }
     Written(const Written&) = delete;
     Written& operator=(const Written&) = delete;
-    ~Written() { parameter.context_->parameter_store().end_write(*parameter.flat_, everything); }
+    ~Written() { parameter.context().parameter_store().end_write(*parameter.flat_, everything); }
 
     ShardedParameter& parameter;
     bool everything = false;  // the whole storage, on all ranks alike
   };
 
+  using Segments = std::vector<ShardSegment<T>>;
+
   static constexpr std::size_t staging_chunk = std::size_t{1} << 16;  // elements
 
   void send(T* values, std::size_t count, int root) {
-    auto& engine = context_->engine();
+    auto& engine = context().engine();
     const BroadcastItem item{values, count, dtype_of<T>};
     engine.comm.broadcast({&item, 1}, root, engine.info(name()), {});
   }
   void upload(const Layout::Segment& segment, const T* elements) {
-    Device::upload(context_->engine().compute, stored(segment), elements,
+    Device::upload(context().engine().compute, stored(segment), elements,
                    segment.count * sizeof(T));
   }
   void download(const Layout::Segment& segment, T* elements) {
-    auto& engine = context_->engine();
+    auto& engine = context().engine();
     Device::download(engine.compute, elements, stored(segment), segment.count * sizeof(T));
     engine.check_peers();  // an aborted collective ends the wait, too
   }
@@ -419,9 +424,8 @@ class ShardedParameter {
     written.everything = whole;
   }
 
-  Context<Device>* context_;
   std::unique_ptr<detail::FlatParameter<Device>> flat_;
-  std::vector<ShardSegment<T>> to_write_;  // listed at the first update_segments
+  std::unique_ptr<const Segments> to_write_;  // listed at the first update_segments
 };
 
 namespace detail {
@@ -434,7 +438,7 @@ Context<Device>& open_together(ShardedParameter<T, Device>&... parameters) {
   for (const Context<Device>* other : contexts) {
     if (other != contexts[0]) {
       raise("gather: '{}' and others are of different contexts; gather those of one together",
-            wanted[0]->name);
+            wanted[0]->name());
     }
   }
   contexts[0]->parameter_store().open(wanted);

@@ -228,7 +228,7 @@ TEST_CASE("a step writes its part of a copy in bf16 by itself, and a load does n
       auto& flat = parameter.flat();
       const auto copy_is_current = [&] {
         const std::span<const float> own = parameter.shard();
-        const auto* const begin = reinterpret_cast<const bf16*>(flat.copy.data());
+        const auto* const begin = reinterpret_cast<const bf16*>(flat.beside->buffer.data());
         const auto wanted = to_host(context, own);
         const auto found =
             to_host(context, std::span<const bf16>(begin + flat.owned_begin(), own.size()));

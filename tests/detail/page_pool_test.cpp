@@ -141,8 +141,8 @@ TEST_CASE("an address range knows whose each byte is") {
       {"a", p, {100000}}, {"b", p + 100000, {50000}}, {"c", p + 200000, {100}}};
   const detail::Placed placed = range.claim("first", first, true);
   // a and b are neighbours: one range. c is too small for one.
-  CHECK(placed.pages.size() == 1);
-  CHECK(placed.pages[0].begin == range.data());
+  CHECK(placed.pages().size() == 1);
+  CHECK(placed.pages()[0].begin == range.data());
   CHECK(placed.page_bytes() + placed.crumb_bytes() == (150000 + 100) * sizeof(float));
   CHECK(placed.crumb_bytes() < 2 * page() + 100 * sizeof(float));
   CHECK(range.recycled_bytes() == placed.page_bytes());
@@ -170,7 +170,7 @@ TEST_CASE("an address range knows whose each byte is") {
                  ContainsSubstring("bytes [800400, 1200000), after c, before the end"));
   const std::vector<HostTensor> rest = {{"d", p + 150000, {50000}}, {"e", p + 200100, {99900}}};
   const detail::Placed kept = range.claim("rest", rest, false);
-  CHECK(kept.pages.empty());
+  CHECK(kept.pages().empty());
   CHECK(error_of([&] { range.check_coverage(); }) == "");
   range.release(placed);
   CHECK(range.recycled_bytes() == 0);

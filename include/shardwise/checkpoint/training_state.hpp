@@ -79,7 +79,7 @@ class TrainingState {
       const auto found = names_.find(tensor.name);
       if (found == names_.end()) {
         raise("the optimizer of parameter '{}' comes to a training state after the parameter",
-              flat.name);
+              flat.name());
       }
       tensors_[found->second].optimizer = index;
     }
@@ -88,7 +88,7 @@ class TrainingState {
       std::size_t i = 0;
       (add_values<S>(state, Optimizer::state_names[i++], owned, index), ...);
     }(typename Optimizer::States());
-    optimizers_.push_back({detail::optimizer_kind<Optimizer>(), flat.name,
+    optimizers_.push_back({detail::optimizer_kind<Optimizer>(), flat.name(),
                            [&state] { return state.steps(); },
                            [&state] { return detail::hyperparameters_of(state.optimizer); },
                            [&state](std::uint64_t steps) { state.restore_steps(steps); },

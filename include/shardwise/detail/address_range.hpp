@@ -67,7 +67,7 @@ class AddressRange final : public ClaimedRange, public FaultObserver {
       const PageRange inner = recycle ? inner_pages(begin, bytes) : PageRange{};
       return inner.bytes < least_recycled ? PageRange{} : inner;
     });
-    mappings_ += 2 * placed.pages.size();
+    mappings_ += 2 * placed.pages().size();
     try {
       check_mappings(parameter);
       if (recycle) take_away(placed);
@@ -80,8 +80,8 @@ class AddressRange final : public ClaimedRange, public FaultObserver {
 
   /// Nobody's any more, and readable; `placed` is what claim returned.
   void release(const Placed& placed) noexcept {
-    mappings_ -= 2 * placed.pages.size();
-    for (const PageRange& range : placed.pages) {
+    mappings_ -= 2 * placed.pages().size();
+    for (const PageRange& range : placed.pages()) {
       static_cast<void>(empty_pages(range, Access::write));
     }
     disclaim(placed);
@@ -91,7 +91,7 @@ class AddressRange final : public ClaimedRange, public FaultObserver {
   static constexpr int poison = 0xff;  // a NaN in every floating type
 
   static void poison_crumbs(const Placed& placed) noexcept {
-    for (const auto& crumb : placed.crumbs) std::memset(crumb.data(), poison, crumb.size());
+    for (const auto& crumb : placed.crumbs()) std::memset(crumb.data(), poison, crumb.size());
   }
 
   /// Debug mode: the first access to what was not lent since the last call, as a sentence; empty
@@ -104,7 +104,7 @@ class AddressRange final : public ClaimedRange, public FaultObserver {
   }
   /// Debug mode: as take_violation, for crumbs that were written while they were not lent.
   [[nodiscard]] std::string find_written_crumb(const Placed& placed, int rank) const {
-    for (const auto& crumb : placed.crumbs) {
+    for (const auto& crumb : placed.crumbs()) {
       for (const std::byte& byte : crumb) {
         if (byte != static_cast<std::byte>(poison)) return describe(&byte, true, rank);
       }
@@ -131,7 +131,7 @@ class AddressRange final : public ClaimedRange, public FaultObserver {
 
  private:
   void take_away(const Placed& placed) {
-    for (const PageRange& range : placed.pages) {
+    for (const PageRange& range : placed.pages()) {
       if (empty_pages(range, debug_ ? Access::none : Access::write)) continue;
       raise_pages("emptying pages of an arena", range.bytes);
     }

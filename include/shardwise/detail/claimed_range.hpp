@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <iterator>
+#include <memory>
 #include <span>
 #include <string>
 #include <utility>
@@ -16,22 +17,49 @@
 
 namespace shardwise::inline v0_1::detail {
 
-/// What of a parameter's tensors comes and goes, and what stays.
-struct Placed {
-  std::uint64_t claim = 0;                   ///< which one of its arena
-  std::vector<PageRange> pages;              ///< recycled
-  std::vector<std::span<std::byte>> crumbs;  ///< the rest, to the byte
+/// What of a parameter's tensors comes and goes, and what stays. Most parameters are claimed in no
+/// arena: theirs is a null pointer.
+class Placed {
+ public:
+  Placed() = default;
+  explicit Placed(std::uint64_t claim) : parts_(std::make_unique<Parts>()) {
+    parts_->claim = claim;
+  }
 
+  /// Which one of its arena; 0: none.
+  [[nodiscard]] std::uint64_t claim() const noexcept {
+    return parts_ == nullptr ? 0 : parts_->claim;
+  }
+  /// What comes and goes.
+  [[nodiscard]] std::span<const PageRange> pages() const noexcept {
+    return parts_ == nullptr ? std::span<const PageRange>() : parts_->pages;
+  }
+  /// The rest, to the byte.
+  [[nodiscard]] std::span<const std::span<std::byte>> crumbs() const noexcept {
+    return parts_ == nullptr ? std::span<const std::span<std::byte>>() : parts_->crumbs;
+  }
   [[nodiscard]] std::size_t page_bytes() const noexcept {
     std::size_t bytes = 0;
-    for (const PageRange& range : pages) bytes += range.bytes;
+    for (const PageRange& range : pages()) bytes += range.bytes;
     return bytes;
   }
   [[nodiscard]] std::size_t crumb_bytes() const noexcept {
     std::size_t bytes = 0;
-    for (const auto& crumb : crumbs) bytes += crumb.size();
+    for (const auto& crumb : crumbs()) bytes += crumb.size();
     return bytes;
   }
+
+  /// Of one that has a claim.
+  void add(PageRange pages) { parts_->pages.push_back(pages); }
+  void add(std::span<std::byte> crumb) { parts_->crumbs.push_back(crumb); }
+
+ private:
+  struct Parts {
+    std::uint64_t claim;
+    std::vector<PageRange> pages;
+    std::vector<std::span<std::byte>> crumbs;
+  };
+  std::unique_ptr<Parts> parts_;
 };
 
 /// The whole granules within a stretch of bytes of a range that begins at `base`.
@@ -104,12 +132,11 @@ class ClaimedRange {
   [[nodiscard]] Placed claim_inner(const std::string& parameter,
                                    std::span<const HostTensor> tensors, const Inner& inner) {
     const std::vector<std::size_t> order = order_by_address(tensors);
-    Placed placed;
-    placed.claim = ++last_claim_;
+    Placed placed(++last_claim_);
     try {
-      for (const std::size_t i : order) add(placed.claim, parameter, tensors[i]);
+      for (const std::size_t i : order) add(placed.claim(), parameter, tensors[i]);
     } catch (...) {
-      erase(placed.claim);
+      erase(placed.claim());
       throw;
     }
     std::byte* begin = nullptr;
@@ -129,7 +156,7 @@ class ClaimedRange {
 
   void disclaim(const Placed& placed) noexcept {
     recycled_ -= placed.page_bytes();
-    erase(placed.claim);
+    erase(placed.claim());
   }
 
   [[nodiscard]] std::string describe(const std::byte* address, bool is_write, int rank) const {
@@ -206,11 +233,11 @@ class ClaimedRange {
     if (begin == end) return;
     PageRange inner = find(begin, static_cast<std::size_t>(end - begin));
     if (inner.bytes == 0) inner = {begin, 0};
-    if (inner.bytes > 0) placed.pages.push_back(inner);
+    if (inner.bytes > 0) placed.add(inner);
     std::byte* const rest = inner.begin + inner.bytes;
     for (const std::span<std::byte> crumb :
          {std::span<std::byte>(begin, inner.begin), {rest, end}}) {
-      if (!crumb.empty()) placed.crumbs.push_back(crumb);
+      if (!crumb.empty()) placed.add(crumb);
     }
   }
 

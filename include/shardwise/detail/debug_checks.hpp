@@ -14,7 +14,7 @@ template <class Device>
 [[nodiscard]] std::string find_written_crumb(Engine<Device>& engine, const RangeOf<Device>& arena,
                                              const Placed& placed) {
   if constexpr (MapsMemory<Device>) {
-    for (const auto& crumb : placed.crumbs) {
+    for (const auto& crumb : placed.crumbs()) {
       if (Device::is_poisoned(engine.compute, crumb.data(), crumb.size())) continue;
       return arena.describe_write(crumb.data(), engine.rank());
     }

@@ -28,6 +28,7 @@
 #include "in_place.hpp"
 #include "program_order.hpp"
 #include "shard_groups.hpp"
+#include "strategies.hpp"
 
 namespace shardwise::inline v0_1 {
 
@@ -340,6 +341,7 @@ class Engine {
   Communicator& comm;
   ShardGroups groups;
   const Strategy strategy;
+  Strategies strategies;  ///< of parameters, resolved
   const ContextOptions options;
   Ledger ledger;
   Statistics statistics;

@@ -10,8 +10,10 @@
 
 #include "../comm/shared_block.hpp"
 #include "../core/piece.hpp"
+#include "../fwd.hpp"
 #include "engine.hpp"
 #include "in_place.hpp"
+#include "members.hpp"
 #include "registration.hpp"
 #include "shard_groups.hpp"
 #include "slot_pool.hpp"
@@ -33,11 +35,11 @@ void check_buffers(std::string_view what, const Registration& registration,
   const auto tensors = registration.layout.tensors();
   if (buffers.size() != tensors.size()) {
     raise("{} '{}' has {} tensors, but {} buffers were given: one for each, in order", what,
-          registration.name, tensors.size(), buffers.size());
+          registration.name(), tensors.size(), buffers.size());
   }
   for (std::size_t i = 0; i < buffers.size(); ++i) {
     if (tensors[i].count == 0 || buffers[i] != nullptr) continue;
-    raise("{} '{}': the buffer for tensor '{}' ({} elements) is null", what, registration.name,
+    raise("{} '{}': the buffer for tensor '{}' ({} elements) is null", what, registration.name(),
           tensors[i].name, tensors[i].count);
   }
 }
@@ -55,37 +57,63 @@ void check_buffers(std::string_view what, const Registration& registration,
 /// The observer knows of it before its memory is allocated.
 template <class Device>
 [[nodiscard]] Registration introduced(Engine<Device>& engine, Registration registration) {
-  registration.subject = engine.introduce(registration.name, registration.lease_bytes());
+  registration.subject = engine.introduce(registration.name(), registration.lease_bytes());
   return registration;
 }
+
+/// Residency::shared: the storage of all ranks, all shards side by side.
+struct SharedStorage {
+  std::unique_ptr<SharedBlock> block;  ///< null where there are no elements
+  std::uint64_t written_at = 0;        ///< by ProgramOrder, the last write,
+  std::uint64_t released_at = 0;       ///< the last release of leases that show it,
+  std::uint64_t gathered_behind = 0;  ///< and the collective that FlatParameter::gathered is behind
+};
+
+/// What stands beside the storage, in the lease type: the replicated copy, or the secondary shard
+/// of Strategy::reshard_group.
+template <class Device>
+struct Beside {
+  Buffer<Device> buffer;
+  std::uint64_t version = 0;      ///< of the secondary shard; of this rank's part of the copy, if a
+                                  ///< step wrote it
+  Communicator* ranks = nullptr;  ///< of the secondary shard: they hold everything together
+};
+
+/// Where tensors lie that are not in a buffer of the library.
+template <class Device>
+struct HostPieces {
+  RangeOf<Device>* arena;     ///< null: in the host's buffers, or nowhere
+  Account in_arena;           ///< what of it stays
+  std::vector<Piece> pieces;  ///< one for each tensor; host_buffer: the host's of the last call
+};
 
 /// One flat parameter of any element type: its storage on this rank and where it stands.
 template <class Device>
 struct FlatParameter : Registration {
   /// `host_pieces`, `host_arena`: of residency in_place; the registration's claim in the arena ends
   /// with this object.
-  FlatParameter(Engine<Device>& engine, Registration registration,
-                std::vector<Piece> host_pieces = {}, RangeOf<Device>* host_arena = nullptr)
-      : Registration(introduced(engine, std::move(registration))),
-        shard_begin(shard_begin_of(engine.rank())),
-        value(engine.ledger, StateKind::parameters, own_storage_bytes()),
-        copy(engine.ledger, StateKind::parameters, replicated_in_place() ? 0 : copy_bytes()),
-        secondary(engine.ledger, StateKind::parameters, secondary_bytes()),
-        arena(host_arena),
-        pieces(std::move(host_pieces)) {
-    if (residency == Residency::host_buffer) pieces = pieces_of(layout);
-    if (replicated_in_place()) {
-      in_arena = Account(engine.ledger, StateKind::parameters,
-                         storage_in_place() ? storage_bytes() : copy_bytes());
-    } else {
-      in_arena = Account(engine.ledger, StateKind::crumbs, placed.crumb_bytes());
+  FlatParameter(Context<Device>& of, Registration registration, std::vector<Piece> host_pieces = {},
+                RangeOf<Device>* host_arena = nullptr)
+      : Registration(introduced(of.engine(), std::move(registration))),
+        context(&of),
+        shard_begin(shard_begin_of(of.rank())),
+        value(of.engine().ledger, StateKind::parameters, own_storage_bytes()) {
+    if ((has_copy() && !replicated_in_place()) || keeps_secondary()) {
+      beside = std::make_unique<Beside<Device>>();
+      beside->buffer = Buffer<Device>(of.engine().ledger, StateKind::parameters,
+                                      copy_bytes() + secondary_bytes());
     }
+    if (residency == Residency::shared) shared = std::make_unique<SharedStorage>();
+    if (!in_pieces()) return;
+    if (residency == Residency::host_buffer) host_pieces = pieces_of(layout);
+    host = std::make_unique<HostPieces<Device>>(
+        HostPieces<Device>{host_arena, account_in(of.engine().ledger), std::move(host_pieces)});
   }
 
   FlatParameter(const FlatParameter&) = delete;
   FlatParameter& operator=(const FlatParameter&) = delete;
   ~FlatParameter() {
-    if (arena != nullptr) arena->release(placed);
+    if (arena() != nullptr) arena()->release(placed);
   }
 
   /// The flat range that this rank's optimizer updates: its shard, or everything.
@@ -103,79 +131,91 @@ struct FlatParameter : Registration {
   /// shard.
   [[nodiscard]] std::byte* stored(const Layout::Segment& segment) const noexcept {
     if (storage_in_place()) {
-      return pieces[segment.tensor].data + segment.tensor_offset * size_of(storage);
+      return host->pieces[segment.tensor].data + segment.tensor_offset * size_of(storage);
     }
     const std::size_t begin = storage_is_whole() ? 0 : shard_begin;
     return value.data() + (segment.offset - begin) * size_of(storage);
   }
 
-  /// Leases see `pieces`, not one flat buffer.
+  /// Leases see pieces(), not one flat buffer.
   [[nodiscard]] bool in_pieces() const noexcept {
     return residency == Residency::in_place || residency == Residency::host_buffer;
+  }
+  /// in_place: always; host_buffer: while it is gathered; none elsewhere.
+  [[nodiscard]] std::span<Piece> pieces() const noexcept {
+    return host == nullptr ? std::span<Piece>() : host->pieces;
+  }
+  /// Where its tensors lie; null: in none.
+  [[nodiscard]] RangeOf<Device>* arena() const noexcept {
+    return host == nullptr ? nullptr : host->arena;
   }
   /// The whole parameter in the lease type, where that is one flat buffer; null while it is not
   /// gathered.
   [[nodiscard]] std::byte* whole() const noexcept {
     if (sharded()) {
-      if (lends_storage()) return common == nullptr ? nullptr : common->data();
+      if (lends_storage()) return shared->block == nullptr ? nullptr : shared->block->data();
       if (in_pieces() || unit->slot == nullptr) return nullptr;
       return unit->slot->buffer.data() + unit_offset;
     }
     if (replicated_in_place()) return nullptr;
-    return has_copy() ? copy.data() : value.data();
+    return has_copy() ? beside->buffer.data() : value.data();
   }
 
-  std::size_t shard_begin;
-  /// The ranks that it is sharded over; null before it is registered.
-  const ShardGroup* group = nullptr;
-  std::unique_ptr<SharedBlock> common;  ///< Residency::shared: all shards, side by side
-  Buffer<Device> value;  ///< shared: this rank's part of `common`, once that is there
-  Buffer<Device> copy;
-  Buffer<Device> secondary;                 ///< Strategy::reshard_group: of the lease type
-  Communicator* secondary_ranks = nullptr;  ///< they hold everything together
-  std::uint64_t secondary_version = 0;      ///< of `secondary`
-  Account in_arena;
-  RangeOf<Device>* arena;
-  std::vector<Piece> pieces;             ///< in_place: always; host_buffer: while it is gathered
-  typename Device::Event written = {};   ///< compute stream: the last write
-  typename Device::Event gathered = {};  ///< communication stream: the last read by a gather
-  std::uint64_t version = 1;             ///< of the storage; every write adds 1
-  std::uint64_t gathered_version = 0;    ///< of whole()
-  std::uint64_t copied_version = 0;      ///< of this rank's part of `copy`, if a step wrote it
-  std::uint64_t written_at = 0;          ///< shared: by ProgramOrder, the last write,
-  std::uint64_t released_at = 0;         ///< the last release of leases that show the storage,
-  std::uint64_t gathered_behind = 0;     ///< and the collective that `gathered` is behind
-  std::size_t index = 0;                 ///< in order of registration
-  std::size_t leases = 0;
-  std::size_t scopes = 0;  ///< full_parameters that it is in; each has one of the leases
-  bool held = false;       ///< by the plain calls
+  /// What stands beside the storage has the values of the storage.
+  [[nodiscard]] bool beside_is_current() const noexcept {
+    return beside != nullptr && beside->version == version;
+  }
+
+  Context<Device>* context;
   ParameterUnit<Device>* unit = nullptr;
   std::size_t unit_offset = 0;  ///< bytes, in the unit's slot
+  std::uint32_t index = 0;      ///< in order of registration
+  std::uint32_t leases = 0;
+  std::uint32_t scopes = 0;  ///< full_parameters that it is in; each has one of the leases
+  bool held = false;         ///< by the plain calls
+  /// The ranks that it is sharded over; null before it is registered.
+  const ShardGroup* group = nullptr;
+  std::size_t shard_begin;
+  std::uint64_t version = 1;             ///< of the storage; every write adds 1
+  std::uint64_t gathered_version = 0;    ///< of whole()
+  typename Device::Event gathered = {};  ///< communication stream: the last read by a gather
+  typename Device::Event written = {};   ///< compute stream: the last write
+  Buffer<Device> value;  ///< shared: this rank's part of the block, once that is there
+  std::unique_ptr<Beside<Device>> beside;    ///< null: nothing is
+  FlatParameter* next_member = nullptr;      ///< of the unit
+  std::unique_ptr<SharedStorage> shared;     ///< Residency::shared
+  std::unique_ptr<HostPieces<Device>> host;  ///< in_place, host_buffer
 
  private:
   // Storage that others share, or that is the host's, is not allocated here.
   [[nodiscard]] std::size_t own_storage_bytes() const noexcept {
     return storage_in_place() || residency == Residency::shared ? 0 : storage_bytes();
   }
+  [[nodiscard]] Account account_in(Ledger& ledger) const noexcept {
+    if (!replicated_in_place()) return {ledger, StateKind::crumbs, placed.crumb_bytes()};
+    return {ledger, StateKind::parameters, storage_in_place() ? storage_bytes() : copy_bytes()};
+  }
 };
 
 /// What is gathered together: one parameter, or several small ones in registration order.
 template <class Device>
-struct ParameterUnit {
-  std::vector<FlatParameter<Device>*> members;
+struct ParameterUnit : Members<FlatParameter<Device>> {
+  std::uint32_t leases = 0;
+  Slot<Device>* slot = nullptr;
+  std::size_t lease_bytes = 0;  ///< the same on all ranks
+  Residency residency = Residency::slots;
   bool needs_slot = false;
   bool shares_slots = false;
-  bool settled = false;  ///< it is decided whether it keeps its memory
-  bool kept = false;     ///< Strategy::keep_resident_bytes
-  Residency residency = Residency::slots;
-  std::vector<PageRange> pages = {};  ///< in_place: what the slot's pages go below
-  Slot<Device>* slot = nullptr;
+  bool settled = false;     ///< it is decided whether it keeps its memory
+  bool kept = false;        ///< Strategy::keep_resident_bytes
   bool extra_slot = false;  ///< the slot is there for full_parameters alone
   bool changed = false;     ///< a member has gone while others were lent
   bool hidden = false;      ///< debug mode: nobody may have touched it since it was hidden
-  std::size_t leases = 0;
-  std::size_t bytes = 0;
-  std::size_t lease_bytes = 0;  ///< the same on all ranks
+
+  /// Bytes that its slot has room for.
+  [[nodiscard]] std::size_t slot_bytes() const noexcept {
+    return this->empty() ? 0 : this->back().unit_offset + this->back().slot_bytes();
+  }
 };
 
 /// Empties lists of items at the end of the scope, also where the call that they are for throws.

@@ -33,7 +33,7 @@ class GatherQueue {
   void add(Parameter& parameter) {
     auto& stream = engine_.communication;
     stream.wait(parameter.written);
-    if (parameter.keeps_secondary() && parameter.secondary_version == parameter.version) {
+    if (parameter.keeps_secondary() && parameter.beside_is_current()) {
       add_secondary(parameter);
     } else {
       add_shard(parameter);
@@ -72,7 +72,7 @@ class GatherQueue {
   [[nodiscard]] static Pieces pieces_of(const Parameter& parameter) noexcept {
     const bool scattered =
         parameter.sharded() ? parameter.in_pieces() : parameter.replicated_in_place();
-    return scattered ? Pieces(parameter.pieces) : Pieces();
+    return scattered ? Pieces(parameter.pieces()) : Pieces();
   }
 
   // The part that this rank contributes is put where the others read it.
@@ -84,7 +84,7 @@ class GatherQueue {
     const bool casts = parameter.lease != parameter.storage;
     const Pieces pieces = pieces_of(parameter);
     std::byte* const whole = parameter.whole();
-    if (casts && parameter.copied_version != parameter.version) {
+    if (casts && !parameter.beside_is_current()) {
       for_each_place(whole, pieces, size, begin, begin + parameter.owned_count(),
                      [&](std::byte* place, std::size_t first, std::size_t count) {
                        Device::convert(
@@ -109,32 +109,33 @@ class GatherQueue {
     const std::size_t count = parameter.secondary_size();
     if (count == 0) return;
     const Pieces pieces = pieces_of(parameter);
-    const void* send = parameter.secondary.data();
+    const void* send = parameter.beside->buffer.data();
     if (pieces.empty() && engine_.options.slot_memory != nullptr) {
       std::byte* const own =
           parameter.whole() + secondary_begin(parameter) * size_of(parameter.lease);
       Device::copy(engine_.communication, own, send, count * size_of(parameter.lease));
       send = own;
     }
-    push(parameter, *parameter.secondary_ranks, send, count, pieces);
+    push(parameter, *parameter.beside->ranks, send, count, pieces);
   }
 
   // What was gathered within the whole group leaves a part here, for the next gathers.
   void keep_secondary(Parameter& parameter) {
-    if (!parameter.keeps_secondary() || parameter.secondary_version == parameter.version) return;
+    if (!parameter.keeps_secondary() || parameter.beside_is_current()) return;
     const std::size_t begin = secondary_begin(parameter);
     const std::size_t size = size_of(parameter.lease);
-    for_each_place(
-        parameter.whole(), pieces_of(parameter), size, begin, begin + parameter.secondary_size(),
-        [&](const std::byte* place, std::size_t first, std::size_t count) {
-          Device::copy(engine_.communication, parameter.secondary.data() + (first - begin) * size,
-                       place, count * size);
-        });
-    parameter.secondary_version = parameter.version;
+    for_each_place(parameter.whole(), pieces_of(parameter), size, begin,
+                   begin + parameter.secondary_size(),
+                   [&](const std::byte* place, std::size_t first, std::size_t count) {
+                     Device::copy(engine_.communication,
+                                  parameter.beside->buffer.data() + (first - begin) * size, place,
+                                  count * size);
+                   });
+    parameter.beside->version = parameter.version;
   }
 
   [[nodiscard]] static std::size_t secondary_begin(const Parameter& parameter) noexcept {
-    return static_cast<std::size_t>(parameter.secondary_ranks->rank()) * parameter.secondary_size();
+    return static_cast<std::size_t>(parameter.beside->ranks->rank()) * parameter.secondary_size();
   }
 
   // In the registered memory of a communicator it all is in place, so that it knows what is sent.
@@ -166,7 +167,7 @@ class GatherQueue {
     engine_.statistics.traffic.all_gather += sent;
     ++engine_.statistics.traffic.all_gather_calls;
     engine_.issue(Activity::all_gather, name.subject, bytes, sent, parts_, [&] {
-      comm.all_gather(items_, engine_.info(name.name), engine_.communication.ref());
+      comm.all_gather(items_, engine_.info(name.name()), engine_.communication.ref());
     });
   }
 

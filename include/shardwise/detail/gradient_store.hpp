@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <span>
@@ -47,28 +48,30 @@ class GradientStore {
   void add(Gradient& gradient) {
     gradient.parameter.gradient_late = prepared_;
     complete_ = false;
-    // Units and norms follow the order of the parameters, as the plan does.
-    const auto later = std::find_if(
-        gradients_.begin(), gradients_.end(),
-        [&](const Gradient* other) { return other->parameter.index > gradient.parameter.index; });
+    // Units and norms follow the order of the parameters, as the plan does. Most come in it, so the
+    // search begins at the end.
+    auto later = gradients_.end();
+    while (later != gradients_.begin() &&
+           (*std::prev(later))->parameter.index > gradient.parameter.index) {
+      --later;
+    }
     gradients_.insert(later, &gradient);
   }
   void remove(Gradient& gradient) noexcept {
     std::erase(gradients_, &gradient);
     if (gradient.unit == nullptr) return;
     Unit& unit = *gradient.unit;
-    std::erase(unit.members, &gradient);
+    unit.erase(gradient);
     if (gradient.leases > 0) --unit.open;
     if (gradient.ready) --unit.ready;
     // What this rank issued has run, or never will: nothing is enqueued here.
-    if (unit.slot != nullptr) unit.slot->pages.abandon(gradient.parameter.gradient_placed.pages);
+    if (unit.slot != nullptr) unit.slot->pages.abandon(gradient.parameter.gradient_placed.pages());
     if (unit.open + unit.ready == 0 && unit.slot != nullptr) {
       if (!unit.slot->pages.take_back(engine_.released())) engine_.lost_pages = true;
       clear_crumbs(unit, engine_.compute);
       pool_of(unit).mark(*unit.slot, State::empty);
     }
-    list_pages(unit);
-    if (!unit.members.empty()) return;
+    if (!unit.empty()) return;
     if (unit.slot != nullptr) pool_of(unit).give_up(unit.slot);
     std::erase_if(units_, [&](const auto& candidate) { return candidate.get() == &unit; });
   }
@@ -78,9 +81,11 @@ class GradientStore {
   void prepare() {
     if (complete_ && prepared_) return;
     form_units();
+    gradients_.shrink_to_fit();
+    units_.shrink_to_fit();
     allocate_slots();
     std::size_t largest = 0;  // members that are reduced together
-    for (const auto& unit : units_) largest = std::max(largest, unit->members.size());
+    for (const auto& unit : units_) largest = std::max(largest, unit->size());
     queue_.reserve(largest);
     engine_.reserve_scalars(gradients_.size());
     prepared_ = true;
@@ -104,7 +109,7 @@ class GradientStore {
       raise(
           "the gradient of '{}' is in buffers of the host: contribute it with reduce_from(buffer), "
           "not by a lease",
-          registration.name);
+          registration.name());
     }
     if (registration.lends_stored_gradient()) {
       engine_.wait(gradient.reduced, registration.subject, reduction_kind_of(registration));
@@ -116,7 +121,7 @@ class GradientStore {
     }
     const std::size_t size = size_of(registration.gradient_lease);
     if (gradient.in_pieces()) {
-      for (const Piece& piece : gradient.pieces) {
+      for (const Piece& piece : gradient.pieces()) {
         Device::zero(engine_.compute, piece.data, piece.count * size);
       }
     } else {
@@ -140,12 +145,12 @@ class GradientStore {
           "reduce_from() of the gradient of '{}', which has a place of its own ({}): use lease(), "
           "or "
           "make it as ShardedGradient(parameter, Residency::host_buffer)",
-          registration.name, name_of(registration.gradient_residency));
+          registration.name(), name_of(registration.gradient_residency));
     }
     check_buffers("the gradient of", registration, buffers);
     check_one_reduction(gradient);
     for (std::size_t i = 0; i < buffers.size(); ++i) {
-      gradient.pieces[i].data = as_bytes(buffers[i]);
+      gradient.pieces()[i].data = as_bytes(buffers[i]);
     }
     ++gradient.unit->open;
     gradient.leases = 1;
@@ -157,19 +162,19 @@ class GradientStore {
   void check_reduction(const Gradient& gradient, std::optional<ReductionWeight> weight) {
     engine_.check();
     if (gradient.leases == 0) {
-      raise("reduce() of the gradient of '{}' without an open lease", gradient.parameter.name);
+      raise("reduce() of the gradient of '{}' without an open lease", gradient.parameter.name());
     }
     if (!gradient.contributed || gradient.weight == weight) return;
     raise(
         "the leases of the gradient of '{}' that are open together must be reduced with one weight",
-        gradient.parameter.name);
+        gradient.parameter.name());
   }
 
   /// This lease's contribution is complete. With the last one of its unit the reduction is issued.
   void reduce(Gradient& gradient, std::optional<ReductionWeight> weight) {
     gradient.weight = weight;
     gradient.contributed = true;
-    if (close(gradient) && gradient.unit->ready == gradient.unit->members.size()) {
+    if (close(gradient) && gradient.unit->ready == gradient.unit->size()) {
       flush(*gradient.unit);
     }
   }
@@ -198,7 +203,7 @@ class GradientStore {
     engine_.check();
     if (gradient.leases > 0) {
       raise("{} with the gradient lease of '{}' open: reduce or discard it first", what,
-            gradient.parameter.name);
+            gradient.parameter.name());
     }
     flush(gradient);
     engine_.wait(gradient.reduced, gradient.parameter.subject,
@@ -230,7 +235,7 @@ class GradientStore {
         "the gradient of '{}' was reduced already in this step, and Strategy::accumulation = hold "
         "allows one reduction a step: keep its lease open over the micro-batches, or use "
         "Accumulation::reduce",
-        registration.name);
+        registration.name());
   }
 
   // One lease less; true where it was the last.
@@ -263,18 +268,26 @@ class GradientStore {
       unit.residency = gradient.parameter.gradient_residency;
       gradient.unit = &unit;
       gradient.unit_offset = unit.bytes;
-      unit.members.push_back(&gradient);
+      unit.push_back(gradient);
       unit.bytes += gradient.parameter.gradient_slot_bytes();
-      list_pages(unit);
+      ranges_.reserve(count_ranges(unit));
     }
   }
 
-  static void list_pages(Unit& unit) {
-    unit.pages.clear();
-    for (const Gradient* member : unit.members) {
-      const auto& pages = member->parameter.gradient_placed.pages;
-      unit.pages.insert(unit.pages.end(), pages.begin(), pages.end());
+  // What a slot's pages go below.
+  [[nodiscard]] static std::size_t count_ranges(const Unit& unit) noexcept {
+    std::size_t count = 0;
+    for (const Gradient* member : unit) count += member->parameter.gradient_placed.pages().size();
+    return count;
+  }
+  // The list is valid until the next call.
+  [[nodiscard]] std::span<const PageRange> ranges_of(const Unit& unit) noexcept {
+    ranges_.clear();
+    for (const Gradient* member : unit) {
+      const auto pages = member->parameter.gradient_placed.pages();
+      ranges_.insert(ranges_.end(), pages.begin(), pages.end());
     }
+    return ranges_;
   }
 
   void allocate_slots() {
@@ -282,9 +295,9 @@ class GradientStore {
         plan_gradient_slots(entries(), engine_.groups, engine_.strategy, engine_.options);
     Slots own;  // units whose members have gone may be others than the plan's
     for (const auto& unit : units_) {
-      const Registration& first = unit->members.front()->parameter;
+      const Registration& first = unit->front().parameter;
       if (!first.gradient_needs_slot()) continue;
-      own.of(unit->residency).add(unit->bytes, unit->pages.size(), first.gradient_slot_stays());
+      own.of(unit->residency).add(unit->bytes, count_ranges(*unit), first.gradient_slot_stays());
     }
     SlotNeeds& buffers = plan.slots.buffers;
     SlotNeeds& pages = plan.slots.pages;
@@ -296,22 +309,23 @@ class GradientStore {
     pages_.share(pages.count, pages.largest, pages.ranges, engine_.recycling());
     for (const auto& unit : units_) {
       if (unit->slot != nullptr) continue;
-      const Registration& first = unit->members.front()->parameter;
+      const Registration& first = unit->front().parameter;
       if (!first.gradient_needs_slot() || !first.gradient_slot_stays()) continue;
-      pool_of(*unit).dedicate(unit->slot, unit->bytes, unit->pages.size(), engine_.recycling());
+      pool_of(*unit).dedicate(unit->slot, unit->bytes, count_ranges(*unit), engine_.recycling());
     }
     queue_.make_room(plan);
   }
 
   void borrow(Unit& unit, const Registration& registration) {
-    const std::string& name = registration.name;
+    const std::string& name = registration.name();
     if (unit.slot == nullptr && !acquire(unit)) {
       std::string holders;
       for (const auto& other : units_) {
         if (other->slot == nullptr || other->slot->state != State::open) continue;
-        for (const Gradient* member : other->members) {
-          holders += detail::format("{}'{}'{}", holders.empty() ? "" : ", ", member->parameter.name,
-                                    member->ready ? " (waits for the rest of its bucket)" : "");
+        for (const Gradient* member : *other) {
+          holders +=
+              detail::format("{}'{}'{}", holders.empty() ? "" : ", ", member->parameter.name(),
+                             member->ready ? " (waits for the rest of its bucket)" : "");
         }
       }
       raise(
@@ -336,11 +350,12 @@ class GradientStore {
     Slot<Device>& slot = *unit.slot;
     if constexpr (MapsMemory<Device>) {
       // Released gradients keep the memory until it is needed here.
-      if (slot.pages.is_lent_below(unit.pages)) return;
+      const auto ranges = ranges_of(unit);
+      if (slot.pages.is_lent_below(ranges)) return;
       engine_.await(slot.last_use, slot.user, slot.use);
-      slot.pages.lend(unit.pages);
+      slot.pages.lend(ranges);
     } else {
-      if (!slot.pages.lent()) slot.pages.lend(unit.pages);
+      if (!slot.pages.lent()) slot.pages.lend(ranges_of(unit));
     }
   }
 
@@ -348,10 +363,10 @@ class GradientStore {
   void check_untouched(Unit& unit) {
     Slot<Device>& slot = *unit.slot;
     if (unit.open + unit.ready == 0 && unit.residency == Residency::in_place) {
-      for (const Gradient* member : unit.members) {
-        if (member->arena == nullptr) continue;
+      for (const Gradient* member : unit) {
+        if (member->arena() == nullptr) continue;
         const std::string found =
-            find_written_crumb(engine_, *member->arena, member->parameter.gradient_placed);
+            find_written_crumb(engine_, *member->arena(), member->parameter.gradient_placed);
         if (!found.empty()) raise("{}", found);
       }
     }
@@ -388,27 +403,27 @@ class GradientStore {
         clear_crumbs(unit, stream);
         if constexpr (MapsMemory<Device>) {
           clear_pages(slot, stream);
-          if (engine_.options.debug) slot.hidden_from = unit.members.front()->parameter.name;
+          if (engine_.options.debug) slot.hidden_from = unit.front().parameter.name();
         } else {
           stream.enqueue(TakePagesBack<Device>{&slot, engine_.released(), &engine_.lost_pages});
         }
       } else if (engine_.options.debug) {
         Device::poison(stream, slot.buffer.data(), slot.buffer.size());
-        slot.hidden_from = unit.members.front()->parameter.name;
+        slot.hidden_from = unit.front().parameter.name();
       }
     } catch (const BackendError&) {  // the device has failed, as the next call says
       engine_.quiesce();
     }
     slot.last_use = stream.record();
-    slot.user = unit.members.front()->parameter.subject;
-    slot.use = reduction_kind_of(unit.members.front()->parameter);
+    slot.user = unit.front().parameter.subject;
+    slot.use = reduction_kind_of(unit.front().parameter);
     pool_of(unit).mark(slot, State::empty);
   }
 
   // A released gradient reads as zero, or, in debug mode, as NaN.
   void clear_crumbs(Unit& unit, typename Device::Stream& stream) noexcept {
-    for (const Gradient* member : unit.members) {
-      for (const auto& crumb : member->parameter.gradient_placed.crumbs) {
+    for (const Gradient* member : unit) {
+      for (const auto& crumb : member->parameter.gradient_placed.crumbs()) {
         if (engine_.options.debug) {
           Device::poison(stream, crumb.data(), crumb.size());
         } else {
@@ -434,7 +449,7 @@ class GradientStore {
     const typename Engine<Device>::Placing placing(engine_, unit.bytes);
     auto& stream = engine_.communication;
     stream.wait(engine_.compute.record());
-    for (Gradient* member : unit.members) {
+    for (Gradient* member : unit) {
       if (!member->ready) continue;
       const Registration& registration = member->parameter;
       if (registration.wire != registration.gradient_lease) {
@@ -446,10 +461,10 @@ class GradientStore {
       member->fresh = false;
     }
     unit.ready = 0;
-    queue_.flush(unit.members.front()->parameter);
+    queue_.flush(unit.front().parameter);
     give_back(unit);
     const auto done = stream.record();  // the host's addresses are free again, too
-    for (Gradient* member : unit.members) {
+    for (Gradient* member : unit) {
       member->reduced = done;
       member->reduced_behind = engine_.order.issued();
     }
@@ -460,6 +475,7 @@ class GradientStore {
   SlotPool<Device> pages_;
   std::vector<Gradient*> gradients_;
   std::vector<std::unique_ptr<Unit>> units_;
+  std::vector<PageRange> ranges_;  // in_place: of the unit that is put below the host's addresses
   ReductionQueue<Device> queue_;
   bool prepared_ = false;
   bool complete_ = false;  // all gradients have units and slots

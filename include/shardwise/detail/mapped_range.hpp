@@ -59,10 +59,10 @@ class MappedRange final : public ClaimedRange {
     });
     std::size_t done = 0;
     try {
-      for (; done < placed.crumbs.size(); ++done) keep(placed.crumbs[done]);
+      for (; done < placed.crumbs().size(); ++done) keep(placed.crumbs()[done]);
       if (debug_ && recycle) poison(placed);
     } catch (...) {
-      for (std::size_t i = 0; i < done; ++i) give_up(placed.crumbs[i]);
+      for (std::size_t i = 0; i < done; ++i) give_up(placed.crumbs()[i]);
       disclaim(placed);
       throw;
     }
@@ -71,7 +71,7 @@ class MappedRange final : public ClaimedRange {
 
   /// Nobody's any more: its memory has been taken back, and what was resident for it alone goes.
   void release(const Placed& placed) noexcept {
-    for (const auto& crumb : placed.crumbs) give_up(crumb);
+    for (const auto& crumb : placed.crumbs()) give_up(crumb);
     disclaim(placed);
   }
 
@@ -93,7 +93,7 @@ class MappedRange final : public ClaimedRange {
   // What is not lent reads as NaN.
   static void poison(const Placed& placed) {
     auto stream = Device::compute_stream({});
-    for (const auto& crumb : placed.crumbs) Device::poison(stream, crumb.data(), crumb.size());
+    for (const auto& crumb : placed.crumbs()) Device::poison(stream, crumb.data(), crumb.size());
     stream.synchronize();
   }
 

@@ -41,10 +41,10 @@ class ParameterStore {
   /// Also in the middle of a step, by all ranks; slots are then found at the next gather.
   void add(Parameter& parameter) {
     parameter.late = prepared_;
-    engine_.meet(engine_.info(parameter.name, fingerprint(parameter)));
+    engine_.meet(engine_.info(parameter.name(), fingerprint(parameter)));
     parameter.group = &engine_.groups.make(parameter.group_size(), engine_.options.timeout);
     if (parameter.keeps_secondary()) {
-      parameter.secondary_ranks =
+      parameter.beside->ranks =
           &engine_.groups.consecutive(parameter.strategy.reshard_group, engine_.options.timeout);
     }
     if (is_shared(parameter)) shared_.join(parameter);
@@ -58,11 +58,11 @@ class ParameterStore {
     std::erase(parameters_, &parameter);
     if (parameter.unit == nullptr) return;
     Unit& unit = *parameter.unit;
-    std::erase(unit.members, &parameter);
-    if (unit.slot != nullptr) unit.slot->pages.abandon(parameter.placed.pages);
+    unit.erase(parameter);
+    if (unit.slot != nullptr) unit.slot->pages.abandon(parameter.placed.pages());
     unit.changed = true;
     if (unit.leases == 0) forget(unit);
-    if (unit.members.empty()) dissolve(unit);
+    if (unit.empty()) dissolve(unit);
   }
 
   [[nodiscard]] std::span<Parameter* const> parameters() const noexcept { return parameters_; }
@@ -72,6 +72,8 @@ class ParameterStore {
   void prepare() {
     if (complete_ && prepared_) return;
     form_units();
+    parameters_.shrink_to_fit();
+    units_.shrink_to_fit();
     allocate_slots();
     const std::size_t together = most_together();
     queue_.reserve(together);
@@ -93,7 +95,7 @@ class ParameterStore {
       raise(
           "parameter '{}' lives in buffers of the host, so only gather_into(buffer) and "
           "ensure_gathered_into(buffer) gather it, on every rank; full_parameters() cannot",
-          parameter->name);
+          parameter->name());
     }
     check_room(wanted);
     lend_all(wanted);
@@ -113,7 +115,7 @@ class ParameterStore {
     Parameter* const wanted[] = {&parameter};
     lend_all(wanted);
     if (parameter.sharded() || parameter.leases > 1) return;
-    for (const Piece& piece : parameter.pieces) {
+    for (const Piece& piece : parameter.pieces()) {
       const std::size_t size = size_of(parameter.lease);
       Device::copy(engine_.compute, piece.data, parameter.whole() + piece.offset * size,
                    piece.count * size);
@@ -125,20 +127,20 @@ class ParameterStore {
   template <class T>
   void place(Parameter& parameter, std::span<T* const> buffers) {
     if (parameter.residency != Residency::host_buffer) {
-      raise("parameter '{}' is {}, so it has its own place: call gather()", parameter.name,
+      raise("parameter '{}' is {}, so it has its own place: call gather()", parameter.name(),
             name_of(parameter.residency));
     }
     check_buffers("parameter", parameter, buffers);
     for (std::size_t i = 0; i < buffers.size(); ++i) {
-      if (parameter.leases > 0 && parameter.pieces[i].data != as_bytes(buffers[i])) {
+      if (parameter.leases > 0 && parameter.pieces()[i].data != as_bytes(buffers[i])) {
         raise(
             "parameter '{}' is gathered into another buffer already (tensor '{}'): release it "
             "first, or give the same buffers",
-            parameter.name, parameter.layout.tensors()[i].name);
+            parameter.name(), parameter.layout.tensors()[i].name);
       }
     }
     for (std::size_t i = 0; i < buffers.size(); ++i) {
-      parameter.pieces[i].data = as_bytes(buffers[i]);
+      parameter.pieces()[i].data = as_bytes(buffers[i]);
     }
   }
 
@@ -149,7 +151,7 @@ class ParameterStore {
     prepare();
     if (parameter.residency == Residency::host_buffer) {
       raise("parameter '{}' cannot be prefetched: the host gives its buffer with the gather",
-            parameter.name);
+            parameter.name());
     }
     // Where others of its bucket are lent the slot must not change below them.
     if (parameter.unit->leases > 0) return;
@@ -210,7 +212,7 @@ class ParameterStore {
     if (std::exchange(lazy_, false)) take_released_back();
     if (parameter.leases > 0) {
       raise("{} of parameter '{}' while {} lease(s) of it are open: release them first", what,
-            parameter.name, parameter.leases);
+            parameter.name(), parameter.leases);
     }
     engine_.wait(parameter.gathered, parameter.subject, Activity::all_gather);
     if (is_shared(parameter)) shared_.begin_write(parameter);
@@ -234,7 +236,7 @@ class ParameterStore {
   [[nodiscard]] std::size_t most_together() const noexcept {
     constexpr std::size_t usual = 64;
     std::size_t largest = 1;
-    for (const auto& unit : units_) largest = std::max(largest, unit->members.size());
+    for (const auto& unit : units_) largest = std::max(largest, unit->size());
     return std::min(parameters_.size(), std::max(usual, largest * engine_.options.open_parameters));
   }
 
@@ -312,33 +314,40 @@ class ParameterStore {
       unit.residency = parameter.residency;
       unit.hidden = engine_.options.debug;
       parameter.unit = &unit;
-      parameter.unit_offset = unit.bytes;
-      unit.members.push_back(&parameter);
-      unit.bytes += parameter.slot_bytes();
+      parameter.unit_offset = unit.slot_bytes();
+      unit.push_back(parameter);
       unit.lease_bytes += parameter.lease_bytes();
-      list_pages(unit);
+      ranges_.reserve(count_ranges(unit));
     }
   }
 
-  static void list_pages(Unit& unit) {
-    unit.pages.clear();
-    for (const Parameter* member : unit.members) {
-      const auto& pages = member->placed.pages;
-      unit.pages.insert(unit.pages.end(), pages.begin(), pages.end());
+  // What a slot's pages go below.
+  [[nodiscard]] static std::size_t count_ranges(const Unit& unit) noexcept {
+    std::size_t count = 0;
+    for (const Parameter* member : unit) count += member->placed.pages().size();
+    return count;
+  }
+  // The list is valid until the next call.
+  [[nodiscard]] std::span<const PageRange> ranges_of(const Unit& unit) noexcept {
+    ranges_.clear();
+    for (const Parameter* member : unit) {
+      const auto pages = member->placed.pages();
+      ranges_.insert(ranges_.end(), pages.begin(), pages.end());
     }
+    return ranges_;
   }
 
   void allocate_slots() {
     Slots slots = plan_parameter_slots(entries(), engine_.strategy, engine_.options);
     Slots own;  // units whose members have gone may be others than the plan's
     for (const auto& unit : units_) {
-      if (!unit->settled && keeper_.keeps(*unit->members.front(), unit->lease_bytes)) {
+      if (!unit->settled && keeper_.keeps(unit->front(), unit->lease_bytes)) {
         unit->shares_slots = false;
         unit->kept = true;
       }
       unit->settled = true;
       if (unit->needs_slot)
-        own.of(unit->residency).add(unit->bytes, unit->pages.size(), !unit->shares_slots);
+        own.of(unit->residency).add(unit->slot_bytes(), count_ranges(*unit), !unit->shares_slots);
     }
     slots.buffers.cover(own.buffers, engine_.options.open_parameters);
     slots.shared.cover(own.shared, engine_.options.open_parameters);
@@ -348,7 +357,8 @@ class ParameterStore {
     pages_.share(slots.pages.count, slots.pages.largest, slots.pages.ranges, engine_.recycling());
     for (const auto& unit : units_) {
       if (!unit->needs_slot || unit->shares_slots || unit->slot != nullptr) continue;
-      pool_of(*unit).dedicate(unit->slot, unit->bytes, unit->pages.size(), engine_.recycling());
+      pool_of(*unit).dedicate(unit->slot, unit->slot_bytes(), count_ranges(*unit),
+                              engine_.recycling());
     }
   }
 
@@ -367,7 +377,8 @@ class ParameterStore {
       for (const Unit* unit : wanted_) {
         if (&pool_of(*unit) == pool) ++needed;
       }
-      if (needed > pool->shared_count()) raise_no_room(wanted.front()->name, pool->shared_count());
+      if (needed > pool->shared_count())
+        raise_no_room(wanted.front()->name(), pool->shared_count());
     }
   }
 
@@ -379,9 +390,9 @@ class ParameterStore {
   [[noreturn]] void raise_no_room(const std::string& name, std::size_t slots) const {
     std::string holders;
     for (const auto& unit : units_) {
-      for (const Parameter* member : unit->members) {
+      for (const Parameter* member : *unit) {
         if (member->leases == 0 || !unit->shares_slots) continue;
-        holders += detail::format("{}'{}'", holders.empty() ? "" : ", ", member->name);
+        holders += detail::format("{}'{}'", holders.empty() ? "" : ", ", member->name());
       }
     }
     raise(
@@ -400,7 +411,7 @@ class ParameterStore {
 
   // Issues what was queued; the compute stream waits for it.
   void settle(std::span<Parameter* const> opened) {
-    const std::string& name = opened.front()->name;
+    const std::string& name = opened.front()->name();
     const bool moved = flush(*opened.front(), true);
     for (Parameter* parameter : opened) {
       engine_.wait(parameter->gathered, parameter->subject, Activity::all_gather);
@@ -430,7 +441,7 @@ class ParameterStore {
       pool_of(unit).mark(*unit.slot, State::fetched);
     }
     bool waited = !unit.needs_slot;
-    for (Parameter* member : unit.members) {
+    for (Parameter* member : unit) {
       if (member->gathered_version == member->version) continue;
       if (!waited) {
         engine_.communication.wait(unit.slot->last_use);
@@ -461,7 +472,7 @@ class ParameterStore {
       }
     }
     pool_of(unit).mark(slot, State::empty);
-    for (Parameter* member : unit.members) member->gathered_version = 0;
+    for (Parameter* member : unit) member->gathered_version = 0;
     return true;
   }
 
@@ -469,7 +480,8 @@ class ParameterStore {
   // never opened.
   void put_below(Unit& unit) {
     Slot<Device>& slot = *unit.slot;
-    if (slot.pages.is_lent_below(unit.pages)) return;  // and nobody need be waited for
+    const auto ranges = ranges_of(unit);
+    if (slot.pages.is_lent_below(ranges)) return;  // and nobody need be waited for
     if constexpr (MapsMemory<Device>) {
       engine_.await(slot.filled, slot.user, slot.use);
       engine_.await(slot.last_use, slot.user, slot.use);
@@ -477,7 +489,7 @@ class ParameterStore {
       wait_for_users(slot);
       if (engine_.options.debug) give_pages_back(slot);  // so that nothing is readable behind them
     }
-    slot.pages.lend(unit.pages);
+    slot.pages.lend(ranges);
   }
 
   void wait_for_users(const Slot<Device>& slot) {
@@ -513,9 +525,8 @@ class ParameterStore {
   // Whether the pages go at the release; where they stay in a slot that is shared, the next unit
   // takes them from there.
   [[nodiscard]] static bool is_eager(const Unit& unit) noexcept {
-    return unit.shares_slots &&
-           std::any_of(unit.members.begin(), unit.members.end(), [](auto* member) {
-             return member->arena != nullptr && member->arena->release() == Release::eager;
+    return unit.shares_slots && std::any_of(unit.begin(), unit.end(), [](const Parameter* member) {
+             return member->arena() != nullptr && member->arena()->release() == Release::eager;
            });
   }
 
@@ -523,7 +534,7 @@ class ParameterStore {
   void take_back(Slot<Device>& slot, Unit& unit) noexcept {
     give_pages_back(slot);
     if (slot.pages.keeps_contents()) return;
-    for (Parameter* member : unit.members) member->gathered_version = 0;
+    for (Parameter* member : unit) member->gathered_version = 0;
   }
 
   // Where gathers are over for now, what they left below the host's addresses goes; not where the
@@ -539,7 +550,7 @@ class ParameterStore {
   // Debug mode: nobody can read what is released.
   void hide(Unit& unit) noexcept {
     Slot<Device>& slot = *unit.slot;
-    for (Parameter* member : unit.members) {
+    for (Parameter* member : unit) {
       member->gathered_version = 0;
       if constexpr (!MapsMemory<Device>) {
         if (unit.residency == Residency::in_place) AddressRange::poison_crumbs(member->placed);
@@ -552,7 +563,7 @@ class ParameterStore {
     } else {
       try {
         poison(unit);
-        slot.hidden_from = unit.members.front()->name;
+        slot.hidden_from = unit.front().name();
       } catch (const BackendError&) {  // the device has failed, as the next call says
         slot.hidden_from.clear();
       }
@@ -567,11 +578,11 @@ class ParameterStore {
       Device::poison(engine_.compute, slot.buffer.data(), slot.buffer.size());
       return;
     }
-    for (const PageRange& range : unit.pages) {
-      Device::poison(engine_.compute, range.begin, range.bytes);
-    }
-    for (const Parameter* member : unit.members) {
-      for (const auto& crumb : member->placed.crumbs) {
+    for (const Parameter* member : unit) {
+      for (const PageRange& range : member->placed.pages()) {
+        Device::poison(engine_.compute, range.begin, range.bytes);
+      }
+      for (const auto& crumb : member->placed.crumbs()) {
         Device::poison(engine_.compute, crumb.data(), crumb.size());
       }
     }
@@ -579,9 +590,9 @@ class ParameterStore {
 
   // Debug mode: nobody wrote to what was released.
   void check_untouched(Unit& unit) {
-    for (const Parameter* member : unit.members) {
-      if (!unit.hidden || member->arena == nullptr) continue;
-      const std::string found = find_written_crumb(engine_, *member->arena, member->placed);
+    for (const Parameter* member : unit) {
+      if (!unit.hidden || member->arena() == nullptr) continue;
+      const std::string found = find_written_crumb(engine_, *member->arena(), member->placed);
       if (!found.empty()) raise("{}", found);
     }
     unit.hidden = false;
@@ -598,8 +609,7 @@ class ParameterStore {
   void forget(Unit& unit) noexcept {
     unit.changed = false;
     if (unit.slot != nullptr) give_pages_back(*unit.slot);
-    for (Parameter* member : unit.members) member->gathered_version = 0;
-    list_pages(unit);
+    for (Parameter* member : unit) member->gathered_version = 0;
   }
 
   // Nobody is left: its slot is for others, or nobody's.
@@ -612,10 +622,10 @@ class ParameterStore {
   void add_extra_slots() {
     for (const auto& unit : units_) {
       if (!unit->needs_slot || unit->slot != nullptr) continue;
-      pool_of(*unit).dedicate(unit->slot, unit->bytes, unit->pages.size(), engine_.recycling(),
-                              true);
+      pool_of(*unit).dedicate(unit->slot, unit->slot_bytes(), count_ranges(*unit),
+                              engine_.recycling(), true);
       unit->extra_slot = true;
-      for (Parameter* member : unit->members) member->gathered_version = 0;
+      for (Parameter* member : *unit) member->gathered_version = 0;
     }
   }
   void drop_extra_slots() noexcept {
@@ -641,7 +651,8 @@ class ParameterStore {
   GatherQueue<Device> queue_;
   std::vector<Parameter*> fetched_;
   std::vector<Unit*> wanted_;
-  std::size_t registered_ = 0;
+  std::vector<PageRange> ranges_;  // in_place: of the unit that is put below the host's addresses
+  std::uint32_t registered_ = 0;
   std::size_t everything_ = 0;  // scopes of open_all
   bool lazy_ = false;           // pages of a released unit may lie below the host's addresses
   bool prepared_ = false;

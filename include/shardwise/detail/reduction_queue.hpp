@@ -46,7 +46,7 @@ class ReductionQueue {
     const std::size_t shard = parameter.shard_size() * size_of(parameter.wire);
     ReduceItem item = reduction_of(parameter);
     item.send = gradient.whole();
-    if (gradient.in_pieces()) item.pieces = gradient.pieces;
+    if (gradient.in_pieces()) item.pieces = gradient.pieces();
     item.spec.weighted = gradient.weight.has_value();
     item.spec.weight = gradient.weight ? gradient.weight->share : 1;
     const std::size_t bytes = parameter.layout.padded_size() * size_of(parameter.wire);
@@ -170,7 +170,7 @@ class ReductionQueue {
       engine_.order.issue();
     }
     engine_.issue(activity, first.subject, stage.bytes, stage.sent, stage.parts, [&] {
-      const CallInfo info = engine_.info(first.name);
+      const CallInfo info = engine_.info(first.name());
       if (scatter) {
         comm.reduce_scatter(stage.items, info, engine_.communication.ref());
       } else {

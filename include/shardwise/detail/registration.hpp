@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -14,36 +15,32 @@
 #include "../layout.hpp"
 #include "../strategy.hpp"
 #include "address_range.hpp"
+#include "strategies.hpp"
+#include "type_counts.hpp"
 
 namespace shardwise::inline v0_1::detail {
 
 /// What a Context and a plan know of one parameter: everything that decides who holds how many
 /// bytes of it.
 struct Registration {
+  /// `strategies` has those of all parameters and outlives this.
   Registration(std::vector<TensorSpec> tensors, int world, DType type,
-               const Strategy& default_strategy, ParameterOptions options)
+               const Strategy& default_strategy, ParameterOptions options, Strategies& strategies)
       : layout(std::move(tensors), world),
+        strategy(strategies.keep(resolved(layout, default_strategy, options))),
+        own_strategy(options.strategy ? &strategies.keep(*options.strategy) : nullptr),
+        own_name(own_name_of(layout, std::move(options.name))),
         storage(type),
-        strategy(options.strategy.value_or(default_strategy)),
+        lease(strategy.lease.value_or(storage)),
+        gradient_lease(strategy.gradient_lease.value_or(lease)),
+        wire(strategy.wire.value_or(gradient_lease)),
+        residency(residency_of(default_strategy, options)),
         tied(options.tied),
-        residency(options.residency.value_or(strategy.residency)),
-        own_strategy(options.strategy),
-        own_residency(options.residency),
-        name(std::move(options.name)) {
-    if (name.empty() && !layout.tensors().empty()) {
-      const auto all = layout.tensors();
-      name =
-          all.size() == 1 ? all[0].name : detail::format("{} (+{})", all[0].name, all.size() - 1);
-    }
-    strategy.validate();
-    strategy = strategy.in_world(world);
-    if (layout.size() < strategy.persistence_threshold) {
-      strategy.parameters = Placement::replicated;
-    }
-    if (residency == Residency::shared) share();
-    lease = strategy.lease.value_or(storage);
-    gradient_lease = strategy.gradient_lease.value_or(lease);
-    wire = strategy.wire.value_or(gradient_lease);
+        own_residency(options.residency) {}
+
+  /// For messages and reports.
+  [[nodiscard]] const std::string& name() const noexcept {
+    return own_name == nullptr ? layout.tensors()[0].name : *own_name;
   }
 
   [[nodiscard]] bool sharded() const noexcept { return strategy.parameters == Placement::sharded; }
@@ -170,34 +167,63 @@ struct Registration {
     return tied || strategy.accumulation == Accumulation::hold;
   }
 
-  /// Ranks that share one copy hold it in parts, whatever the placement of parameters: where that
-  /// is replicated the copy stays gathered.
-  void share() {
+  Layout layout;
+  const Strategy& strategy;                     ///< resolved
+  const Strategy* own_strategy;                 ///< as ParameterOptions had it; null: none
+  std::unique_ptr<const std::string> own_name;  ///< null: that of the only tensor
+  Placed placed;  ///< in_place: what of the whole parameter comes and goes
+  Placed gradient_placed;
+  DType storage;
+  DType lease;
+  DType gradient_lease;
+  DType wire;
+  Residency residency;
+  Residency gradient_residency = Residency::slots;
+  bool tied;
+  bool late = false;  ///< registered after slots were allocated: travels by itself
+  bool gradient_late = false;
+  std::optional<DType> gradient;           ///< type of the stored gradient; none: frozen
+  std::optional<Residency> own_residency;  ///< as ParameterOptions had it
+  SubjectId subject = no_subject;          ///< for observers
+  TypeCounts state;                        ///< the optimizer's values
+
+ private:
+  [[nodiscard]] static Residency residency_of(const Strategy& default_strategy,
+                                              const ParameterOptions& options) noexcept {
+    if (options.residency) return *options.residency;
+    return options.strategy ? options.strategy->residency : default_strategy.residency;
+  }
+
+  [[nodiscard]] static Strategy resolved(const Layout& layout, const Strategy& default_strategy,
+                                         const ParameterOptions& options) {
+    Strategy strategy = options.strategy.value_or(default_strategy);
+    strategy.validate();
+    strategy = strategy.in_world(layout.world());
+    if (layout.size() < strategy.persistence_threshold) {
+      strategy.parameters = Placement::replicated;
+    }
+    if (residency_of(default_strategy, options) == Residency::shared) share(strategy);
+    return strategy;
+  }
+
+  // Ranks that share one copy hold it in parts, whatever the placement of parameters: where that is
+  // replicated the copy stays gathered.
+  static void share(Strategy& strategy) {
     strategy.check_shares();
     if (strategy.parameters == Placement::replicated) strategy.reshard_after_forward = false;
     strategy.parameters = Placement::sharded;
     strategy.reshard_group = 0;
   }
 
-  Layout layout;
-  DType storage;
-  DType lease = DType::f32;
-  DType gradient_lease = DType::f32;
-  DType wire = DType::f32;
-  Strategy strategy;  ///< resolved
-  bool tied;
-  bool late = false;  ///< registered after slots were allocated: travels by itself
-  Residency residency;
-  std::optional<Strategy> own_strategy;    ///< as ParameterOptions had it, unresolved
-  std::optional<Residency> own_residency;  ///< likewise
-  Placed placed;                           ///< in_place: what of the whole parameter comes and goes
-  std::string name;
-  SubjectId subject = no_subject;  ///< for observers
-  Residency gradient_residency = Residency::slots;
-  bool gradient_late = false;
-  Placed gradient_placed;
-  std::optional<DType> gradient;  ///< type of the stored gradient; none: frozen
-  std::vector<DType> state;       ///< types of the optimizer's values, one each element
+  [[nodiscard]] static std::unique_ptr<const std::string> own_name_of(const Layout& layout,
+                                                                      std::string name) {
+    const auto all = layout.tensors();
+    if (name.empty() && all.size() == 1) return nullptr;
+    if (name.empty() && !all.empty()) {
+      name = detail::format("{} (+{})", all[0].name, all.size() - 1);
+    }
+    return std::make_unique<const std::string>(std::move(name));
+  }
 };
 
 /// Which consecutive entries travel together: entry i belongs to unit result[i]. `bytes(entry)` of

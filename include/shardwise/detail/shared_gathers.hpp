@@ -46,16 +46,16 @@ class SharedGathers {
           "parameter '{}' is shared by groups of {} ranks, but others of this context by groups of "
           "{}: set one Strategy::shard_group for all that is shared, or "
           "ParameterOptions::residency = Residency::slots",
-          parameter.name, ranks.size(), memory_.ranks()->size());
+          parameter.name(), ranks.size(), memory_.ranks()->size());
     }
     const std::size_t bytes = parameter.layout.padded_size() * size_of(parameter.storage);
     const std::size_t begin = parameter.shard_begin * size_of(parameter.storage);
     if (bytes > 0) {
-      parameter.common = ranks.share_block(bytes, info(parameter, Waits::to_allocate));
-      if (parameter.common == nullptr) refuse(parameter, ranks);
-      parameter.value =
-          Buffer<Device>::within(engine_.ledger, StateKind::parameters,
-                                 parameter.common->data() + begin, parameter.storage_bytes());
+      parameter.shared->block = ranks.share_block(bytes, info(parameter, Waits::to_allocate));
+      if (parameter.shared->block == nullptr) refuse(parameter, ranks);
+      parameter.value = Buffer<Device>::within(engine_.ledger, StateKind::parameters,
+                                               parameter.shared->block->data() + begin,
+                                               parameter.storage_bytes());
     }
     wrote(parameter);
   }
@@ -94,9 +94,9 @@ class SharedGathers {
         cast += shard;
         needs.casts = true;
         needs.slot = needs.slot || parameter->unit->slot->released_at > order.issued();
-      } else if (parameter->written_at > order.met()) {
+      } else if (parameter->shared->written_at > order.met()) {
         needs.values = true;
-        needs.barrier = needs.barrier || parameter->written_at > order.issued();
+        needs.barrier = needs.barrier || parameter->shared->written_at > order.issued();
       }
     }
     Statistics& statistics = engine_.statistics;
@@ -119,7 +119,7 @@ class SharedGathers {
     const auto done = engine_.communication.record();
     for (Parameter* parameter : queued_) {
       parameter->gathered = done;
-      parameter->gathered_behind = order.issued();
+      parameter->shared->gathered_behind = order.issued();
       Slot<Device>& slot = *parameter->unit->slot;
       slot.filled = done;
       slot.user = parameter->subject;
@@ -129,25 +129,25 @@ class SharedGathers {
 
   /// The host has waited for `gathered`.
   void opened(const Parameter& parameter) noexcept {
-    engine_.order.meet(parameter.gathered_behind);
+    engine_.order.meet(parameter.shared->gathered_behind);
   }
 
   /// The last lease of the parameter has ended.
   void closed(Parameter& parameter) noexcept {
-    std::uint64_t& at =
-        parameter.lends_storage() ? parameter.released_at : parameter.unit->slot->released_at;
+    std::uint64_t& at = parameter.lends_storage() ? parameter.shared->released_at
+                                                  : parameter.unit->slot->released_at;
     at = engine_.order.next();
   }
 
   /// The host has waited for `gathered` and has no lease. Afterwards no rank reads the storage.
   void begin_write(Parameter& parameter) {
     opened(parameter);
-    if (parameter.released_at <= engine_.order.met()) return;
+    if (parameter.shared->released_at <= engine_.order.met()) return;
     const auto begin = Engine<Device>::Clock::now();
     meet(parameter, Waits::to_write);
     engine_.statistics.waited += Engine<Device>::Clock::now() - begin;
   }
-  void wrote(Parameter& parameter) noexcept { parameter.written_at = engine_.order.next(); }
+  void wrote(Parameter& parameter) noexcept { parameter.shared->written_at = engine_.order.next(); }
 
  private:
   /// What ranks wait for each other for, in fingerprints.
@@ -165,11 +165,11 @@ class SharedGathers {
         "parameter '{}': residency shared is for ranks on the CPUs of one machine: threads "
         "(run_ranks of comm/thread.hpp), or processes of MPI that may map one another's memory; "
         "these, of the {} communicator, share none: use residency slots, or in_place",
-        parameter.name, ranks.backend());
+        parameter.name(), ranks.backend());
   }
 
   [[nodiscard]] CallInfo info(const Parameter& parameter, Waits waits) const noexcept {
-    return engine_.info(parameter.name, static_cast<std::uint64_t>(waits));
+    return engine_.info(parameter.name(), static_cast<std::uint64_t>(waits));
   }
 
   // The host waits, on no stream: no worker has to wake up.

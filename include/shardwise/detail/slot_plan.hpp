@@ -108,7 +108,7 @@ class Keeper {
     for (const Registration* entry : unit) {
       kept += entry->lease_bytes();
       bytes += entry->slot_bytes();
-      ranges += entry->placed.pages.size();
+      ranges += entry->placed.pages().size();
     }
     if (unit[0]->residency == Residency::shared) {
       slots.sharers = static_cast<std::size_t>(unit[0]->group_size());
@@ -188,7 +188,7 @@ struct GradientSlots {
     const ShardGroup& group = groups.of(unit[0]->group_size());
     for (const Registration* entry : unit) {
       bytes += entry->gradient_slot_bytes();
-      ranges += entry->gradient_placed.pages.size();
+      ranges += entry->gradient_placed.pages().size();
       landing += group.within->landing_bytes(reduction_of(*entry), entry->updates_shard());
       if (entry->partial() == Registration::Partial::none) continue;
       landing_across += group.across->landing_bytes(reduction_across(*entry), false);

@@ -86,13 +86,14 @@ struct PlannedArenas {
 [[nodiscard]] inline Registration register_planned(const PlannedParameter& parameter,
                                                    const Strategy& strategy,
                                                    const PlanOptions& options,
-                                                   PlannedArenas& arenas) {
+                                                   Strategies& strategies, PlannedArenas& arenas) {
   ParameterOptions own = parameter.options;
   if (!parameter.offsets.empty()) own.residency = Residency::in_place;
-  Registration entry(parameter.tensors, options.world, parameter.storage, strategy, own);
+  Registration entry(parameter.tensors, options.world, parameter.storage, strategy, own,
+                     strategies);
   if (own.residency == Residency::in_place) {
     if (parameter.offsets.size() != entry.layout.tensors().size()) {
-      raise("parameter '{}' in place has {} tensors, but {} offsets: one for each", entry.name,
+      raise("parameter '{}' in place has {} tensors, but {} offsets: one for each", entry.name(),
             entry.layout.tensors().size(), parameter.offsets.size());
     }
     entry.placed = arenas.parameters.place(entry, parameter.offsets, entry.lease, entry.sharded());
@@ -100,7 +101,7 @@ struct PlannedArenas {
   entry.late = parameter.late;
   entry.gradient_late = parameter.gradient_late;
   entry.gradient = parameter.gradient;
-  entry.state = parameter.state;
+  entry.state = TypeCounts(parameter.state);
   if (!parameter.gradient) return entry;
   entry.gradient_residency = parameter.gradient_residency;
   if (entry.gradient_residency == Residency::in_place) {
@@ -122,10 +123,11 @@ struct PlannedArenas {
   SimulatedClock clock{Processor{}};
   SimulatedCommunicator comm(clock, options.world, Topology{}, options.backend);
   detail::PlannedArenas arenas(options);
+  detail::Strategies strategies;
   std::vector<detail::Registration> entries;
   entries.reserve(parameters.size());
   for (const PlannedParameter& parameter : parameters) {
-    entries.push_back(detail::register_planned(parameter, strategy, options, arenas));
+    entries.push_back(detail::register_planned(parameter, strategy, options, strategies, arenas));
   }
   std::vector<const detail::Registration*> list;
   detail::ShardGroups groups(comm);

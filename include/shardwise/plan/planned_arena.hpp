@@ -84,7 +84,7 @@ class PlannedArena {
       }
       tensors.push_back(std::move(placed));
     }
-    return range->claim(entry.name, tensors, recycle);
+    return range->claim(entry.name(), tensors, recycle);
   }
 
   std::size_t elements_;

@@ -34,13 +34,13 @@ namespace detail {
     spec.shape.assign(tensor.shape.begin(), tensor.shape.end());
     planned.tensors.push_back(std::move(spec));
   }
-  planned.options.name = entry.name;
-  planned.options.strategy = entry.own_strategy;
+  planned.options.name = entry.name();
+  if (entry.own_strategy != nullptr) planned.options.strategy = *entry.own_strategy;
   planned.options.tied = entry.tied;
   planned.options.residency = entry.own_residency;
   planned.storage = entry.storage;
   planned.gradient = entry.gradient;
-  planned.state = entry.state;
+  planned.state = entry.state.list();
   planned.gradient_residency = entry.gradient_residency;
   planned.late = entry.late;
   planned.gradient_late = entry.gradient_late;
@@ -57,13 +57,14 @@ class RegisteredArenas {
   /// Elements from the beginning to each of the parameter's tensors.
   [[nodiscard]] std::vector<std::size_t> offsets_of(const FlatParameter<Device>& parameter) {
     const std::size_t size = size_of(parameter.lease);
-    const std::size_t begin = parameter.arena == nullptr ? 0 : begin_of(*parameter.arena, size);
+    const std::size_t begin = parameter.arena() == nullptr ? 0 : begin_of(*parameter.arena(), size);
     std::vector<std::size_t> offsets;
-    for (const Piece& piece : parameter.pieces) {
-      const bool is_placed = parameter.arena != nullptr && piece.count > 0;
+    for (const Piece& piece : parameter.pieces()) {
+      const bool is_placed = parameter.arena() != nullptr && piece.count > 0;
       offsets.push_back(
-          is_placed ? begin + static_cast<std::size_t>(piece.data - parameter.arena->data()) / size
-                    : 0);
+          is_placed
+              ? begin + static_cast<std::size_t>(piece.data - parameter.arena()->data()) / size
+              : 0);
     }
     return offsets;
   }
