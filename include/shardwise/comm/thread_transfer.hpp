@@ -138,6 +138,8 @@ class ThreadTransfer {
  private:
   // What is written several times stays in the first cache, or the second, meanwhile.
   static constexpr std::size_t near_bytes = std::size_t{1} << 14;
+  // Of gathers, whose buffers other cores have used since: less at once is faster there.
+  static constexpr std::size_t near_gathered = std::size_t{1} << 12;
   // Where the bytes of a broadcast are worth being copied by all ranks.
   static constexpr std::size_t shared_work = std::size_t{1} << 16;
 
@@ -197,7 +199,7 @@ class ThreadTransfer {
   // buffers.
   void give_part(const GatherItem& item, std::size_t index) const noexcept {
     const std::size_t begin = rank_ * item.count;
-    for_ranges(begin, begin + item.count, near_bytes / size_of(item.dtype),
+    for_ranges(begin, begin + item.count, near_gathered / size_of(item.dtype),
                [&](std::size_t first, std::size_t count) {
                  for_peers([&](std::size_t peer) {
                    detail::fill_range(peer_item<GatherItem>(peer, index), item, begin, first, count,
