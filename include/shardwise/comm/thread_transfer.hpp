@@ -136,9 +136,8 @@ class ThreadTransfer {
   [[nodiscard]] std::span<const Fingerprint> noted() const noexcept { return prints_; }
 
  private:
-  // What is written several times stays in the first cache, or the second, meanwhile.
+  // What is written several times stays in the second cache meanwhile, of a gather in the first.
   static constexpr std::size_t near_bytes = std::size_t{1} << 14;
-  // Of gathers, whose buffers other cores have used since: less at once is faster there.
   static constexpr std::size_t near_gathered = std::size_t{1} << 12;
   // Where the bytes of a broadcast are worth being copied by all ranks.
   static constexpr std::size_t shared_work = std::size_t{1} << 16;
