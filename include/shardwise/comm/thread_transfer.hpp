@@ -136,8 +136,9 @@ class ThreadTransfer {
   [[nodiscard]] std::span<const Fingerprint> noted() const noexcept { return prints_; }
 
  private:
-  // What is written several times stays in the first cache, or the second, meanwhile.
+  // What is written several times stays in the second cache meanwhile, of a gather in the first.
   static constexpr std::size_t near_bytes = std::size_t{1} << 14;
+  static constexpr std::size_t near_gathered = std::size_t{1} << 12;
   // Where the bytes of a broadcast are worth being copied by all ranks.
   static constexpr std::size_t shared_work = std::size_t{1} << 16;
 
@@ -197,7 +198,7 @@ class ThreadTransfer {
   // buffers.
   void give_part(const GatherItem& item, std::size_t index) const noexcept {
     const std::size_t begin = rank_ * item.count;
-    for_ranges(begin, begin + item.count, near_bytes / size_of(item.dtype),
+    for_ranges(begin, begin + item.count, near_gathered / size_of(item.dtype),
                [&](std::size_t first, std::size_t count) {
                  for_peers([&](std::size_t peer) {
                    detail::fill_range(peer_item<GatherItem>(peer, index), item, begin, first, count,
