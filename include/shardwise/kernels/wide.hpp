@@ -48,6 +48,11 @@ using Register [[gnu::vector_size(Count * sizeof(T))]] = T;
 //
 // One text, compiled for each kind of vectors: g++ takes wide operators apart in functions that are
 // not for their processor, before it puts these into others.
+#ifdef __CUDACC__  // does not know the pragma
+#define SHARDWISE_WIDE_UNROLL
+#else
+#define SHARDWISE_WIDE_UNROLL _Pragma("GCC unroll 4")
+#endif
 #define SHARDWISE_WIDE [[gnu::target("avx2,f16c"), gnu::always_inline]] static inline
 #define SHARDWISE_WIDE_LOOP [[gnu::target("avx2,f16c")]] static inline
 struct Avx2 {
@@ -150,6 +155,7 @@ struct Avx512 {
 };
 #undef SHARDWISE_WIDE
 #undef SHARDWISE_WIDE_LOOP
+#undef SHARDWISE_WIDE_UNROLL
 
 #endif
 
