@@ -35,7 +35,6 @@ class Transfer {
   Transfer(Handle& handle, const MpiOptions& options)
       : handle_(handle),
         options_(options),
-        chunk_bytes_(chunk_bytes_of(options)),
         size_(static_cast<std::size_t>(handle.size())),
         rank_(static_cast<std::size_t>(handle.rank())),
         inputs_(size_) {
@@ -285,7 +284,7 @@ class Transfer {
   };
 
   [[nodiscard]] Cut cut_of(const ReduceItem& item, bool scatter) const noexcept {
-    return Cut(item, scatter, size_, chunk_bytes_);
+    return Cut(item, scatter, size_, chunk_bytes_of(options_));
   }
 
   // Goes to the first chunk from `step` on that is there; false at the end.
@@ -491,7 +490,6 @@ class Transfer {
   std::optional<SharedTransfer> shared_;
   Handle& handle_;
   const MpiOptions& options_;
-  std::size_t chunk_bytes_;
   std::size_t cache_bytes_ = detail::HostCaches::of_this_machine().last / 4 * 3;
   std::size_t size_;
   std::size_t rank_;

@@ -57,6 +57,8 @@ struct FlatGradient {
   [[nodiscard]] std::byte* owned() const noexcept {
     return value.data() + (is_whole() ? parameter.owned_begin() * size_of(stored) : 0);
   }
+  /// in_place: what of it comes and goes.
+  [[nodiscard]] const Placed& place() const noexcept { return parameter.gradient_placed; }
   /// Leases write to pieces(), not to one flat buffer.
   [[nodiscard]] bool in_pieces() const noexcept {
     return parameter.gradient_residency != Residency::slots;

@@ -137,6 +137,8 @@ struct FlatParameter : Registration {
     return value.data() + (segment.offset - begin) * size_of(storage);
   }
 
+  /// in_place: what of it comes and goes.
+  [[nodiscard]] const Placed& place() const noexcept { return placed; }
   /// Leases see pieces(), not one flat buffer.
   [[nodiscard]] bool in_pieces() const noexcept {
     return residency == Residency::in_place || residency == Residency::host_buffer;

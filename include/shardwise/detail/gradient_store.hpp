@@ -17,6 +17,7 @@
 #include "reduction_queue.hpp"
 #include "slot_plan.hpp"
 #include "slot_pool.hpp"
+#include "unit_ranges.hpp"
 
 namespace shardwise::inline v0_1::detail {
 
@@ -270,24 +271,8 @@ class GradientStore {
       gradient.unit_offset = unit.bytes;
       unit.push_back(gradient);
       unit.bytes += gradient.parameter.gradient_slot_bytes();
-      ranges_.reserve(count_ranges(unit));
+      ranges_.reserve(unit);
     }
-  }
-
-  // What a slot's pages go below.
-  [[nodiscard]] static std::size_t count_ranges(const Unit& unit) noexcept {
-    std::size_t count = 0;
-    for (const Gradient* member : unit) count += member->parameter.gradient_placed.pages().size();
-    return count;
-  }
-  // The list is valid until the next call.
-  [[nodiscard]] std::span<const PageRange> ranges_of(const Unit& unit) noexcept {
-    ranges_.clear();
-    for (const Gradient* member : unit) {
-      const auto pages = member->parameter.gradient_placed.pages();
-      ranges_.insert(ranges_.end(), pages.begin(), pages.end());
-    }
-    return ranges_;
   }
 
   void allocate_slots() {
@@ -297,7 +282,8 @@ class GradientStore {
     for (const auto& unit : units_) {
       const Registration& first = unit->front().parameter;
       if (!first.gradient_needs_slot()) continue;
-      own.of(unit->residency).add(unit->bytes, count_ranges(*unit), first.gradient_slot_stays());
+      own.of(unit->residency)
+          .add(unit->bytes, UnitRanges::count(*unit), first.gradient_slot_stays());
     }
     SlotNeeds& buffers = plan.slots.buffers;
     SlotNeeds& pages = plan.slots.pages;
@@ -311,7 +297,8 @@ class GradientStore {
       if (unit->slot != nullptr) continue;
       const Registration& first = unit->front().parameter;
       if (!first.gradient_needs_slot() || !first.gradient_slot_stays()) continue;
-      pool_of(*unit).dedicate(unit->slot, unit->bytes, count_ranges(*unit), engine_.recycling());
+      pool_of(*unit).dedicate(unit->slot, unit->bytes, UnitRanges::count(*unit),
+                              engine_.recycling());
     }
     queue_.make_room(plan);
   }
@@ -350,12 +337,12 @@ class GradientStore {
     Slot<Device>& slot = *unit.slot;
     if constexpr (MapsMemory<Device>) {
       // Released gradients keep the memory until it is needed here.
-      const auto ranges = ranges_of(unit);
+      const auto ranges = ranges_.of(unit);
       if (slot.pages.is_lent_below(ranges)) return;
       engine_.await(slot.last_use, slot.user, slot.use);
       slot.pages.lend(ranges);
     } else {
-      if (!slot.pages.lent()) slot.pages.lend(ranges_of(unit));
+      if (!slot.pages.lent()) slot.pages.lend(ranges_.of(unit));
     }
   }
 
@@ -475,7 +462,7 @@ class GradientStore {
   SlotPool<Device> pages_;
   std::vector<Gradient*> gradients_;
   std::vector<std::unique_ptr<Unit>> units_;
-  std::vector<PageRange> ranges_;  // in_place: of the unit that is put below the host's addresses
+  UnitRanges ranges_;
   ReductionQueue<Device> queue_;
   bool prepared_ = false;
   bool complete_ = false;  // all gradients have units and slots

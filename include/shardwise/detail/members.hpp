@@ -2,7 +2,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <utility>
 
 namespace shardwise::inline v0_1::detail {
 
@@ -61,7 +60,7 @@ class Members {
   void erase(Member& member) noexcept {
     Member* before = last_;
     while (before->next_member != &member) before = before->next_member;
-    before->next_member = std::exchange(member.next_member, nullptr);
+    before->next_member = member.next_member;
     if (last_ == &member) last_ = before;
     if (--size_ == 0) last_ = nullptr;
   }

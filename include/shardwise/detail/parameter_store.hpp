@@ -17,6 +17,7 @@
 #include "shared_gathers.hpp"
 #include "slot_plan.hpp"
 #include "slot_pool.hpp"
+#include "unit_ranges.hpp"
 
 namespace shardwise::inline v0_1::detail {
 
@@ -317,24 +318,8 @@ class ParameterStore {
       parameter.unit_offset = unit.slot_bytes();
       unit.push_back(parameter);
       unit.lease_bytes += parameter.lease_bytes();
-      ranges_.reserve(count_ranges(unit));
+      ranges_.reserve(unit);
     }
-  }
-
-  // What a slot's pages go below.
-  [[nodiscard]] static std::size_t count_ranges(const Unit& unit) noexcept {
-    std::size_t count = 0;
-    for (const Parameter* member : unit) count += member->placed.pages().size();
-    return count;
-  }
-  // The list is valid until the next call.
-  [[nodiscard]] std::span<const PageRange> ranges_of(const Unit& unit) noexcept {
-    ranges_.clear();
-    for (const Parameter* member : unit) {
-      const auto pages = member->placed.pages();
-      ranges_.insert(ranges_.end(), pages.begin(), pages.end());
-    }
-    return ranges_;
   }
 
   void allocate_slots() {
@@ -347,7 +332,8 @@ class ParameterStore {
       }
       unit->settled = true;
       if (unit->needs_slot)
-        own.of(unit->residency).add(unit->slot_bytes(), count_ranges(*unit), !unit->shares_slots);
+        own.of(unit->residency)
+            .add(unit->slot_bytes(), UnitRanges::count(*unit), !unit->shares_slots);
     }
     slots.buffers.cover(own.buffers, engine_.options.open_parameters);
     slots.shared.cover(own.shared, engine_.options.open_parameters);
@@ -357,7 +343,7 @@ class ParameterStore {
     pages_.share(slots.pages.count, slots.pages.largest, slots.pages.ranges, engine_.recycling());
     for (const auto& unit : units_) {
       if (!unit->needs_slot || unit->shares_slots || unit->slot != nullptr) continue;
-      pool_of(*unit).dedicate(unit->slot, unit->slot_bytes(), count_ranges(*unit),
+      pool_of(*unit).dedicate(unit->slot, unit->slot_bytes(), UnitRanges::count(*unit),
                               engine_.recycling());
     }
   }
@@ -480,7 +466,7 @@ class ParameterStore {
   // never opened.
   void put_below(Unit& unit) {
     Slot<Device>& slot = *unit.slot;
-    const auto ranges = ranges_of(unit);
+    const auto ranges = ranges_.of(unit);
     if (slot.pages.is_lent_below(ranges)) return;  // and nobody need be waited for
     if constexpr (MapsMemory<Device>) {
       engine_.await(slot.filled, slot.user, slot.use);
@@ -622,7 +608,7 @@ class ParameterStore {
   void add_extra_slots() {
     for (const auto& unit : units_) {
       if (!unit->needs_slot || unit->slot != nullptr) continue;
-      pool_of(*unit).dedicate(unit->slot, unit->slot_bytes(), count_ranges(*unit),
+      pool_of(*unit).dedicate(unit->slot, unit->slot_bytes(), UnitRanges::count(*unit),
                               engine_.recycling(), true);
       unit->extra_slot = true;
       for (Parameter* member : *unit) member->gathered_version = 0;
@@ -651,7 +637,7 @@ class ParameterStore {
   GatherQueue<Device> queue_;
   std::vector<Parameter*> fetched_;
   std::vector<Unit*> wanted_;
-  std::vector<PageRange> ranges_;  // in_place: of the unit that is put below the host's addresses
+  UnitRanges ranges_;
   std::uint32_t registered_ = 0;
   std::size_t everything_ = 0;  // scopes of open_all
   bool lazy_ = false;           // pages of a released unit may lie below the host's addresses
