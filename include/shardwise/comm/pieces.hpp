@@ -11,33 +11,37 @@ namespace shardwise::inline v0_1::detail {
 
 /// What backends on host memory do with the pieces of an item.
 
-/// Fills elements [first, first + count) of `item`'s receive buffer, which lie in the part that
-/// begins at `begin`: `source`, the item of its owner, contributes it. copy(to, from, bytes) moves.
-template <class Copy>
-void fill_range(const GatherItem& item, const GatherItem& source, std::size_t begin,
-                std::size_t first, std::size_t count, const Copy& copy) noexcept {
-  const std::size_t size = size_of(item.dtype);
-  const auto* contiguous = static_cast<const std::byte*>(source.send);
-  if (item.pieces.empty()) {
-    copy(static_cast<std::byte*>(item.recv) + first * size, contiguous + (first - begin) * size,
-         count * size);
+/// Calls move(from, bytes, place) for what the owner of `source` contributes to the part of a
+/// gathered buffer that begins at element `begin`, in stretches that lie in one place on each rank;
+/// place(item) is where that rank's receive buffer takes it.
+template <class Move>
+void for_each_stretch(const GatherItem& source, std::size_t begin, const Move& move) noexcept {
+  const std::size_t size = size_of(source.dtype);
+  const auto* const contiguous = static_cast<const std::byte*>(source.send);
+  if (source.pieces.empty()) {
+    move(contiguous, source.count * size,
+         [&](const GatherItem& of) { return static_cast<std::byte*>(of.recv) + begin * size; });
     return;
   }
-  for_each_piece(item.pieces, first, first + count,
-                 [&](std::size_t index, std::size_t at, std::size_t elements) {
-                   const std::size_t inside = (at - item.pieces[index].offset) * size;
-                   const std::byte* from = contiguous == nullptr
-                                               ? source.pieces[index].data + inside
-                                               : contiguous + (at - begin) * size;
-                   copy(item.pieces[index].data + inside, from, elements * size);
+  for_each_piece(source.pieces, begin, begin + source.count,
+                 [&](std::size_t index, std::size_t first, std::size_t count) {
+                   const std::size_t inside = (first - source.pieces[index].offset) * size;
+                   const std::byte* const from = contiguous == nullptr
+                                                     ? source.pieces[index].data + inside
+                                                     : contiguous + (first - begin) * size;
+                   move(from, count * size,
+                        [&](const GatherItem& of) { return of.pieces[index].data + inside; });
                  });
 }
 
-/// The whole part that begins at `begin`.
+/// Fills the part that begins at `begin` of `item`'s receive buffer with what the owner of `source`
+/// contributes. copy(to, from, bytes) moves.
 template <class Copy>
 void fill_part(const GatherItem& item, const GatherItem& source, std::size_t begin,
                const Copy& copy) noexcept {
-  fill_range(item, source, begin, begin, item.count, copy);
+  for_each_stretch(source, begin, [&](const std::byte* from, std::size_t bytes, const auto& place) {
+    copy(place(item), from, bytes);
+  });
 }
 
 /// Calls sum(first, count, input) for the stretches of elements [begin, end) that lie in one place

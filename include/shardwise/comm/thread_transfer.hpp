@@ -35,6 +35,8 @@ class ThreadTransfer {
       : group_(group),
         rank_(rank),
         inputs_(group.size()),
+        gathers_(group.size()),
+        reductions_(group.size()),
         weights_(group.size()),
         prints_(group.size()),
         colors_(group.size()) {}
@@ -44,10 +46,11 @@ class ThreadTransfer {
     const std::size_t touched = choose_stores(items, group_.size() * (group_.size() + 1));
     const bool gives = touched / group_.size() > group_.options().core_cache_bytes;
     for (std::size_t i = 0; i < items.size(); ++i) {
+      note_items(gathers_, i);
       if (gives) {
-        give_part(items[i], i);
+        give_part(items[i]);
       } else {
-        take_parts(items[i], i);
+        take_parts(items[i]);
       }
     }
     end_copies();
@@ -57,14 +60,14 @@ class ThreadTransfer {
     const bool is_scatter = operation == Operation::reduce_scatter;
     choose_stores(items, group_.size() * (is_scatter ? group_.size() + 1 : 2));
     for (std::size_t i = 0; i < items.size(); ++i) {
-      for (std::size_t r = 0; r < group_.size(); ++r) {
-        weights_[r] = peer_item<ReduceItem>(r, i).spec.weight;
-      }
+      note_items(reductions_, i);
+      for (std::size_t r = 0; r < group_.size(); ++r) weights_[r] = reductions_[r].spec.weight;
       if (is_scatter) {
         const std::size_t begin = rank_ * items[i].count;
-        sum(items[i], i, begin, begin + items[i].count, items[i].recv, streaming_);
+        sum(items[i], begin, begin + items[i].count, items[i].recv,
+            streaming_ || items[i].spec.cold);
       } else {
-        sum_for_all(items[i], i);
+        sum_for_all(items[i]);
       }
     }
     end_copies();
@@ -138,7 +141,7 @@ class ThreadTransfer {
  private:
   // What is written several times stays in the second cache meanwhile, of a gather in the first.
   static constexpr std::size_t near_bytes = std::size_t{1} << 14;
-  static constexpr std::size_t near_gathered = std::size_t{1} << 12;
+  static constexpr std::size_t near_gathered = std::size_t{1} << 10;
   // Where the bytes of a broadcast are worth being copied by all ranks.
   static constexpr std::size_t shared_work = std::size_t{1} << 16;
 
@@ -161,6 +164,13 @@ class ThreadTransfer {
       default:
         return {};
     }
+  }
+
+  // Items lie on their ranks' stacks, beside what those write all the time: to look there again for
+  // each block would cost more than the block.
+  template <class Item>
+  void note_items(std::vector<Item>& items, std::size_t index) const noexcept {
+    for (std::size_t r = 0; r < group_.size(); ++r) items[r] = peer_item<Item>(r, index);
   }
 
   // Starts at this rank's own part, so that ranks do not all read from the same peer.
@@ -188,33 +198,33 @@ class ThreadTransfer {
   }
 
   // Within a core's own cache each rank copies what it will read: it lands there.
-  void take_parts(const GatherItem& item, std::size_t index) const noexcept {
+  void take_parts(const GatherItem& item) const noexcept {
     for_peers([&](std::size_t peer) {
-      detail::fill_part(item, peer_item<GatherItem>(peer, index), peer * item.count, copier());
+      detail::fill_part(item, gathers_[peer], peer * item.count, copier());
     });
   }
 
   // What such a cache does not hold each rank reads once, its own part, and writes into all
   // buffers.
-  void give_part(const GatherItem& item, std::size_t index) const noexcept {
-    const std::size_t begin = rank_ * item.count;
-    for_ranges(begin, begin + item.count, near_gathered / size_of(item.dtype),
-               [&](std::size_t first, std::size_t count) {
-                 for_peers([&](std::size_t peer) {
-                   detail::fill_range(peer_item<GatherItem>(peer, index), item, begin, first, count,
-                                      copier());
-                 });
-               });
+  void give_part(const GatherItem& item) const noexcept {
+    detail::for_each_stretch(
+        item, rank_ * item.count, [&](const std::byte* from, std::size_t bytes, const auto& place) {
+          for_ranges(0, bytes, near_gathered, [&](std::size_t first, std::size_t count) {
+            for_peers([&](std::size_t peer) {
+              copy(place(gathers_[peer]) + first, from + first, count);
+            });
+          });
+        });
   }
 
   // out = what all ranks contribute to elements [begin, end) of an item.
-  void sum(const ReduceItem& item, std::size_t index, std::size_t begin, std::size_t end, void* out,
+  void sum(const ReduceItem& item, std::size_t begin, std::size_t end, void* out,
            bool streaming) noexcept {
     auto* const results = static_cast<std::byte*>(out);
     detail::for_each_stretch(
         item, begin, end, results, [&](std::size_t first, std::size_t elements, const auto& input) {
           for (std::size_t r = 0; r < group_.size(); ++r) {
-            inputs_[r] = input(peer_item<ReduceItem>(r, index));
+            inputs_[r] = input(reductions_[r]);
           }
           canonical_reduce(inputs_, weights_, item.dtype, elements,
                            results + (first - begin) * size_of(item.spec.output), item.spec,
@@ -224,7 +234,7 @@ class ThreadTransfer {
 
   // An all_reduce: each rank sums its part and writes it into all buffers. Old values that are
   // added to are equal on all ranks.
-  void sum_for_all(const ReduceItem& item, std::size_t index) noexcept {
+  void sum_for_all(const ReduceItem& item) noexcept {
     alignas(detail::cache_line) std::byte staged[near_bytes];
     const std::size_t size = size_of(item.spec.output);
     const bool stages = streaming_ && !item.spec.accumulate;
@@ -233,10 +243,9 @@ class ThreadTransfer {
                [&](std::size_t first, std::size_t count) {
                  std::byte* const own = static_cast<std::byte*>(item.recv) + first * size;
                  std::byte* const results = stages ? staged : own;
-                 sum(item, index, first, first + count, results, false);
+                 sum(item, first, first + count, results, false);
                  for_peers([&](std::size_t peer) {
-                   auto* const theirs =
-                       static_cast<std::byte*>(peer_item<ReduceItem>(peer, index).recv);
+                   auto* const theirs = static_cast<std::byte*>(reductions_[peer].recv);
                    copy(theirs + first * size, results, count * size);
                  });
                });
@@ -290,6 +299,8 @@ class ThreadTransfer {
   ThreadGroup& group_;
   std::size_t rank_;
   std::vector<const void*> inputs_;
+  std::vector<GatherItem> gathers_;     // of all ranks, of one index
+  std::vector<ReduceItem> reductions_;  // likewise
   std::vector<double> weights_;
   std::vector<Fingerprint> prints_;
   std::vector<SplitItem> colors_;

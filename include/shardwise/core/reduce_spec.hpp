@@ -15,6 +15,8 @@ struct ReduceSpec {
   double weight = 1;  ///< this rank's own; may differ between ranks where `weighted` is set
   bool accumulate = false;
   bool weighted = false;  ///< weights are looked at, and travel; the same on all ranks
+  /// A hint, each rank's own: the caches will have lost the results before anybody reads them.
+  bool cold = false;
 };
 
 }  // namespace shardwise::inline v0_1

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../comm/communicator.hpp"
+#include "../device/host_caches.hpp"
 #include "engine.hpp"
 #include "flat_gradient.hpp"
 #include "flat_parameter.hpp"
@@ -33,10 +34,12 @@ class ReductionQueue {
     first_.reserve(count);
     across_.reserve(count);
   }
-  /// Memory for the reductions of any one unit; nothing may be under way.
+  /// Memory for the reductions of any one unit; nothing may be under way. All that the context
+  /// holds is there.
   void make_room(const GradientSlots& plan) {
     grow(landing_, plan.landing);
     grow(partials_, plan.partials);
+    cold_ = outgrows_caches();
   }
 
   /// The whole gradient is there, in the type on the wire and in the order of the communication
@@ -121,6 +124,14 @@ class ReductionQueue {
     return static_cast<std::size_t>(comm.size() - 1);
   }
 
+  // Whether the last cache keeps nothing from a reduction to the step's end. Ranks that are threads
+  // share it.
+  [[nodiscard]] bool outgrows_caches() const noexcept {
+    const int sharers = engine_.comm.shares_addresses() ? engine_.world() : 1;
+    const std::size_t held = engine_.ledger.held().total() * static_cast<std::size_t>(sharers);
+    return Device::memory == MemoryKind::host && held > HostCaches::of_this_machine().last;
+  }
+
   void grow(Buffer<Device>& buffer, std::size_t bytes) {
     if (buffer.size() >= bytes) return;
     buffer = {};
@@ -132,6 +143,7 @@ class ReductionQueue {
     item.recv = gradient.owned();
     item.spec.output = gradient.stored;
     item.spec.accumulate = !gradient.fresh;
+    item.spec.cold = cold_;
     item.spec.scale = gradient.weight ? 1 : 1.0 / engine_.world();
   }
 
@@ -185,6 +197,7 @@ class ReductionQueue {
   Buffer<Device> landing_;
   Buffer<Device> partials_;
   std::size_t partials_used_ = 0;  // bytes
+  bool cold_ = false;              // results are read when the caches have lost them
 };
 
 }  // namespace shardwise::inline v0_1::detail
