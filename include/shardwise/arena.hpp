@@ -9,6 +9,7 @@
 #include "core/error.hpp"
 #include "detail/address_range.hpp"
 #include "detail/in_place.hpp"
+#include "detail/share_pages.hpp"
 #include "device/host.hpp"
 
 namespace shardwise::inline v0_1 {
@@ -26,6 +27,13 @@ struct ArenaOptions {
   /// `lazy` moves pages once for each gather, not twice. The memory in all is the same. Debug mode
   /// is eager.
   ArenaRelease release = ArenaRelease::lazy;
+  /// Of parameters, for ranks on one machine: they share the memory, as Residency::shared (what the
+  /// ranks cannot share, and which strategies, is said there), in groups of the context's own
+  /// strategy. A gather moves nothing; releases give nothing back, since what is there is the
+  /// storage of all ranks, of which each writes its shard. Leases are of the storage type. Where
+  /// ranks are threads all arenas of one group begin at the same address. Gradients are each
+  /// rank's own: their arena is not shared.
+  bool shared = false;
 };
 
 /// An address range for all of a host's parameters, or for all of its gradients, in the layout that
@@ -51,11 +59,14 @@ struct ArenaOptions {
 template <class Device>
 class DeviceArena {
  public:
-  /// UsageError where there are no bytes, BackendError where the system has no such address range.
+  /// A shared one is made by all ranks together. UsageError where there are no bytes, or the ranks
+  /// cannot share any, BackendError where the system has no such address range.
   DeviceArena(Context<Device>& context, std::size_t bytes, std::string name = "arena",
               ArenaOptions options = {})
       : engine_(&context.engine()),
-        range_(bytes, std::move(name), options.recycling, options.release, engine_->options.debug) {
+        range_(
+            bytes, name, options.recycling, options.release, engine_->options.debug,
+            options.shared ? detail::share_pages(*engine_, bytes, name) : detail::SharedPages{}) {
     engine_->arenas.push_back(&range_);
   }
   DeviceArena(const DeviceArena&) = delete;
@@ -85,7 +96,7 @@ class DeviceArena {
   /// Bytes whose memory goes back when everything is released; the rest of size() stays.
   [[nodiscard]] std::size_t recycled_bytes() const noexcept { return range_.recycled_bytes(); }
   /// Bytes of memory that stay below these addresses: size() - recycled_bytes(), on a device in
-  /// whole granules of what parameters use.
+  /// whole granules of what parameters use. Shared: of all ranks together.
   [[nodiscard]] std::size_t resident_bytes() const noexcept {
     if constexpr (detail::MapsMemory<Device>) {
       return range_.resident_bytes();

@@ -33,17 +33,23 @@ class ShardedGradient {
   /// Residency in_place: the host writes the gradient through its own pointers into `arena`, where
   /// each tensor has the offset, in elements, that it has in the arena of its parameter. It is
   /// readable and zeroed from lease() or ensure_open() on and gone after the reduction. UsageError
-  /// where the parameter is not in place, or gradients travel in another type than they are written
-  /// in.
+  /// where the parameter is in no arena, ranks share `arena`, or gradients travel in another type
+  /// than they are written in.
   template <FloatingElement T>
   ShardedGradient(ShardedParameter<T, Device>& parameter, DeviceArena<Device>& arena) {
     auto& flat = parameter.flat();
     begin(flat, Residency::in_place);
-    if (flat.residency != Residency::in_place) {
+    if (flat.residency != Residency::in_place && !flat.in_shared_arena) {
       raise(
           "the gradient of '{}' was given an arena, but the parameter is {}: only tensors of one "
           "arena have their place in another",
           flat.name(), name_of(flat.residency));
+    }
+    if (arena.range(*flat.context)->ranks() != nullptr) {
+      raise(
+          "the gradient of '{}' was given an arena that ranks share, but each rank writes a "
+          "gradient of its own: make that arena without ArenaOptions::shared",
+          flat.name());
     }
     std::vector<HostTensor> tensors;
     for (std::size_t i = 0; i < flat.pieces().size(); ++i) {

@@ -63,21 +63,25 @@ class ShardedParameter {
   /// Residency in_place: the tensors lie in one Arena of the context, and a gather fills them
   /// there, so that the host's own pointers are what it computes with; between gathers nothing is
   /// there. They are of the lease type. Where parameters are replicated and leases are of type T
-  /// the arena's memory is the storage itself. UsageError where a tensor is of another type,
-  /// outside the arena, or shares bytes with another parameter.
+  /// the arena's memory is the storage itself, and so it is of all ranks together where they share
+  /// the arena (ArenaOptions::shared; the residency is shared then). UsageError where a tensor is
+  /// of another type, outside the arena, or shares bytes with another parameter.
   template <std::same_as<std::vector<HostTensor>> HostTensors>
   ShardedParameter(Context<Device>& context, const HostTensors& tensors,
                    ParameterOptions options = {}) {
-    options.residency = Residency::in_place;
+    detail::RangeOf<Device>* const arena = detail::arena_of<Device>(context.engine(), tensors);
+    const bool is_shared = arena != nullptr && arena->ranks() != nullptr;
+    options.residency = is_shared ? Residency::shared : Residency::in_place;
     std::vector<TensorSpec> specs;
     specs.reserve(tensors.size());
     for (const HostTensor& tensor : tensors) specs.push_back(tensor.spec);
     detail::Registration registration(std::move(specs), context.world(), dtype_of<T>,
                                       context.strategy(), std::move(options),
                                       context.engine().strategies);
-    detail::HostPlace<detail::RangeOf<Device>> place = detail::claim_place(
-        detail::arena_of<Device>(context.engine(), tensors), registration.name(), tensors,
-        registration.layout, registration.lease, registration.sharded());
+    registration.in_shared_arena = is_shared;
+    detail::HostPlace<detail::RangeOf<Device>> place =
+        detail::claim_place(arena, registration.name(), tensors, registration.layout,
+                            registration.lease, registration.sharded());
     registration.placed = std::move(place.placed);
     flat_ = std::make_unique<detail::FlatParameter<Device>>(context, std::move(registration),
                                                             std::move(place.pieces), place.arena);
@@ -85,6 +89,12 @@ class ShardedParameter {
     for (const Piece& piece : flat_->pieces()) {
       if (flat_->sharded()) break;
       Device::zero(context.engine().compute, piece.data, piece.count * size_of(flat_->lease));
+    }
+    if (is_shared) {
+      for (const ShardSegment<T>& segment : list_segments<T>()) {
+        Device::zero(context.engine().compute, segment.elements.data(),
+                     segment.elements.size_bytes());
+      }
     }
     Device::zero(context.engine().compute, flat_->value.data(), flat_->value.size());
     flat_->written = context.engine().compute.record();
@@ -268,7 +278,7 @@ class ShardedParameter {
   /// What this rank's optimizer updates (its shard, or everything where the optimizer state is
   /// replicated), in storage order, padding included, at an address that never moves. To read in
   /// stream order; write inside update(). UsageError where it is not contiguous, which is where an
-  /// arena's memory is the storage (in_place, replicated): segments() has its parts.
+  /// arena's memory is the storage (in_place, replicated, or shared): segments() has its parts.
   [[nodiscard]] std::span<const T> shard() const { return owned(); }
 
   /// The same as a list, for every residency: one segment for each tensor that this rank's

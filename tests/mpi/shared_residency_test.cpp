@@ -44,6 +44,21 @@ TEST_CASE("processes share parameters, with the bits of slots") {
   check_trains_as_slots<bf16>(comm, run);
 }
 
+TEST_CASE("processes share an arena, with the bits of slots") {
+  MpiCommunicator comm = world();
+  for (const bool debug : {false, true}) {
+    ToyRun run{.clip = 0.5, .debug = debug};
+    const ToyResult slots = train_toy<float>(comm, run);
+    run.residency = Residency::in_place;
+    run.arena.shared = true;
+    const ToyResult result = train_toy<float>(comm, run);
+    CHECK(result.hash == slots.hash);
+    CHECK(result.norms == slots.norms);
+    CHECK(result.traffic == slots.traffic);
+    CHECK(result.held == result.plan.bytes);
+  }
+}
+
 TEST_CASE("processes share within groups, too") {
   MpiCommunicator comm = world();
   if (comm.size() == 1) return;  // groups of one rank are ddp, whose optimizer state is replicated

@@ -43,7 +43,7 @@ struct ToyRun {
   double clip = 0;
   bool tied = true;  ///< layer 0 is used again at the end, as an embedding is
   bool weighted = false;
-  Residency residency = Residency::slots;  ///< slots, or in_place
+  Residency residency = Residency::slots;  ///< slots, or in_place: in arenas
   ArenaOptions arena = {};
   bool wide = false;
   bool debug = false;
@@ -68,8 +68,10 @@ struct ToyArenas {
     }
     weights =
         std::make_unique<DeviceArena<Device>>(context, elements * sizeof(L), "weights", options);
+    ArenaOptions own = options;
+    own.shared = false;
     gradients =
-        std::make_unique<DeviceArena<Device>>(context, elements * sizeof(G), "gradients", options);
+        std::make_unique<DeviceArena<Device>>(context, elements * sizeof(G), "gradients", own);
     for (std::size_t layer = 0; layer < layers.size(); ++layer) {
       std::vector<HostTensor>& list = tensors.emplace_back();
       for (std::size_t i = 0; i < layers[layer].size(); ++i) {

@@ -4,10 +4,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <span>
 #include <string>
 #include <utility>
 
+#include "../comm/communicator.hpp"
+#include "../comm/shared_block.hpp"
 #include "../core/error.hpp"
 #include "../host_tensor.hpp"
 #include "claimed_range.hpp"
@@ -23,6 +26,13 @@ enum class Release : std::uint8_t {
   eager  ///< at once
 };
 
+/// Memory of a range that ranks share: nothing comes or goes there.
+struct SharedPages {
+  const Communicator* ranks = nullptr;  ///< null: none do
+  std::unique_ptr<SharedBlock> block;   ///< holds `pages`, zero at the beginning
+  PageRange pages;
+};
+
 /// An address range of the host's memory: what the public Arena of a CPU stands on. In debug mode
 /// it also notes the first access to what is not lent.
 class AddressRange final : public ClaimedRange, public FaultObserver {
@@ -31,11 +41,17 @@ class AddressRange final : public ClaimedRange, public FaultObserver {
   static constexpr std::size_t least_recycled = std::size_t{64} << 10;
 
   AddressRange(std::size_t bytes, std::string name, Recycling recycling, Release release,
-               bool debug)
+               bool debug, SharedPages shared = {})
       : ClaimedRange(bytes, std::move(name)),
         recycling_(recycling),
         release_(debug ? Release::eager : release),
-        debug_(debug) {
+        debug_(debug && shared.ranks == nullptr),
+        shared_(std::move(shared)) {
+    if (is_shared()) {
+      release_ = Release::lazy;
+      begin_at(shared_.pages.begin);
+      return;
+    }
     if (recycling_ == Recycling::move && !can_move_pages()) recycling_ = Recycling::refill;
     pages_.bytes = round_up(bytes, page_size());
     pages_.begin = reserve_pages(pages_.bytes);
@@ -52,21 +68,24 @@ class AddressRange final : public ClaimedRange, public FaultObserver {
   AddressRange& operator=(const AddressRange&) = delete;
   ~AddressRange() {
     if (debug_) FaultWatch::of_process().remove(*this);
-    unmap_pages(pages_);
+    if (!is_shared()) unmap_pages(pages_);
   }
 
+  /// Who sees the same memory at the same offsets; null: nobody else does.
+  [[nodiscard]] const Communicator* ranks() const noexcept { return shared_.ranks; }
   [[nodiscard]] Recycling recycling() const noexcept { return recycling_; }
   [[nodiscard]] Release release() const noexcept { return release_; }
 
   /// The bytes of these tensors belong to `parameter` until release(claim). `recycle`: their pages
-  /// come and go (their crumbs stay); else all of it stays. UsageError, with both names, where a
-  /// byte has an owner already.
+  /// come and go (their crumbs stay); else all of it stays, and nothing of it is a crumb where
+  /// ranks share it. UsageError, with both names, where a byte has an owner already.
   [[nodiscard]] Placed claim(const std::string& parameter, std::span<const HostTensor> tensors,
                              bool recycle) {
     Placed placed = claim_inner(parameter, tensors, [&](std::byte* begin, std::size_t bytes) {
       const PageRange inner = recycle ? inner_pages(begin, bytes) : PageRange{};
       return inner.bytes < least_recycled ? PageRange{} : inner;
     });
+    if (is_shared()) return Placed(placed.claim());
     mappings_ += 2 * placed.pages().size();
     try {
       check_mappings(parameter);
@@ -130,6 +149,8 @@ class AddressRange final : public ClaimedRange, public FaultObserver {
   }
 
  private:
+  [[nodiscard]] bool is_shared() const noexcept { return shared_.ranks != nullptr; }
+
   void take_away(const Placed& placed) {
     for (const PageRange& range : placed.pages()) {
       if (empty_pages(range, debug_ ? Access::none : Access::write)) continue;
@@ -151,7 +172,8 @@ class AddressRange final : public ClaimedRange, public FaultObserver {
   Recycling recycling_;
   Release release_;
   bool debug_;
-  PageRange pages_;
+  SharedPages shared_;
+  PageRange pages_;  // its own
   std::size_t mappings_ = 0;
   std::atomic<std::uintptr_t> violation_{0};  // address, its last bit: a write
 };

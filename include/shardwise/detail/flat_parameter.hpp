@@ -63,7 +63,7 @@ template <class Device>
 
 /// Residency::shared: the storage of all ranks, all shards side by side.
 struct SharedStorage {
-  std::unique_ptr<SharedBlock> block;  ///< null where there are no elements
+  std::unique_ptr<SharedBlock> block;  ///< null where there are no elements, and in arenas
   std::uint64_t written_at = 0;        ///< by ProgramOrder, the last write,
   std::uint64_t released_at = 0;       ///< the last release of leases that show it,
   std::uint64_t gathered_behind = 0;  ///< and the collective that FlatParameter::gathered is behind
@@ -90,7 +90,7 @@ struct HostPieces {
 /// One flat parameter of any element type: its storage on this rank and where it stands.
 template <class Device>
 struct FlatParameter : Registration {
-  /// `host_pieces`, `host_arena`: of residency in_place; the registration's claim in the arena ends
+  /// `host_pieces`, `host_arena`: where it lies in an arena; the registration's claim there ends
   /// with this object.
   FlatParameter(Context<Device>& of, Registration registration, std::vector<Piece> host_pieces = {},
                 RangeOf<Device>* host_arena = nullptr)
@@ -141,9 +141,10 @@ struct FlatParameter : Registration {
   [[nodiscard]] const Placed& place() const noexcept { return placed; }
   /// Leases see pieces(), not one flat buffer.
   [[nodiscard]] bool in_pieces() const noexcept {
-    return residency == Residency::in_place || residency == Residency::host_buffer;
+    return residency == Residency::in_place || residency == Residency::host_buffer ||
+           in_shared_arena;
   }
-  /// in_place: always; host_buffer: while it is gathered; none elsewhere.
+  /// In an arena: always; host_buffer: while it is gathered; none elsewhere.
   [[nodiscard]] std::span<Piece> pieces() const noexcept {
     return host == nullptr ? std::span<Piece>() : host->pieces;
   }
@@ -186,7 +187,7 @@ struct FlatParameter : Registration {
   std::unique_ptr<Beside<Device>> beside;    ///< null: nothing is
   FlatParameter* next_member = nullptr;      ///< of the unit
   std::unique_ptr<SharedStorage> shared;     ///< Residency::shared
-  std::unique_ptr<HostPieces<Device>> host;  ///< in_place, host_buffer
+  std::unique_ptr<HostPieces<Device>> host;  ///< in an arena, or in buffers of the host
 
  private:
   // Storage that others share, or that is the host's, is not allocated here.
@@ -194,6 +195,7 @@ struct FlatParameter : Registration {
     return storage_in_place() || residency == Residency::shared ? 0 : storage_bytes();
   }
   [[nodiscard]] Account account_in(Ledger& ledger) const noexcept {
+    if (in_shared_arena) return {ledger, StateKind::parameters, storage_bytes()};
     if (!replicated_in_place()) return {ledger, StateKind::crumbs, placed.crumb_bytes()};
     return {ledger, StateKind::parameters, storage_in_place() ? storage_bytes() : copy_bytes()};
   }

@@ -26,7 +26,8 @@ template <class Device>
 class MappedRange final : public ClaimedRange {
  public:
   /// BackendError where the device has no such range.
-  MappedRange(std::size_t bytes, std::string name, Recycling recycling, Release release, bool debug)
+  MappedRange(std::size_t bytes, std::string name, Recycling recycling, Release release, bool debug,
+              const SharedPages& /*refused*/ = {})
       : ClaimedRange(bytes, std::move(name)),
         debug_(debug),
         reserved_(round_up(bytes, memory_.granule())) {
@@ -44,6 +45,8 @@ class MappedRange final : public ClaimedRange {
     memory_.free(data(), reserved_);
   }
 
+  /// Ranks share no such range.
+  [[nodiscard]] static constexpr const Communicator* ranks() noexcept { return nullptr; }
   [[nodiscard]] static constexpr Recycling recycling() noexcept { return Recycling::move; }
   [[nodiscard]] static constexpr Release release() noexcept { return Release::lazy; }
   /// Bytes of memory that stay below it, in whole granules.

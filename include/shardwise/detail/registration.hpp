@@ -126,7 +126,7 @@ struct Registration {
     return !sharded() && residency == Residency::in_place;
   }
   [[nodiscard]] bool storage_in_place() const noexcept {
-    return replicated_in_place() && storage_is_whole() && !has_copy();
+    return in_shared_arena || (replicated_in_place() && storage_is_whole() && !has_copy());
   }
   /// Bytes of the storage, and of the replicated copy, on one rank.
   [[nodiscard]] std::size_t storage_bytes() const noexcept {
@@ -180,7 +180,8 @@ struct Registration {
   Residency residency;
   Residency gradient_residency = Residency::slots;
   bool tied;
-  bool late = false;  ///< registered after slots were allocated: travels by itself
+  bool in_shared_arena = false;  ///< shared: the storage lies where the host wants it
+  bool late = false;             ///< registered after slots were allocated: travels by itself
   bool gradient_late = false;
   std::optional<DType> gradient;           ///< type of the stored gradient; none: frozen
   std::optional<Residency> own_residency;  ///< as ParameterOptions had it

@@ -11,6 +11,7 @@
 #include "engine.hpp"
 #include "flat_parameter.hpp"
 #include "program_order.hpp"
+#include "share_pages.hpp"
 #include "shared_slot_memory.hpp"
 
 namespace shardwise::inline v0_1::detail {
@@ -35,8 +36,8 @@ class SharedGathers {
   /// Where the slots of casts come from.
   [[nodiscard]] SharedSlotMemory& memory() noexcept { return memory_; }
 
-  /// Allocates the storage; all ranks together. UsageError, on all of them, where they cannot share
-  /// it.
+  /// Allocates the storage where no arena has it; all ranks together. UsageError, on all of them,
+  /// where they cannot share it.
   void join(Parameter& parameter) {
     Communicator& ranks = *parameter.group->within;
     if (Device::memory == MemoryKind::cuda) refuse(parameter, ranks);
@@ -50,7 +51,9 @@ class SharedGathers {
     }
     const std::size_t bytes = parameter.layout.padded_size() * size_of(parameter.storage);
     const std::size_t begin = parameter.shard_begin * size_of(parameter.storage);
-    if (bytes > 0) {
+    if (parameter.in_shared_arena) {
+      check_arena(parameter, ranks);
+    } else if (bytes > 0) {
       parameter.shared->block = ranks.share_block(bytes, info(parameter, Waits::to_allocate));
       if (parameter.shared->block == nullptr) refuse(parameter, ranks);
       parameter.value = Buffer<Device>::within(engine_.ledger, StateKind::parameters,
@@ -161,11 +164,22 @@ class SharedGathers {
   };
 
   [[noreturn]] static void refuse(const Parameter& parameter, const Communicator& ranks) {
+    refuse_sharing("parameter", parameter.name(), ranks);
+  }
+
+  static void check_arena(const Parameter& parameter, const Communicator& ranks) {
+    if (parameter.lease != parameter.storage) {
+      raise(
+          "parameter '{}' is {} in a shared arena, but its leases are {}: what ranks share in "
+          "place "
+          "is the storage itself. Leave Strategy::lease out, or take an arena of each rank's own",
+          parameter.name(), name_of(parameter.storage), name_of(parameter.lease));
+    }
+    if (parameter.arena() == nullptr || parameter.arena()->ranks() == &ranks) return;
     raise(
-        "parameter '{}': residency shared is for ranks on the CPUs of one machine: threads "
-        "(run_ranks of comm/thread.hpp), or processes of MPI that may map one another's memory; "
-        "these, of the {} communicator, share none: use residency slots, or in_place",
-        parameter.name(), ranks.backend());
+        "parameter '{}' is shared by groups of {} ranks, but arena '{}' by others: an arena is of "
+        "the groups of the context's own strategy (Strategy::shard_group)",
+        parameter.name(), ranks.size(), parameter.arena()->name());
   }
 
   [[nodiscard]] CallInfo info(const Parameter& parameter, Waits waits) const noexcept {

@@ -29,8 +29,8 @@ struct PlannedParameter {
   DType storage = DType::f32;
   std::optional<DType> gradient = DType::f32;  ///< type of the stored gradient; none: frozen
   std::vector<DType> state = {};               ///< types of the optimizer's values for each element
-  /// Residency in_place: elements (of the lease type) from the beginning of the arena to each
-  /// tensor. Empty: not in place.
+  /// Residency in_place, also where ranks share the arena (options.residency = shared): elements
+  /// (of the lease type) from the beginning of the arena to each tensor. Empty: in no arena.
   std::vector<std::size_t> offsets = {};
   /// slots, host_buffer, or in_place in an arena of its own with the same offsets.
   Residency gradient_residency = Residency::slots;
@@ -88,7 +88,8 @@ struct PlannedArenas {
                                                    const PlanOptions& options,
                                                    Strategies& strategies, PlannedArenas& arenas) {
   ParameterOptions own = parameter.options;
-  if (!parameter.offsets.empty()) own.residency = Residency::in_place;
+  const bool is_shared = own.residency == Residency::shared;
+  if (!parameter.offsets.empty() && !is_shared) own.residency = Residency::in_place;
   Registration entry(parameter.tensors, options.world, parameter.storage, strategy, own,
                      strategies);
   if (own.residency == Residency::in_place) {

@@ -113,13 +113,13 @@ template <class Device>
   model.options.backend.like = &context.communicator();
   const auto parameters = context.parameter_store().parameters();
   const bool in_place = std::any_of(parameters.begin(), parameters.end(), [](const auto* entry) {
-    return entry->residency == Residency::in_place;
+    return entry->residency == Residency::in_place || entry->in_shared_arena;
   });
   if (in_place) model.options.granule = detail::granule_of_device<Device>();
   detail::RegisteredArenas<Device> arenas(model.options.granule);
   for (const detail::FlatParameter<Device>* parameter : parameters) {
     PlannedParameter planned = detail::planned_from(*parameter);
-    if (parameter->residency == Residency::in_place)
+    if (parameter->residency == Residency::in_place || parameter->in_shared_arena)
       planned.offsets = arenas.offsets_of(*parameter);
     model.parameters.push_back(std::move(planned));
   }
