@@ -12,6 +12,7 @@ const char* const help =
     "  --ranks N --strategy S   who shares what: ddp, zero1, zero2, zero3, zero3-no-reshard (2,\n"
     "                           zero3)\n"
     "  --plain                  without the library, in one rank\n"
+    "  --shared                 one memory of parameters for all ranks; not for ddp\n"
     "  --debug                  the library's debug mode\n"
     "  --steps N --batch N      steps, and sequences of each over all ranks (20, 12)\n"
     "  --layers N --channels N --heads N --seq N   the model (4, 64, 4, 64)\n"
@@ -55,8 +56,10 @@ const char* parse_options(Options* options, int count, const char* const* argume
   const struct {
     const char* name;
     bool* value;
-  } flags[] = {
-      {"--plain", &options->plain}, {"--debug", &options->debug}, {"--quiet", &options->quiet}};
+  } flags[] = {{"--plain", &options->plain},
+               {"--shared", &options->shared},
+               {"--debug", &options->debug},
+               {"--quiet", &options->quiet}};
 
   for (int i = 1; i < count; ++i) {
     const char* const name = arguments[i];

@@ -11,6 +11,7 @@ struct Options {
   std::size_t ranks = 2;
   const char* strategy = "zero3";  // the library's word: it checks it
   bool plain = false;              // train without the library, in one rank
+  bool shared = false;             // one memory of parameters for all ranks
   bool debug = false;              // the library's debug mode
   std::size_t steps = 20;
   std::size_t batch = 12;  // sequences of a step, over all ranks

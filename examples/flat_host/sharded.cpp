@@ -54,7 +54,9 @@ void gpt_build(Model* model, const Options* options, std::size_t batch,
   model->batch = batch;
   model->num_parameters = describe_parameters(&model->config, model->table);
   const std::size_t bytes = model->num_parameters * sizeof(float);
-  model->params_memory = model->params_arena.emplace(context, bytes, "parameters").as<float>();
+  const shardwise::ArenaOptions whose{.shared = options->shared};
+  model->params_memory =
+      model->params_arena.emplace(context, bytes, "parameters", whose).as<float>();
   model->grads_memory = model->grads_arena.emplace(context, bytes, "gradients").as<float>();
   point_parameters(&model->params, model->table, model->params_memory);
   point_parameters(&model->grads, model->table, model->grads_memory);
@@ -236,7 +238,8 @@ void run(const Options* options, shardwise::Context<>& context, Result* result) 
     gpt_backward(&model);
     gpt_update(&model);
     result->loss.push_back(context.mean(model.mean_loss));
-    if (!options->quiet) std::printf("step %zu  loss %.6f\n", step, result->loss.back());
+    if (!options->quiet && rank == 0)
+      std::printf("step %zu  loss %.6f\n", step, result->loss.back());
   }
   result->bytes = context.held();
   result->planned = shardwise::plan_memory(context, context.strategy()).bytes;
@@ -253,9 +256,7 @@ Result train(const Options& options) {
     strategy.prefetch = 0;  // the loops ask for none
     // The head uses the embedding beside the final norm: two units open at once.
     shardwise::Context<> context(comm, strategy, {.open_parameters = 2, .debug = options.debug});
-    Options own = options;
-    own.quiet = options.quiet || comm.rank() > 0;
-    run(&own, context, &results[static_cast<std::size_t>(comm.rank())]);
+    run(&options, context, &results[static_cast<std::size_t>(comm.rank())]);
   });
   return results[0];
 }

@@ -245,6 +245,28 @@ TEST_CASE("every strategy, and the debug mode, gives the bits of zero3 in place"
   }
 }
 
+TEST_CASE("ranks that share the memory of parameters end with the bits of zero3 in place") {
+  for (const auto make : {small, wide}) {
+    for (const std::size_t ranks : {1u, 2u, 3u, 4u}) {
+      const Result expected = sharded::train(make(ranks, "zero3"));
+      for (const char* strategy : strategies) {
+        if (std::string_view(strategy) == "ddp") continue;  // each rank updates all of it
+        for (const bool debug : {false, true}) {
+          INFO(strategy << ", world " << ranks << (debug ? ", debug" : ""));
+          Options options = make(ranks, strategy);
+          options.debug = debug;
+          options.shared = true;
+          const Result result = sharded::train(options);
+          CHECK(result.loss == expected.loss);
+          CHECK(result.parameters == expected.parameters);
+          CHECK(result.bytes == result.planned);
+          CHECK(result.bytes.parameters <= expected.bytes.parameters);
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("a rank holds its part of the flat trainer's state and no more") {
   for (const std::size_t ranks : {1u, 2u, 3u, 4u}) {
     Options options = small(ranks, "zero3");
