@@ -54,9 +54,8 @@ void gpt_build(Model* model, const Options* options, std::size_t batch,
   model->batch = batch;
   model->num_parameters = describe_parameters(&model->config, model->table);
   const std::size_t bytes = model->num_parameters * sizeof(float);
-  const shardwise::ArenaOptions whose{.shared = options->shared};
-  model->params_memory =
-      model->params_arena.emplace(context, bytes, "parameters", whose).as<float>();
+  const shardwise::ArenaOptions own{.shared = options->shared};
+  model->params_memory = model->params_arena.emplace(context, bytes, "parameters", own).as<float>();
   model->grads_memory = model->grads_arena.emplace(context, bytes, "gradients").as<float>();
   point_parameters(&model->params, model->table, model->params_memory);
   point_parameters(&model->grads, model->table, model->grads_memory);
