@@ -139,9 +139,10 @@ class ThreadTransfer {
   [[nodiscard]] std::span<const Fingerprint> noted() const noexcept { return prints_; }
 
  private:
-  // What is written several times stays in the second cache meanwhile, of a gather in the first.
+  // What is written several times stays in the second cache meanwhile, of a gather in the first:
+  // shorter blocks cost more calls, and some neighbourhoods of buffers half the speed.
   static constexpr std::size_t near_bytes = std::size_t{1} << 14;
-  static constexpr std::size_t near_gathered = std::size_t{1} << 10;
+  static constexpr std::size_t near_gathered = std::size_t{1} << 11;
   // Where the bytes of a broadcast are worth being copied by all ranks.
   static constexpr std::size_t shared_work = std::size_t{1} << 16;
 
