@@ -165,7 +165,8 @@ struct WordPair {
   using Half = NarrowLanes<std::uint16_t, 4>;
   const Half first = __builtin_convertvector(low >> 16, Half);
   const Half second = __builtin_convertvector(high >> 16, Half);
-  return {first[0], first[1], first[2], first[3], second[0], second[1], second[2], second[3]};
+  return ShortLanes{first[0],  first[1],  first[2],  first[3],
+                    second[0], second[1], second[2], second[3]};
 #endif
 }
 
