@@ -5,9 +5,11 @@
 //   copy_us       what memory takes to copy the lease on as many ranks at once
 //   spans         of the parameter: one, or twelve in layer-stacked arrays, as a transformer's
 //   layer
-// Fails where residency in_place takes above 1.5 times of slots from 4 MiB a parameter on, or,
-// below, costs more than 60 us a MiB and 10 us a recycled span beyond slots and is not kept: moving
-// pages makes the system change a table entry a page and tell all cores that run the process.
+// Ranks are threads, or by --backend mpi the processes of one launch: then slots are filled by MPI,
+// and shared parameters are in memory that all processes have mapped. Fails where residency
+// in_place takes above 1.5 times of slots from 4 MiB a parameter on, or, below, costs more than 60
+// us a MiB and 10 us a recycled span beyond slots and is not kept: moving pages makes the system
+// change a table entry a page and tell all cores that run the process.
 
 #include <memory>
 #include <optional>
@@ -17,6 +19,12 @@
 #include "memory_work.hpp"
 #include "program.hpp"
 
+#ifdef BENCH_WITH_MPI
+#include "raw_mpi.hpp"
+#else
+#include "no_mpi.hpp"
+#endif
+
 namespace {
 
 using namespace benchmarks;
@@ -25,6 +33,7 @@ using namespace shardwise;
 constexpr std::size_t layers = 6;
 
 struct Options {
+  std::string backend = "threads";
   std::vector<int> ranks{1, 2};
   std::size_t min = std::size_t{256} << 10;
   std::size_t max = std::size_t{64} << 20;
@@ -159,55 +168,81 @@ bool holds(const Case& which, std::size_t bytes, std::size_t spans, const Series
   return more <= 60 * static_cast<double>(bytes) / (1 << 20) + 10 * static_cast<double>(spans);
 }
 
-/// Rows of one size; false where a bound was missed.
-bool measure(Program& program, int ranks, std::size_t bytes) {
+/// Rows of one size, added by rank 0; false there where a bound was missed.
+bool measure(Program& program, Communicator& comm, std::size_t bytes) {
+  std::vector<std::unique_ptr<Parameters>> sides;
+  std::vector<std::function<void()>> functions;
+  for (const Case& which : cases) {
+    sides.push_back(std::make_unique<Parameters>(comm, which, bytes / sizeof(float)));
+    functions.emplace_back([side = sides.back().get()] { side->rotate(); });
+  }
+  std::vector<std::byte> from(bytes + 64, std::byte{1});
+  std::vector<std::byte> to(bytes + 64, std::byte{1});
+  std::byte* const target = to.data() + 64 - reinterpret_cast<std::uintptr_t>(to.data()) % 64;
+  for (const auto copy : {copy_cached, copy_streaming}) {
+    functions.emplace_back([&, copy] { copy(target, from.data(), bytes); });
+  }
+  Sampling sampling = program.sampling;
+  sampling.barrier = [&] { shardwise::barrier(comm); };
+  sampling.agree = [&](double here) { return shardwise::max(comm, here); };
+  const std::vector<Series> times = in_turns(sampling, functions);
+  if (comm.rank() != 0) return true;
+  const double copy = std::min(times[cases.size()].middle(), times[cases.size() + 1].middle());
   bool good = true;
-  run_ranks(ranks, [&](Communicator& comm) {
-    std::vector<std::unique_ptr<Parameters>> sides;
-    std::vector<std::function<void()>> functions;
-    for (const Case& which : cases) {
-      sides.push_back(std::make_unique<Parameters>(comm, which, bytes / sizeof(float)));
-      functions.emplace_back([side = sides.back().get()] { side->rotate(); });
-    }
-    std::vector<std::byte> from(bytes + 64, std::byte{1});
-    std::vector<std::byte> to(bytes + 64, std::byte{1});
-    std::byte* const target = to.data() + 64 - reinterpret_cast<std::uintptr_t>(to.data()) % 64;
-    for (const auto copy : {copy_cached, copy_streaming}) {
-      functions.emplace_back([&, copy] { copy(target, from.data(), bytes); });
-    }
-    Sampling sampling = program.sampling;
-    sampling.barrier = [&] { shardwise::barrier(comm); };
-    sampling.agree = [&](double here) { return shardwise::max(comm, here); };
-    const std::vector<Series> times = in_turns(sampling, functions);
-    if (comm.rank() != 0) return;
-    const double copy = std::min(times[cases.size()].middle(), times[cases.size() + 1].middle());
-    bool in_place_holds = true;
-    for (std::size_t i = 0; i < cases.size(); ++i) {
-      const Case& which = cases[i];
-      const Series& slots = times[which.lease == DType::f32 ? 0 : 1];
-      const auto lease_bytes = static_cast<double>(sides[i]->lease_bytes());
-      const bool in_place = which.residency == Residency::in_place;
-      program.results.add({{"residency", name_of(which.residency)},
-                           {"lease", name_of(which.lease)},
-                           {"prefetch", which.prefetch},
-                           {"kept", which.kept},
-                           {"ranks", ranks},
-                           {"bytes", sides[i]->lease_bytes()},
-                           {"spans", which.spans},
-                           {"recycled_spans", in_place ? sides[i]->recycled_spans() : 0},
-                           {"crumb_bytes", in_place ? sides[i]->crumb_bytes() : 0},
-                           {"gather_us", times[i].middle() * 1e6 / layers},
-                           {"gather_us_min", times[i].least() * 1e6 / layers},
-                           {"gather_us_max", times[i].most() * 1e6 / layers},
-                           {"copy_us", copy * 1e6 * lease_bytes / static_cast<double>(bytes)},
-                           {"slots_ratio", (times[i] / slots).middle()}});
-      if (!in_place || which.prefetch) continue;
-      const bool fine = holds(which, bytes, sides[i]->recycled_spans(), times[i], slots);
-      // Below 4 MiB it is enough that one of the two, moved or kept, is within its bound.
-      in_place_holds = fine || (which.kept && bytes < moves_well && in_place_holds);
-      if (which.kept || bytes >= moves_well) good = good && in_place_holds;
-    }
-    if (!good) std::printf("in_place is above its bound\n");
+  bool in_place_holds = true;
+  for (std::size_t i = 0; i < cases.size(); ++i) {
+    const Case& which = cases[i];
+    const Series& slots = times[which.lease == DType::f32 ? 0 : 1];
+    const auto lease_bytes = static_cast<double>(sides[i]->lease_bytes());
+    const bool in_place = which.residency == Residency::in_place;
+    program.results.add({{"residency", name_of(which.residency)},
+                         {"lease", name_of(which.lease)},
+                         {"prefetch", which.prefetch},
+                         {"kept", which.kept},
+                         {"ranks", comm.size()},
+                         {"bytes", sides[i]->lease_bytes()},
+                         {"spans", which.spans},
+                         {"recycled_spans", in_place ? sides[i]->recycled_spans() : 0},
+                         {"crumb_bytes", in_place ? sides[i]->crumb_bytes() : 0},
+                         {"gather_us", times[i].middle() * 1e6 / layers},
+                         {"gather_us_min", times[i].least() * 1e6 / layers},
+                         {"gather_us_max", times[i].most() * 1e6 / layers},
+                         {"copy_us", copy * 1e6 * lease_bytes / static_cast<double>(bytes)},
+                         {"slots_ratio", (times[i] / slots).middle()}});
+    if (!in_place || which.prefetch) continue;
+    const bool fine = holds(which, bytes, sides[i]->recycled_spans(), times[i], slots);
+    // Below 4 MiB it is enough that one of the two, moved or kept, is within its bound.
+    in_place_holds = fine || (which.kept && bytes < moves_well && in_place_holds);
+    if (which.kept || bytes >= moves_well) good = good && in_place_holds;
+  }
+  if (!good) std::printf("in_place is above its bound\n");
+  return good;
+}
+
+bool measure_sizes(Program& program, Communicator& comm, const Options& options) {
+  bool good = true;
+  for (std::size_t bytes = options.min; bytes <= options.max; bytes *= 4) {
+    good = measure(program, comm, bytes) && good;
+  }
+  return good;
+}
+
+bool between_threads(Program& program, const Options& options) {
+  bool good = true;
+  for (const int ranks : options.ranks) {
+    run_ranks(ranks, [&](Communicator& comm) {
+      const bool fine = measure_sizes(program, comm, options);
+      if (comm.rank() == 0) good = good && fine;
+    });
+  }
+  return good;
+}
+
+bool between_processes(Program& program, const Options& options) {
+  bool good = true;
+  raw_mpi::run(0, [&](Communicator& comm, std::byte*) {
+    if (comm.rank() != 0) program.results.silence();
+    good = measure_sizes(program, comm, options);
   });
   return good;
 }
@@ -217,18 +252,19 @@ bool measure(Program& program, int ranks, std::size_t bytes) {
 int main(int count, char** arguments) {
   Options options;
   Program program("bench_gather", "Times gathers by residency, size, lease type and prefetch");
-  program.options.add_option("--ranks", options.ranks)->delimiter(',')->check(CLI::PositiveNumber);
+  program.options
+      .add_option("--backend", options.backend, "mpi: started by mpirun, which says how many ranks")
+      ->check(CLI::IsMember({"threads", "mpi"}));
+  program.options.add_option("--ranks", options.ranks, "of backend threads")
+      ->delimiter(',')
+      ->check(CLI::PositiveNumber);
   program.add_bytes("--min", options.min, "bytes of the smallest parameter, in f32");
   program.add_bytes("--max", options.max, "bytes of the largest parameter, in f32");
   program.results.hide("recycled_spans");
   program.results.hide("crumb_bytes");
   return program.run(count, arguments, [&] {
-    bool good = true;
-    for (const int ranks : options.ranks) {
-      for (std::size_t bytes = options.min; bytes <= options.max; bytes *= 4) {
-        good = measure(program, ranks, bytes) && good;
-      }
-    }
-    return good;
+    program.results.describe("backend", options.backend);
+    return options.backend == "mpi" ? between_processes(program, options)
+                                    : between_threads(program, options);
   });
 }

@@ -1,8 +1,9 @@
-"""What a consumer's plain -O2 makes of the optimizers' steps: packed arithmetic alone, by machine.
+"""What a consumer's plain -O2 makes of the optimizers' steps, of sums and of casts: packed work alone, by machine.
 
 Compiles host_codegen.cpp with no other option than each machine's own and reads the assembly. Functions named
-step_* take roots and quotients; plain_* do not. Loops for wider vectors than the options promise are there, and round
-products before they add them, as the others do. A cross compiler that is missing is said, and skipped.
+step_* take roots and quotients; plain_* products alone; cast_* none. On x86 loops for wider vectors than the options
+promise are there, and round products before they add them, as the others do. Where there is no compiler for the
+architecture, neither --compiler nor a cross compiler of Debian's names, it ends with 77.
 """
 
 import argparse
@@ -17,15 +18,17 @@ X86_PACKED = {"root": r"\bv?sqrtp[sd]\b", "quotient": r"\bv?divp[sd]\b",
 X86_SCALAR = r"\bv?(?:add|sub|mul|div|sqrt|fn?m(?:add|sub)\d+)s[sd]\b|\bcall\b"
 ARM_PACKED = {"root": r"\bfsqrt\s+v\d+\.[24][sd]", "quotient": r"\bfdiv\s+v\d+\.[24][sd]",
               "product": r"\bf(?:mul|mla|mls)\s+v\d+\.[24][sd]"}
-ARM_SCALAR = r"\bf(?:add|sub|mul|div|sqrt|madd|msub|nmadd|nmsub)\s+[sd]\d+|\bbl\b"
+# Lanes that are taken one by one, and values that are rounded one by one, are scalar work, too.
+ARM_SCALAR = (r"\bf(?:add|sub|mul|div|sqrt|madd|msub|nmadd|nmsub)\s+[hsd]\d+|\bfcvt\s+[hs]\d+|\bbl\b"
+              r"|\b[su]mov\s|\bins\s|\b(?:ldr|str)h\s")
 
-MACHINES = {  # name: (a compiler of its own, options, packed, scalar)
-    "x86-64": (None, [], X86_PACKED, X86_SCALAR),
-    "AVX2": (None, ["-mavx2"], X86_PACKED, X86_SCALAR),
-    "AVX-512": (None, ["-mavx512f"], X86_PACKED, X86_SCALAR),
-    "NEON": ("aarch64-linux-gnu-g++", [], ARM_PACKED, ARM_SCALAR),
+MACHINES = {  # of each architecture: {name: (options, packed, scalar)}
+    "x86_64": {"x86-64": ([], X86_PACKED, X86_SCALAR),
+               "AVX2": (["-mavx2"], X86_PACKED, X86_SCALAR),
+               "AVX-512": (["-mavx512f"], X86_PACKED, X86_SCALAR)},
+    "aarch64": {"NEON": ([], ARM_PACKED, ARM_SCALAR)},
 }
-FUNCTIONS = 11
+FUNCTIONS = 19
 
 
 CALL = r"^\s*(?:call|jmp|bl?)\s+(_Z[\w.]+).*\n"
@@ -42,12 +45,12 @@ def functions_of(assembly):
 
         return re.sub(CALL, called, bodies[name], flags=re.MULTILINE)
 
-    return {name: whole(name) for name in bodies if name.startswith(("step_", "plain_"))}
+    return {name: whole(name) for name in bodies if name.startswith(("step_", "plain_", "cast_"))}
 
 
 def faults_of(name, body, packed, scalar):
     faults = [f"no packed {what}" for what, pattern in packed.items()
-              if not re.search(pattern, body) and (what == "product" or name.startswith("step_"))]
+              if not re.search(pattern, body) and name.startswith(("step_", "plain_")[:1 + (what == "product")])]
     single = sorted(set(re.findall(scalar, body)))
     if single:
         faults.append(f"scalar arithmetic or calls: {', '.join(single)}")
@@ -61,19 +64,25 @@ def faults_of_wide(assembly):
     return faults + ([f"products that are not rounded: {', '.join(fused)}"] if fused else [])
 
 
+def compiler_for(architecture, given):
+    """The given one, or a cross compiler; None where there is none."""
+    target = subprocess.run([given, "-dumpmachine"], capture_output=True, text=True).stdout
+    return given if target.startswith(architecture) else shutil.which(f"{architecture.replace('_', '-')}-linux-gnu-g++")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--compiler", required=True)
+    parser.add_argument("--architecture", choices=MACHINES, required=True)
     parser.add_argument("--include", required=True, type=pathlib.Path)
     options = parser.parse_args()
     source = pathlib.Path(__file__).with_name("host_codegen.cpp")
-    is_x86 = "x86_64" in subprocess.run([options.compiler, "-dumpmachine"], capture_output=True, text=True).stdout
+    compiler = compiler_for(options.architecture, options.compiler)
+    if compiler is None:
+        print(f"skipped: there is no compiler for {options.architecture}")
+        sys.exit(77)
     failed = False
-    for machine, (own, flags, packed, scalar) in MACHINES.items():
-        compiler = own or options.compiler
-        if shutil.which(compiler) is None or (own is None and not is_x86):
-            print(f"{machine}: not checked, there is no {own or 'compiler for it'}")
-            continue
+    for machine, (flags, packed, scalar) in MACHINES[options.architecture].items():
         line = [compiler, "-std=c++20", "-O2", *flags, f"-I{options.include}", "-S", "-o", "-", str(source)]
         done = subprocess.run(line, capture_output=True, text=True)
         if done.returncode != 0 or done.stderr:

@@ -102,7 +102,7 @@ FOREIGN = {
     "monitor/folder.hpp": {"sys/stat.h"},
     "monitor/json.hpp": {"nlohmann/json.hpp"},
     "kernels/lanes.hpp": {"arm_neon.h", "emmintrin.h"},
-    "kernels/octet.hpp": {"emmintrin.h"},
+    "kernels/octet.hpp": {"arm_neon.h", "emmintrin.h"},
 }
 
 # (from, what it must not reach by any way, why)

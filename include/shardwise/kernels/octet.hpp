@@ -11,6 +11,8 @@
 
 #if defined(__SSE2__) && !defined(__CUDA_ARCH__)
 #include <emmintrin.h>
+#elif defined(__aarch64__) && !defined(__CUDA_ARCH__)
+#include <arm_neon.h>
 #endif
 
 /// @file
@@ -56,11 +58,22 @@ template <class Real, std::size_t Count>
 using NarrowLanes [[gnu::vector_size(Count * sizeof(Real))]] = Real;
 
 [[nodiscard]] inline Octet<double> widened(const Octet<float>& x) noexcept {
+#if defined(__aarch64__) && !defined(__CUDA_ARCH__)
+  const auto low = [](FloatLanes lanes) {
+    return reinterpret_cast<DoubleLanes>(
+        vcvt_f64_f32(vget_low_f32(reinterpret_cast<float32x4_t>(lanes))));
+  };
+  const auto high = [](FloatLanes lanes) {
+    return reinterpret_cast<DoubleLanes>(vcvt_high_f64_f32(reinterpret_cast<float32x4_t>(lanes)));
+  };
+  return {low(x.a), high(x.a), low(x.b), high(x.b)};
+#else
   using Half = NarrowLanes<float, 2>;
   return {__builtin_convertvector((Half{x.a[0], x.a[1]}), DoubleLanes),
           __builtin_convertvector((Half{x.a[2], x.a[3]}), DoubleLanes),
           __builtin_convertvector((Half{x.b[0], x.b[1]}), DoubleLanes),
           __builtin_convertvector((Half{x.b[2], x.b[3]}), DoubleLanes)};
+#endif
 }
 // g++ 12 takes two vector conversions, to float and back, for none: intrinsics and memory are not
 // seen through.
@@ -68,6 +81,12 @@ using NarrowLanes [[gnu::vector_size(Count * sizeof(Real))]] = Real;
 #if defined(__SSE2__) && !defined(__CUDA_ARCH__)
   return {_mm_movelh_ps(_mm_cvtpd_ps(x.a), _mm_cvtpd_ps(x.b)),
           _mm_movelh_ps(_mm_cvtpd_ps(x.c), _mm_cvtpd_ps(x.d))};
+#elif defined(__aarch64__) && !defined(__CUDA_ARCH__)
+  const auto joined = [](DoubleLanes low, DoubleLanes high) {
+    return reinterpret_cast<FloatLanes>(vcvt_high_f32_f64(
+        vcvt_f32_f64(reinterpret_cast<float64x2_t>(low)), reinterpret_cast<float64x2_t>(high)));
+  };
+  return {joined(x.a, x.b), joined(x.c, x.d)};
 #else
   const double values[octet] = {x.a[0], x.a[1], x.b[0], x.b[1], x.c[0], x.c[1], x.d[0], x.d[1]};
   volatile float narrow[octet];
@@ -137,6 +156,10 @@ struct WordPair {
   const auto shorts = reinterpret_cast<__m128i>(x);
   return {reinterpret_cast<WordLanes>(_mm_unpacklo_epi16(shorts, _mm_setzero_si128())),
           reinterpret_cast<WordLanes>(_mm_unpackhi_epi16(shorts, _mm_setzero_si128()))};
+#elif defined(__aarch64__) && !defined(__CUDA_ARCH__)
+  const auto shorts = reinterpret_cast<uint16x8_t>(x);
+  return {reinterpret_cast<WordLanes>(vmovl_u16(vget_low_u16(shorts))),
+          reinterpret_cast<WordLanes>(vmovl_high_u16(shorts))};
 #else
   using Half = NarrowLanes<std::uint16_t, 4>;
   return {__builtin_convertvector((Half{x[0], x[1], x[2], x[3]}), WordLanes),
@@ -161,11 +184,15 @@ struct WordPair {
   return reinterpret_cast<ShortLanes>(
       _mm_packs_epi32(_mm_srai_epi32(reinterpret_cast<__m128i>(low), 16),
                       _mm_srai_epi32(reinterpret_cast<__m128i>(high), 16)));
+#elif defined(__aarch64__) && !defined(__CUDA_ARCH__)
+  return reinterpret_cast<ShortLanes>(
+      vuzp2q_u16(reinterpret_cast<uint16x8_t>(low), reinterpret_cast<uint16x8_t>(high)));
 #else
   using Half = NarrowLanes<std::uint16_t, 4>;
   const Half first = __builtin_convertvector(low >> 16, Half);
   const Half second = __builtin_convertvector(high >> 16, Half);
-  return {first[0], first[1], first[2], first[3], second[0], second[1], second[2], second[3]};
+  return ShortLanes{first[0],  first[1],  first[2],  first[3],
+                    second[0], second[1], second[2], second[3]};
 #endif
 }
 
