@@ -265,8 +265,9 @@ TEST_CASE("what is measured decides: where a network takes time everything gains
     std::size_t overlap_from;
     std::vector<std::size_t> measured;
   };
-  const auto with = [](std::size_t least, std::size_t most) {
+  const auto with = [](std::size_t least, std::size_t most, double compute = 1) {
     OverlapOptions options = briefly;
+    options.compute = compute;
     options.least = least;
     options.most = most;
     return options;
@@ -277,23 +278,23 @@ TEST_CASE("what is measured decides: where a network takes time everything gains
       {Where::everywhere, with(4 * small + 1, never), 4 * large, {4 * large}},
       {Where::everywhere, with(1, 4 * small), 4 * small, {4 * small}},
       // Where the largest does not gain nothing does.
-      {Where::on_a_worker, with(1, never), never, {4 * large}},
+      {Where::on_a_worker, with(1, never, 0), never, {4 * large}},
   };
-  for (const auto& [where, options, overlap_from, measured] : cases) {
+  for (const Case& one : cases) {
     std::vector<OverlapChoice> chosen(2);
     run_ranks(2, [&](Communicator& comm) {
-      SlowRank slow(comm, 2ms, where);
+      SlowRank slow(comm, 2ms, one.where);
       train(slow, {}, [&](Context<>& context) {
-        chosen[static_cast<std::size_t>(comm.rank())] = measure_overlap(context, options);
+        chosen[static_cast<std::size_t>(comm.rank())] = measure_overlap(context, one.options);
         require(slow.without_landing == 0, "the backend's scratch memory");
       });
     });
     for (const OverlapChoice& choice : chosen) {
       INFO(choice.describe());
-      CHECK(choice.overlap_from == overlap_from);
+      CHECK(choice.overlap_from == one.overlap_from);
       std::vector<std::size_t> sizes;
       for (const OverlapSample& sample : choice.samples) sizes.push_back(sample.bytes);
-      CHECK(sizes == measured);
+      CHECK(sizes == one.measured);
     }
   }
 }
