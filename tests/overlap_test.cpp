@@ -268,6 +268,7 @@ TEST_CASE("what is measured decides: where a network takes time everything gains
   const auto with = [](std::size_t least, std::size_t most, double compute = 1) {
     OverlapOptions options = briefly;
     options.compute = compute;
+    options.budget = 100ms;
     options.least = least;
     options.most = most;
     return options;

@@ -25,8 +25,9 @@ struct OverlapOptions {
   std::size_t most = std::size_t{32} << 20;
   /// How long a layer computes, in times of what its collectives take.
   double compute = 3;
-  /// About how long each size takes; five runs of each form at least, however long they take.
-  std::chrono::nanoseconds budget = std::chrono::milliseconds(50);
+  /// About how long each size takes. At least five runs of each form, or three where one takes
+  /// more than this, however long they take: those of 32 MiB, and their compute, most of a second.
+  std::chrono::nanoseconds budget = std::chrono::milliseconds(100);
 };
 
 /// What measure_overlap found; the same on all ranks where it has measured.
@@ -93,7 +94,8 @@ template <class Device>
 /// the first step. It makes collectives of the registered parameters' sizes, of f32, on the whole
 /// communicator (also where groups shard), beside a loop that needs no memory; the largest first,
 /// and smaller ones only where that gains. Statistics and observers see none of them. Until it
-/// returns it holds the largest once, and a rank's part of it, counted as slots: before slots are
+/// returns it holds the largest once, and a rank's part of it, in memory of the device that counts
+/// as slots: before slots are
 /// allocated (Context::prepare, the first gather) this is less than they will need where parameters
 /// and gradients have some, and peak_held() does not grow by it.
 ///

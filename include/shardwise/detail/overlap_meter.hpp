@@ -88,7 +88,7 @@ class OverlapMeter {
   /// No collective may still use the memory, also where an exception unwinds.
   ~OverlapMeter() { engine_.quiesce(); }
 
-  /// Takes about `budget`, or `least_rounds` of each form, however long they take.
+  /// Takes about `budget`, or the fewest runs that say something, however long they take.
   [[nodiscard]] OverlapSample measure(std::size_t bytes, std::chrono::nanoseconds budget) {
     count_ = part_of(bytes);
     busy_ = 0;
@@ -101,7 +101,8 @@ class OverlapMeter {
     busy_ = compute_ * alone / layers;
     const double wanted =
         std::chrono::duration<double>(budget).count() / (2 * (1 + compute_) * alone);
-    const auto rounds = static_cast<std::size_t>(std::clamp<double>(wanted, least_rounds, 25));
+    const auto rounds =
+        static_cast<std::size_t>(std::clamp<double>(wanted, 2 * wanted < 1 ? 3 : 5, 25));
 
     std::vector<double> mine(2 * rounds);  // in the caller, then beside
     for (std::size_t round = 0; round < rounds; ++round) {
@@ -132,7 +133,6 @@ class OverlapMeter {
 
   /// Of one run; each gathers once and reduces once.
   static constexpr int layers = 4;
-  static constexpr int least_rounds = 5;
   /// Less than this of the time in the caller.
   static constexpr double worth_it = 0.98;
 
