@@ -11,6 +11,7 @@
 #include "comm/collectives.hpp"
 #include "context.hpp"
 #include "core/format.hpp"
+#include "core/observer.hpp"
 #include "detail/engine.hpp"
 #include "detail/overlap_meter.hpp"
 #include "detail/registration.hpp"
@@ -94,10 +95,9 @@ template <class Device>
 /// the first step. It makes collectives of the registered parameters' sizes, of f32, on the whole
 /// communicator (also where groups shard), beside a loop that needs no memory; the largest first,
 /// and smaller ones only where that gains. Statistics and observers see none of them. Until it
-/// returns it holds the largest once, and a rank's part of it, in memory of the device that counts
-/// as slots: before slots are
-/// allocated (Context::prepare, the first gather) this is less than they will need where parameters
-/// and gradients have some, and peak_held() does not grow by it.
+/// returns it holds the largest once, and a rank's part of it, in the device's memory, counted as
+/// slots: before these are allocated (Context::prepare, the first gather) it is less than they will
+/// need where parameters and gradients have some, and peak_held() does not grow by it.
 ///
 /// Nothing is measured and nothing changes where one of the ranks named an overlap_from or has no
 /// Strategy::overlap; with one rank; where no size is as large as OverlapOptions::least; and on
@@ -116,6 +116,7 @@ OverlapChoice measure_overlap(Context<Device>& context, const OverlapOptions& op
     const bool mine = engine.leaves_overlap_open();
     if (!shardwise::all(engine.comm, mine, engine.info("measure_overlap"))) return choice;
     engine.communication.synchronize();
+    engine.ledger.about(no_subject);
     choice.overlap_from = std::numeric_limits<std::size_t>::max();
     try {
       detail::OverlapMeter<Device> meter(engine, sizes.back(), options.compute);
