@@ -40,6 +40,7 @@ struct Options {
   double compute = 100;
   bool overlap = true;
   std::optional<std::size_t> overlap_from;
+  bool measure_overlap = false;
   int prefetch = 1;
   bool clip = false;
 };
@@ -104,6 +105,7 @@ class Trainer {
       states_[i].step(parameters_[i], gradients_[i]);
   }
 
+  std::string measure_overlap() { return shardwise::measure_overlap(context_).describe(); }
   [[nodiscard]] Traffic traffic() const { return context_.statistics().traffic; }
 
  private:
@@ -270,6 +272,8 @@ void measure(const Options& options, Program& program, const Strategy& strategy,
     all[rank] = &plain;
     Trainer trainer(comm, strategy, {.overlap_from = options.overlap_from}, options.layers,
                     elements, options.clip);
+    const std::string chosen = options.measure_overlap ? trainer.measure_overlap() : "";
+    if (rank == 0 && !chosen.empty()) std::fprintf(stderr, "%s\n", chosen.c_str());
     trainer.step(loop, 0);
     const Traffic before = trainer.traffic();
     trainer.step(loop, 0);
@@ -344,8 +348,16 @@ int main(int count, char** arguments) {
                  "us of a forward pass for each MiB; twice for backward")
       ->check(CLI::NonNegativeNumber);
   app.add_option("--overlap", options.overlap, "communication runs beside compute");
-  app.add_option("--overlap-from", options.overlap_from,
-                 "bytes from which on it does; else the library chooses");
+  app.add_option_function<std::string>(
+      "--overlap-from",
+      [&](const std::string& text) {
+        options.measure_overlap = text == "measure";
+        if (options.measure_overlap) return;
+        if (!CLI::detail::lexical_cast(text, options.overlap_from.emplace())) {
+          throw CLI::ValidationError("--overlap-from", text + " is neither bytes nor 'measure'");
+        }
+      },
+      "bytes from which on it does; measure: the library measures; else it has a rule");
   app.add_option("--prefetch", options.prefetch, "layers gathered ahead")
       ->check(CLI::NonNegativeNumber);
   app.add_flag("--clip", options.clip,
@@ -353,6 +365,7 @@ int main(int count, char** arguments) {
   return program.run(count, arguments, [&] {
     program.results.describe("compute us/MiB", options.compute);
     program.results.describe("overlap", options.overlap);
+    if (options.measure_overlap) program.results.describe("overlap from", "measured");
     if (options.overlap_from) program.results.describe("overlap from", *options.overlap_from);
     program.results.describe("prefetch", options.prefetch);
     program.results.describe("clip", options.clip);

@@ -1,8 +1,15 @@
-// Which collectives run beside compute: Strategy::overlap, ContextOptions::overlap_from.
+// Which collectives run beside compute: Strategy::overlap, ContextOptions::overlap_from,
+// measure_overlap.
+#include <atomic>
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+#include <chrono>
 #include <cstddef>
+#include <functional>
 #include <limits>
 #include <map>
+#include <memory>
+#include <optional>
 #include <shardwise/comm/thread.hpp>
 #include <shardwise/shardwise.hpp>
 #include <string>
@@ -11,6 +18,8 @@
 #include <vector>
 
 using namespace shardwise;
+using namespace std::chrono_literals;
+using Catch::Matchers::ContainsSubstring;
 
 namespace {
 
@@ -30,8 +39,10 @@ class Seen final : public Observer {
 constexpr std::size_t small = 840 * 32;  // elements: a multiple of 32 for each of 1 to 7 ranks
 constexpr std::size_t large = 2 * small;
 
-/// Two steps of a model of two parameters; their values.
-std::vector<float> train(Communicator& comm, const ContextOptions& options) {
+/// Two steps of a model of three parameters, after `prepare`; their values.
+std::vector<float> train(
+    Communicator& comm, const ContextOptions& options,
+    const std::function<void(Context<>&)>& prepare = [](Context<>&) {}) {
   Context<> context(comm, Strategy::zero3(), options);
   std::vector<ShardedParameter<float>> parameters;
   std::vector<ShardedGradient<float>> gradients;
@@ -46,6 +57,7 @@ std::vector<float> train(Communicator& comm, const ContextOptions& options) {
     gradients.emplace_back(parameter);
     states.emplace_back(parameter);
   }
+  prepare(context);
   for (int step = 0; step < 2; ++step) {
     for (std::size_t p = 0; p < parameters.size(); ++p) {
       const auto weights = parameters[p].gather();
@@ -67,6 +79,90 @@ std::vector<float> train(Communicator& comm, const ContextOptions& options) {
     });
   }
   return values;
+}
+
+/// A rank whose collectives of parameters take time that keeps no core busy: those of a worker, of
+/// the caller, or both. Counts the calls.
+class SlowRank final : public Communicator {
+ public:
+  enum class Where : std::uint8_t { everywhere, on_a_worker };
+
+  SlowRank(Communicator& inner, std::chrono::microseconds time, Where where)
+      : inner_(inner), time_(time), where_(where) {}
+
+  [[nodiscard]] int rank() const noexcept override { return inner_.rank(); }
+  [[nodiscard]] int size() const noexcept override { return inner_.size(); }
+  [[nodiscard]] std::string_view backend() const noexcept override { return "slow"; }
+  [[nodiscard]] bool accepts(MemoryKind memory) const noexcept override {
+    return inner_.accepts(memory);
+  }
+  [[nodiscard]] bool shares_addresses() const noexcept override { return true; }
+  [[nodiscard]] std::size_t landing_bytes(const ReduceItem& item, bool) const noexcept override {
+    return item.count;
+  }
+  void all_gather(std::span<const GatherItem> items, const CallInfo& info,
+                  StreamRef stream) override {
+    pass_time(stream);
+    inner_.all_gather(items, info, stream);
+  }
+  void reduce_scatter(std::span<const ReduceItem> items, const CallInfo& info,
+                      StreamRef stream) override {
+    pass_time(stream);
+    without_landing += items[0].landing == nullptr ? 1 : 0;
+    inner_.reduce_scatter(items, info, stream);
+  }
+  void all_reduce(std::span<const ReduceItem> items, const CallInfo& info,
+                  StreamRef stream) override {
+    ++calls;
+    inner_.all_reduce(items, info, stream);
+  }
+  void broadcast(std::span<const BroadcastItem> items, int root, const CallInfo& info,
+                 StreamRef stream) override {
+    ++calls;
+    inner_.broadcast(items, root, info, stream);
+  }
+  void all_to_all(std::span<const ExchangeItem> items, const CallInfo& info,
+                  StreamRef stream) override {
+    ++calls;
+    inner_.all_to_all(items, info, stream);
+  }
+  void barrier(const CallInfo& info, StreamRef stream) override {
+    ++calls;
+    inner_.barrier(info, stream);
+  }
+  [[nodiscard]] std::unique_ptr<Communicator> split(int color, int key,
+                                                    const CallInfo& info) override {
+    return inner_.split(color, key, info);
+  }
+  void abort(std::string_view message, bool provisional) noexcept override {
+    inner_.abort(message, provisional);
+  }
+  void check() override { inner_.check(); }
+
+  int calls = 0;
+  int without_landing = 0;
+
+ private:
+  void pass_time(StreamRef stream) {
+    ++calls;
+    if (stream.native == nullptr) return;  // scalars
+    auto& queue = *static_cast<HostStream*>(stream.native);
+    if (where_ == Where::on_a_worker && queue.is_inline()) return;
+    queue.enqueue([time = time_] { std::this_thread::sleep_for(time); });
+  }
+
+  Communicator& inner_;
+  std::chrono::microseconds time_;
+  Where where_;
+};
+
+constexpr std::size_t never = std::numeric_limits<std::size_t>::max();
+
+/// Measures everything, with as few runs as there may be.
+constexpr OverlapOptions briefly{.least = 1, .compute = 1, .budget = 0ns};
+
+void require(bool condition, const char* what) {
+  if (!condition) throw Error(what);
 }
 
 }  // namespace
@@ -114,5 +210,194 @@ TEST_CASE("what the host says of overlap holds; else the ranks' cores decide") {
     const std::size_t cores = std::thread::hardware_concurrency();
     const std::size_t expected = cores == 0 || cores >= 2 * ranks ? 0 : (8u << 20) + 1;
     CHECK(chosen == std::vector<std::size_t>(ranks, expected));
+  }
+}
+
+TEST_CASE("what is measured is agreed on, and leaves everything else as it was") {
+  for (const int world : {1, 2, 3, 4, 7}) {
+    std::vector<std::vector<float>> without(static_cast<std::size_t>(world));
+    std::vector<std::vector<float>> with(without.size());
+    std::vector<OverlapChoice> chosen(without.size());
+    std::vector<Seen> seen(without.size());
+    run_ranks(world, [&](Communicator& comm) {
+      const auto rank = static_cast<std::size_t>(comm.rank());
+      without[rank] = train(comm, {});
+      with[rank] = train(comm, {.observer = &seen[rank]}, [&](Context<>& context) {
+        const Statistics before = context.statistics();
+        const Bytes held = context.held();
+        const std::size_t rule = context.overlap_from();
+        const OverlapChoice choice = measure_overlap(context, briefly);
+        require(choice.measured() == (world > 1), "measured");
+        require(choice.measured() || choice.overlap_from == rule, "the rule stays");
+        require(context.overlap_from() == choice.overlap_from, "overlap_from");
+        require(context.statistics().traffic == before.traffic, "traffic");
+        require(context.statistics().waited == before.waited, "waited");
+        require(context.held() == held, "held");
+        require(seen[rank].of.empty(), "observed");
+        context.prepare();
+        require(context.held() == context.plan().bytes, "planned and held");
+        require(context.peak_held() == context.plan().peak(), "planned and highest");
+        chosen[rank] = choice;
+      });
+    });
+    for (std::size_t rank = 0; rank < with.size(); ++rank) {
+      INFO("rank " << rank << " of " << world << ": " << chosen[rank].describe());
+      CHECK(with[rank] == without[0]);
+      CHECK(chosen[rank].overlap_from == chosen[0].overlap_from);
+      CHECK(chosen[rank].describe() == chosen[0].describe());
+      REQUIRE(chosen[rank].samples.size() == chosen[0].samples.size());
+      for (const OverlapSample& sample : chosen[rank].samples) {
+        CHECK(sample.in_caller > 0);
+        CHECK(sample.beside > 0);
+      }
+      const auto& [in_caller, beside] = seen[rank].of[4 * large];
+      if (world == 1) continue;
+      const bool all_in_caller = chosen[rank].overlap_from > 4 * large;
+      CHECK((all_in_caller ? beside : in_caller) == 0);
+    }
+  }
+}
+
+TEST_CASE("what is measured decides: where a network takes time everything gains by overlap") {
+  struct Case {
+    SlowRank::Where where;
+    OverlapOptions options;
+    std::size_t overlap_from;
+    std::vector<std::size_t> measured;
+  };
+  const auto with = [](std::size_t least, std::size_t most, double compute = 1) {
+    OverlapOptions options = briefly;
+    options.compute = compute;
+    options.budget = 100ms;
+    options.least = least;
+    options.most = most;
+    return options;
+  };
+  using Where = SlowRank::Where;
+  const std::vector<Case> cases{
+      {Where::everywhere, with(1, never), 4 * small, {4 * small, 4 * large}},
+      {Where::everywhere, with(4 * small + 1, never), 4 * large, {4 * large}},
+      {Where::everywhere, with(1, 4 * small), 4 * small, {4 * small}},
+      // Where the largest does not gain nothing does.
+      {Where::on_a_worker, with(1, never, 0), never, {4 * large}},
+  };
+  for (const Case& one : cases) {
+    std::vector<OverlapChoice> chosen(2);
+    run_ranks(2, [&](Communicator& comm) {
+      SlowRank slow(comm, 2ms, one.where);
+      train(slow, {}, [&](Context<>& context) {
+        chosen[static_cast<std::size_t>(comm.rank())] = measure_overlap(context, one.options);
+        require(slow.without_landing == 0, "the backend's scratch memory");
+      });
+    });
+    for (const OverlapChoice& choice : chosen) {
+      INFO(choice.describe());
+      CHECK(choice.overlap_from == one.overlap_from);
+      std::vector<std::size_t> sizes;
+      for (const OverlapSample& sample : choice.samples) sizes.push_back(sample.bytes);
+      CHECK(sizes == one.measured);
+    }
+  }
+}
+
+TEST_CASE("where any rank has no choice, or nothing is worth it, nothing is measured") {
+  for (const int world : {1, 2, 3, 4, 7}) {
+    run_ranks(world, [&](Communicator& comm) {
+      const bool last = comm.rank() + 1 == world;
+      SlowRank counting(comm, 0us, SlowRank::Where::everywhere);
+      const auto unmeasured = [&](int calls, const OverlapOptions& options) {
+        return [&, calls, options](Context<>& context) {
+          const std::size_t before = context.overlap_from();
+          const int called = counting.calls;
+          const OverlapChoice choice = measure_overlap(context, options);
+          require(!choice.measured(), "measured");
+          require(choice.overlap_from == before, "chosen");
+          require(context.overlap_from() == before, "changed");
+          require(counting.calls - called == (world == 1 ? 0 : calls), "calls");
+        };
+      };
+      train(counting, {}, unmeasured(0, {}));  // the parameters are small
+      // One rank's word is enough, wherever it is.
+      ContextOptions named;
+      if (last) named.overlap_from = 12345;
+      train(counting, named, unmeasured(1, briefly));
+      train(counting, {.overlap_from = 0}, unmeasured(1, briefly));
+
+      Strategy strategy = Strategy::zero3();
+      strategy.overlap = false;
+      Context<> inline_calls(counting, strategy);
+      ShardedParameter<float> parameter(inline_calls, {{"p", {small}}});
+      unmeasured(1, briefly)(inline_calls);
+      Context<> empty(counting);
+      unmeasured(0, briefly)(empty);
+    });
+  }
+}
+
+TEST_CASE("the choice is said in words") {
+  OverlapChoice choice{0, {}};
+  CHECK(choice.describe() == "all collectives run beside compute (not measured)");
+  choice.overlap_from = never;
+  choice.samples = {{std::size_t{3} << 19, 0.001, 0.0025, false}};
+  CHECK(choice.describe() ==
+        "all collectives run in the caller; ms measured in the caller and beside compute: 1.5 MiB "
+        "1.000 2.500");
+  choice.overlap_from = std::size_t{4} << 20;
+  choice.samples.push_back({std::size_t{4} << 20, 0.003, 0.002, true});
+  CHECK_THAT(choice.describe(),
+             ContainsSubstring("collectives of 4 MiB and more run beside compute; ") &&
+                 ContainsSubstring(": 1.5 MiB 1.000 2.500, 4 MiB 3.000 2.000"));
+}
+
+TEST_CASE("a rank that throws instead of measuring ends the others' calls") {
+  for (const int world : {2, 3, 4, 7}) {
+    std::atomic<int> ended{0};
+    CHECK_THROWS_WITH(run_ranks(world,
+                                [&](Communicator& comm) {
+                                  train(comm, {}, [&](Context<>& context) {
+                                    if (comm.rank() + 1 == world) throw Error("no time for this");
+                                    try {
+                                      measure_overlap(context, briefly);
+                                    } catch (const PeerFailed& error) {
+                                      require(error.rank() + 1 == world, "who");
+                                      ++ended;
+                                      throw;
+                                    }
+                                  });
+                                }),
+                      ContainsSubstring("no time for this"));
+    CHECK(ended == world - 1);
+  }
+}
+
+TEST_CASE("a rank that fails while it measures ends all ranks' calls") {
+  // Each takes 8 times 2 ms, then 25 rounds of both forms, of more than that.
+  for (const auto delay : {1ms, 10ms, 35ms, 60ms, 100ms, 150ms}) {
+    for (const int world : {2, 3, 4, 7}) {
+      std::atomic<int> ended{0};
+      CHECK_THROWS_WITH(run_ranks(world,
+                                  [&](Communicator& comm) {
+                                    SlowRank slow(comm, 2ms, SlowRank::Where::everywhere);
+                                    train(slow, {}, [&](Context<>& context) {
+                                      std::optional<std::jthread> other;
+                                      if (comm.rank() == 0) {
+                                        other.emplace([&] {
+                                          std::this_thread::sleep_for(delay);
+                                          comm.abort("the disk is full");
+                                        });
+                                      }
+                                      OverlapOptions options = briefly;
+                                      options.budget = 100s;
+                                      try {
+                                        measure_overlap(context, options);
+                                      } catch (const PeerFailed&) {
+                                        ++ended;
+                                        throw;
+                                      }
+                                    });
+                                  }),
+                        ContainsSubstring("the disk is full"));
+      CHECK(ended == world);
+    }
   }
 }

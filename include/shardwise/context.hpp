@@ -46,7 +46,8 @@ class Context {
   [[nodiscard]] int world() const noexcept { return engine_.world(); }
   [[nodiscard]] const Strategy& strategy() const noexcept { return engine_.strategy; }
   /// Gathers and reductions of at least so many bytes run beside compute; smaller ones the caller
-  /// may run itself. 0: all of them do; the largest value: none does (Strategy::overlap is false).
+  /// may run itself. 0: all of them do; the largest value: none does (Strategy::overlap is false,
+  /// or measure_overlap() found that none gains by it).
   [[nodiscard]] std::size_t overlap_from() const noexcept { return engine_.overlap_from; }
   [[nodiscard]] Communicator& communicator() const noexcept { return engine_.comm; }
   /// The compute stream. Leases are valid, and writes by the host expected, in its order; on the

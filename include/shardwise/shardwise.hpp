@@ -28,6 +28,7 @@
 #include "optim/adamw.hpp"
 #include "optim/lion.hpp"
 #include "optim/sgd.hpp"
+#include "overlap.hpp"
 #include "sharded_gradient.hpp"
 #include "sharded_optimizer_state.hpp"
 #include "sharded_parameter.hpp"

@@ -121,4 +121,17 @@ TEST_CASE("with prefetch only the first gather and the last reduction are not hi
   }
 }
 
+TEST_CASE("on devices all collectives run beside compute, and nothing is measured") {
+  for (const int world : {1, 2}) {
+    run_cuda_ranks(world, [](Communicator& communicator) {
+      Context<CudaDevice> context(communicator);
+      ShardedParameter<float, CudaDevice> parameter(context, {{"w", {elements}}});
+      const OverlapChoice choice = measure_overlap(context, {.least = 1});
+      if (choice.measured() || choice.overlap_from != 0 || context.overlap_from() != 0) {
+        throw Error(choice.describe());
+      }
+    });
+  }
+}
+
 }  // namespace shardwise::test

@@ -22,7 +22,7 @@ ROOMS = [
     ("backend", r"comm/(self|run_ranks|simulated|thread|thread_\w+|host_communicator|nccl|nccl_\w+|run_cuda_ranks|mpi|mpi_\w+)\.hpp"),
     ("comm", r"comm/.*"),
     ("context", r"(context|memory_plan)\.hpp|detail/.*"),
-    ("lease", r"(lease|arena)\.hpp"),
+    ("lease", r"(lease|arena|overlap)\.hpp"),
     ("monitor", r"monitor/.*"),
     # Adapters: only the host's own sources include these, too.
     ("adapters", r"adapters/.*"),

@@ -49,7 +49,8 @@ struct ContextOptions {
   /// does. The same collectives in the same order, whoever runs them, and the same bits; a rank may
   /// have a value of its own. None: chosen for the device and the communicator when the Context is
   /// made (Context::overlap_from says what): on CPUs whose ranks are threads without a core to
-  /// spare for each what is above 8 MiB, else everything. 0: everything.
+  /// spare for each what is above 8 MiB, else everything; measure_overlap() finds out what suits
+  /// the machine. 0: everything.
   std::optional<std::size_t> overlap_from = std::nullopt;
   /// Finds wrong use, for a price: what is released cannot be read any more (pages in an Arena
   /// fault or read as NaN, slots are NaN), so every gather moves its bytes again; a gather that is
@@ -315,6 +316,13 @@ class Engine {
     return options.debug ? Access::none : Access::write;
   }
 
+  /// Whether the device has a rule for ContextOptions::overlap_from: it depends on the machine.
+  static constexpr bool has_overlap_rule = requires { Device::overlap_from(std::size_t{}); };
+  /// Whether this rank leaves open which collectives run beside compute.
+  [[nodiscard]] bool leaves_overlap_open() const noexcept {
+    return has_overlap_rule && strategy.overlap && !options.overlap_from;
+  }
+
   /// How pages come below the arenas of this context: refill where one of them cannot move them.
   [[nodiscard]] Recycling recycling() const noexcept {
     for (const RangeOf<Device>* arena : arenas) {
@@ -349,7 +357,7 @@ class Engine {
   Stream compute;
   Stream communication;
   typename Device::Timeline timeline;  ///< for the observer
-  const std::size_t overlap_from;      ///< bytes: ContextOptions
+  std::size_t overlap_from;            ///< bytes: ContextOptions, measure_overlap
   Buffer<HostDevice> scalars;          ///< communicators bring them to where they need them
   std::vector<NormRange> norm_ranges;  ///< of the norm that is being computed
   std::vector<double> norm_sums;
@@ -366,7 +374,7 @@ class Engine {
                                                    const ContextOptions& options) noexcept {
     if (!strategy.overlap) return std::numeric_limits<std::size_t>::max();
     if (options.overlap_from) return *options.overlap_from;
-    if constexpr (requires { Device::overlap_from(std::size_t{}); }) {
+    if constexpr (has_overlap_rule) {
       // Processes may wait for a network, which keeps no core busy.
       if (!communicator.shares_addresses()) return 0;
       return Device::overlap_from(static_cast<std::size_t>(communicator.size()));
