@@ -48,8 +48,8 @@ class RankCall {
       const std::size_t part = item.count * size_of(item.dtype);
       void* send = send_[i].data();
       void* recv = recv_[i].data();
-      const ReduceSpec spec{item.output, item.scale, item.weight(rank), item.accumulate,
-                            item.weighted};
+      ReduceSpec spec{item.output, item.scale, item.weight(rank), item.accumulate, item.weighted};
+      spec.cold = rank % 2 == 1;  // a rank's own matter
       switch (collective.operation) {
         case Operation::all_gather:
           if (item.in_place) {
