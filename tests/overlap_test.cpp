@@ -401,3 +401,23 @@ TEST_CASE("a rank that fails while it measures ends all ranks' calls") {
     }
   }
 }
+
+TEST_CASE("what is measured are the collectives that steps make: buckets, not their limit") {
+  std::vector<std::vector<std::size_t>> all(2);
+  run_ranks(2, [&](Communicator& communicator) {
+    Strategy strategy = Strategy::zero3();
+    strategy.bucket_bytes = std::size_t{1} << 20;
+    Context<> context(communicator, strategy);
+    std::vector<ShardedParameter<float>> parameters;
+    for (const char* name : {"a", "b", "c", "d"}) {
+      parameters.emplace_back(context, std::vector<TensorSpec>{{name, {3 << 15}}});
+    }
+    auto& sizes = all[static_cast<std::size_t>(communicator.rank())];
+    for (const OverlapSample& sample :
+         measure_overlap(context, {.budget = std::chrono::milliseconds(1)}).samples) {
+      sizes.push_back(sample.bytes);
+    }
+  });
+  // 384 KiB each, of which two fit.
+  for (const auto& sizes : all) CHECK(sizes == std::vector<std::size_t>{std::size_t{3} << 18});
+}

@@ -183,6 +183,21 @@ TEST_CASE("parameters in a shared arena come late, go, and leave zeros to the ne
   }
 }
 
+TEST_CASE("a shared arena stays where it is, whatever is made and destroyed in it") {
+  const auto all = on_ranks(2, [](Communicator& communicator) {
+    bool right = true;
+    Context<> context(communicator, Strategy::zero3());
+    Arena arena(context, std::size_t{1} << 20, "weights", of_all_ranks);
+    const std::vector<HostTensor> tensors{{"w", arena.as<float>(), {arena.size() / sizeof(float)}}};
+    for (int round = 0; round < 3; ++round) {
+      const ShardedParameter<float> parameter(context, tensors);
+      right = right && arena.recycled_bytes() == 0 && arena.resident_bytes() == arena.size();
+    }
+    return right && arena.recycled_bytes() == 0;
+  });
+  for (const bool right : all) CHECK(right);
+}
+
 TEST_CASE("what a shared arena cannot hold is refused on all ranks") {
   const auto complaint = [](const Strategy& strategy, const auto& body) {
     return complaint_of(on_ranks(3, [&](Communicator& communicator) -> std::string {
@@ -237,10 +252,11 @@ TEST_CASE("parameters of other groups than a shared arena's are refused") {
   const auto all = on_ranks(4, [&](Communicator& communicator) -> std::string {
     Context<> context(communicator, Strategy::zero3());
     Arena arena(context, 400, "weights", of_all_ranks);
+    const std::vector<HostTensor> tensors{{"w", arena.as<float>(), {100}}};
     try {
-      ShardedParameter<float>(context, std::vector<HostTensor>{{"w", arena.as<float>(), {100}}},
-                              {.strategy = Strategy::hybrid(2)});
+      ShardedParameter<float>(context, tensors, {.strategy = Strategy::hybrid(2)});
     } catch (const UsageError& error) {
+      ShardedParameter<float>(context, tensors);  // nothing has changed
       return error.what();
     }
     return "no error";

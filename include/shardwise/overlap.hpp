@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstddef>
 #include <limits>
 #include <new>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -15,6 +17,7 @@
 #include "detail/engine.hpp"
 #include "detail/overlap_meter.hpp"
 #include "detail/registration.hpp"
+#include "detail/slot_plan.hpp"
 
 namespace shardwise::inline v0_1 {
 
@@ -60,20 +63,36 @@ struct OverlapChoice {
 
 namespace detail {
 
+/// Parameters whose gathers move something.
+template <class Device>
+[[nodiscard]] std::vector<const Registration*> gathered_entries(Context<Device>& context) {
+  std::vector<const Registration*> entries;
+  for (const Registration* entry : context.parameter_store().parameters()) {
+    if (!entry->lends_storage()) entries.push_back(entry);
+  }
+  return entries;
+}
+
 /// Sizes of the collectives of registered parameters and gradients, ascending and bounded: each
 /// stands for those up to half as large again. The same on all ranks.
 template <class Device>
 [[nodiscard]] std::vector<std::size_t> measured_sizes(Context<Device>& context,
                                                       const OverlapOptions& options) {
   std::vector<std::size_t> all;
-  std::size_t total = 0;
-  for (const Registration* entry : context.parameter_store().parameters()) {
-    all.push_back(entry->lease_bytes());
-    if (entry->gradient) all.push_back(entry->gradient_bytes());
-    total += entry->lease_bytes();
+  const std::vector<const Registration*> gathered = gathered_entries(context);
+  for_each_unit(gathered, group_parameters(gathered),
+                [&](std::span<const Registration* const> unit) {
+                  std::size_t& bytes = all.emplace_back(0);
+                  for (const Registration* entry : unit) bytes += entry->lease_bytes();
+                });
+  std::vector<const Registration*> reduced;
+  for (const auto* gradient : context.gradient_store().gradients()) {
+    reduced.push_back(&gradient->parameter);
   }
-  const std::size_t bucket = std::min(context.strategy().bucket_bytes, total);
-  for (std::size_t& bytes : all) bytes = std::max(bytes, bucket);  // small ones travel together
+  for_each_unit(reduced, group_gradients(reduced), [&](std::span<const Registration* const> unit) {
+    std::size_t& bytes = all.emplace_back(0);
+    for (const Registration* entry : unit) bytes += entry->gradient_bytes();
+  });
   std::sort(all.begin(), all.end());
   std::vector<std::size_t> sizes;
   for (const std::size_t bytes : all) {
@@ -111,6 +130,10 @@ OverlapChoice measure_overlap(Context<Device>& context, const OverlapOptions& op
   OverlapChoice choice{engine.overlap_from, {}};
   if constexpr (detail::Engine<Device>::has_overlap_rule) {
     engine.check();
+    if (!std::isfinite(options.compute) || options.compute < 0) {
+      raise("OverlapOptions::compute is a number of times, not negative, found {}",
+            options.compute);
+    }
     const std::vector<std::size_t> sizes = detail::measured_sizes(context, options);
     if (sizes.empty() || context.world() == 1) return choice;
     const bool mine = engine.leaves_overlap_open();
@@ -119,7 +142,8 @@ OverlapChoice measure_overlap(Context<Device>& context, const OverlapOptions& op
     engine.ledger.about(no_subject);
     choice.overlap_from = std::numeric_limits<std::size_t>::max();
     try {
-      detail::OverlapMeter<Device> meter(engine, sizes.back(), options.compute);
+      const bool gathers = !detail::gathered_entries(context).empty();
+      detail::OverlapMeter<Device> meter(engine, sizes, options.compute, gathers);
       for (std::size_t i = sizes.size(); i > 0; --i) {
         choice.samples.push_back(meter.measure(sizes[i - 1], options.budget));
         if (!choice.samples.back().gains) break;

@@ -91,10 +91,11 @@ class ShardedParameter {
       Device::zero(context.engine().compute, piece.data, piece.count * size_of(flat_->lease));
     }
     if (is_shared) {
-      for (const ShardSegment<T>& segment : list_segments<T>()) {
-        Device::zero(context.engine().compute, segment.elements.data(),
-                     segment.elements.size_bytes());
-      }
+      const std::size_t begin = flat_->owned_begin();
+      layout().for_each_segment(
+          begin, begin + flat_->owned_count(), [&](const Layout::Segment& segment) {
+            Device::zero(context.engine().compute, stored(segment), segment.count * sizeof(T));
+          });
     }
     Device::zero(context.engine().compute, flat_->value.data(), flat_->value.size());
     flat_->written = context.engine().compute.record();

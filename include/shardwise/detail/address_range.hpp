@@ -82,10 +82,11 @@ class AddressRange final : public ClaimedRange, public FaultObserver {
   [[nodiscard]] Placed claim(const std::string& parameter, std::span<const HostTensor> tensors,
                              bool recycle) {
     Placed placed = claim_inner(parameter, tensors, [&](std::byte* begin, std::size_t bytes) {
-      const PageRange inner = recycle ? inner_pages(begin, bytes) : PageRange{};
+      const bool goes = recycle && !is_shared();
+      const PageRange inner = goes ? inner_pages(begin, bytes) : PageRange{};
       return inner.bytes < least_recycled ? PageRange{} : inner;
     });
-    if (is_shared()) return Placed(placed.claim());
+    if (is_shared()) placed.clear();
     mappings_ += 2 * placed.pages().size();
     try {
       check_mappings(parameter);

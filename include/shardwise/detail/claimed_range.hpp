@@ -52,6 +52,11 @@ class Placed {
   /// Of one that has a claim.
   void add(PageRange pages) { parts_->pages.push_back(pages); }
   void add(std::span<std::byte> crumb) { parts_->crumbs.push_back(crumb); }
+  /// Nothing comes or goes, and nothing is left over.
+  void clear() noexcept {
+    parts_->pages.clear();
+    parts_->crumbs.clear();
+  }
 
  private:
   struct Parts {

@@ -103,7 +103,8 @@ struct GradientUnit : Members<FlatGradient<Device>> {
   std::uint32_t ready = 0;  ///< members that wait to be reduced
   Residency residency = Residency::slots;
   Slot<Device>* slot = nullptr;
-  std::size_t bytes = 0;
+  std::size_t bytes = 0;          ///< of its slot
+  std::size_t reduced_bytes = 0;  ///< of what travels
 };
 
 }  // namespace detail

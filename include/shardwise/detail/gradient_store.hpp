@@ -271,6 +271,7 @@ class GradientStore {
       gradient.unit_offset = unit.bytes;
       unit.push_back(gradient);
       unit.bytes += gradient.parameter.gradient_slot_bytes();
+      unit.reduced_bytes += gradient.parameter.gradient_bytes();
       ranges_.reserve(unit);
     }
   }
@@ -370,7 +371,8 @@ class GradientStore {
   bool acquire(Unit& unit) {
     // What is reduced in the caller has left its slot, and the slot in the caches. Not where others
     // read slots by their place in the memory of all ranks.
-    const bool warm = unit.bytes < engine_.overlap_from && engine_.options.slot_memory == nullptr;
+    const bool warm =
+        unit.reduced_bytes < engine_.overlap_from && engine_.options.slot_memory == nullptr;
     if (pool_of(unit).acquire(unit.slot, true, warm)) return true;
     for (const auto& other : units_) {
       if (other->ready > 0 && other->open == 0) flush(*other);
@@ -433,7 +435,7 @@ class GradientStore {
   }
 
   void flush(Unit& unit) {
-    const typename Engine<Device>::Placing placing(engine_, unit.bytes);
+    const typename Engine<Device>::Placing placing(engine_, unit.reduced_bytes);
     auto& stream = engine_.communication;
     stream.wait(engine_.compute.record());
     for (Gradient* member : unit) {

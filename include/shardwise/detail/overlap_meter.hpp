@@ -69,16 +69,17 @@ class BusyLoop {
 template <class Device>
 class OverlapMeter {
  public:
-  /// For collectives of up to `largest` bytes. `compute`: beside each layer's, in times of what
-  /// these take.
-  OverlapMeter(Engine<Device>& engine, std::size_t largest, double compute)
+  /// For collectives of `sizes` bytes, ascending. `compute`: beside each layer's, in times of what
+  /// these take. `gathers`: layers do, and not only reduce.
+  OverlapMeter(Engine<Device>& engine, std::span<const std::size_t> sizes, double compute,
+               bool gathers)
       : engine_(engine),
         world_(static_cast<std::size_t>(engine.world())),
         compute_(compute),
-        part_(engine.ledger, StateKind::slots, part_of(largest) * sizeof(float)),
+        gathers_(gathers),
+        part_(engine.ledger, StateKind::slots, part_of(sizes.back()) * sizeof(float)),
         whole_(engine.ledger, StateKind::slots, world_ * part_.size()),
-        landing_(engine.ledger, StateKind::slots,
-                 engine.comm.landing_bytes(reduction(part_of(largest)), true)) {
+        landing_(engine.ledger, StateKind::slots, landing_bytes(sizes)) {
     for (const auto* buffer : {&part_, &whole_}) {
       Device::zero(engine.compute, buffer->data(), buffer->size());
     }
@@ -140,21 +141,29 @@ class OverlapMeter {
   [[nodiscard]] std::size_t part_of(std::size_t bytes) const noexcept {
     return std::max<std::size_t>(bytes / sizeof(float) / world_, 1);
   }
-  [[nodiscard]] ReduceItem reduction(std::size_t count) const noexcept {
+  [[nodiscard]] ReduceItem reduction(std::size_t count, void* landing) const noexcept {
     return {whole_.data(),
             part_.data(),
             count,
             DType::f32,
             {.scale = 1.0 / static_cast<double>(world_)},
-            landing_.data()};
+            landing};
+  }
+  [[nodiscard]] std::size_t landing_bytes(std::span<const std::size_t> sizes) const noexcept {
+    std::size_t most = 0;
+    for (const std::size_t bytes : sizes) {
+      most = std::max(most, engine_.comm.landing_bytes(reduction(part_of(bytes), nullptr), true));
+    }
+    return most;
   }
 
   void gather() {
+    if (!gathers_) return;
     const GatherItem item{part_.data(), whole_.data(), count_, DType::f32};
     engine_.comm.all_gather({&item, 1}, info(), engine_.communication.ref());
   }
   void reduce() {
-    const ReduceItem item = reduction(count_);
+    const ReduceItem item = reduction(count_, landing_.data());
     engine_.comm.reduce_scatter({&item, 1}, info(), engine_.communication.ref());
   }
 
@@ -214,6 +223,7 @@ class OverlapMeter {
   Engine<Device>& engine_;
   const std::size_t world_;
   const double compute_;
+  const bool gathers_;
   Buffer<Device> part_;   // this rank's; results of reductions come here, too
   Buffer<Device> whole_;  // what is gathered, and then reduced
   Buffer<Device> landing_;

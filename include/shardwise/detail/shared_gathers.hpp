@@ -41,8 +41,7 @@ class SharedGathers {
   void join(Parameter& parameter) {
     Communicator& ranks = *parameter.group->within;
     if (Device::memory == MemoryKind::cuda) refuse(parameter, ranks);
-    if (memory_.ranks() == nullptr) memory_.join(ranks, engine_.options.timeout);
-    if (memory_.ranks() != &ranks) {
+    if (memory_.ranks() != nullptr && memory_.ranks() != &ranks) {
       raise(
           "parameter '{}' is shared by groups of {} ranks, but others of this context by groups of "
           "{}: set one Strategy::shard_group for all that is shared, or "
@@ -60,6 +59,7 @@ class SharedGathers {
                                                parameter.shared->block->data() + begin,
                                                parameter.storage_bytes());
     }
+    if (memory_.ranks() == nullptr) memory_.join(ranks, engine_.options.timeout);
     wrote(parameter);
   }
 

@@ -92,11 +92,18 @@ struct PlannedArenas {
   if (!parameter.offsets.empty() && !is_shared) own.residency = Residency::in_place;
   Registration entry(parameter.tensors, options.world, parameter.storage, strategy, own,
                      strategies);
+  const bool in_arena =
+      own.residency == Residency::in_place || parameter.gradient_residency == Residency::in_place;
+  if ((in_arena || !parameter.offsets.empty()) &&
+      parameter.offsets.size() != entry.layout.tensors().size()) {
+    raise("parameter '{}' in place has {} tensors, but {} offsets: one for each", entry.name(),
+          entry.layout.tensors().size(), parameter.offsets.size());
+  }
+  if (is_shared && !parameter.offsets.empty() && entry.lease != entry.storage) {
+    raise("parameter '{}' in a shared arena is {}, so its leases are, not {}", entry.name(),
+          name_of(entry.storage), name_of(entry.lease));
+  }
   if (own.residency == Residency::in_place) {
-    if (parameter.offsets.size() != entry.layout.tensors().size()) {
-      raise("parameter '{}' in place has {} tensors, but {} offsets: one for each", entry.name(),
-            entry.layout.tensors().size(), parameter.offsets.size());
-    }
     entry.placed = arenas.parameters.place(entry, parameter.offsets, entry.lease, entry.sharded());
   }
   entry.late = parameter.late;
