@@ -66,10 +66,6 @@ Options parse_options(int count, const char* const* arguments) {
       ->check(CLI::IsMember({"slots", "shared"}))
       ->group("Ranks");
   add_count(app, "--prefetch", o.prefetch, "Parameters gathered ahead of use")->group("Ranks");
-  app.add_flag("--measure-overlap", o.measure_overlap,
-               "Measure before the first step which collectives gain by running beside compute, "
-               "and say so; else a rule decides")
-      ->group("Ranks");
   app.add_flag("--world-of-one-reference", o.world_of_one_reference,
                "Train without the library, in one rank")
       ->group("Ranks");

@@ -40,7 +40,6 @@ struct Options {
   std::string gradient = "fp32";
   std::string residency = "slots";
   std::size_t prefetch = 1;
-  bool measure_overlap = false;  ///< which collectives run beside compute is measured at the start
 
   std::string optimizer = "adamw";
   double learning_rate = 1e-3;

@@ -88,12 +88,11 @@ std::string summary(const Report& report) {
   }
   const std::string_view residency = report.residency == "shared" ? " (shared)" : "";
   return fmt::format(
-      "{}{}{}, world {}: {} parameters, {} steps of {:.1f} ms, peak {:.2f} MiB per rank\n"
+      "{}{}, world {}: {} parameters, {} steps of {:.1f} ms, peak {:.2f} MiB per rank\n"
       "loss {:.4f} -> {:.4f}, parameters {}\n{}",
-      report.overlap.empty() ? "" : report.overlap + '\n', report.strategy, residency, report.world,
-      report.parameters, report.loss.size(), report.step_ms,
-      static_cast<double>(report.bytes_per_rank.peak) / (1 << 20), report.loss.front(),
-      report.loss.back(), report.parameters_hash, other_bits);
+      report.strategy, residency, report.world, report.parameters, report.loss.size(),
+      report.step_ms, static_cast<double>(report.bytes_per_rank.peak) / (1 << 20),
+      report.loss.front(), report.loss.back(), report.parameters_hash, other_bits);
 }
 
 Recorder::Recorder(const Options& options, bool speaks)

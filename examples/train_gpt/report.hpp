@@ -55,7 +55,6 @@ struct Report {
   std::string parameters_hash;
   std::vector<float> values;  ///< of all parameters, if the options say so; not in the JSON
   std::string sample;         ///< generated text; not in the JSON
-  std::string overlap;  ///< what --measure-overlap found, in words; else empty; not in the JSON
 };
 
 /// The report as JSON, indented, with the names of its members.
@@ -64,7 +63,7 @@ struct Report {
 /// Writes it to a file; throws std::runtime_error.
 void write_json(const Report& report, const std::string& file);
 
-/// A few lines for a person: what was measured before, what was trained, and how it went.
+/// Two lines for a person: what was trained, and how it went.
 [[nodiscard]] std::string summary(const Report& report);
 
 /// Takes the time of the steps and shows a line of progress if standard output is a terminal.

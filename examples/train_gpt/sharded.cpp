@@ -1,7 +1,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <string>
 #include <vector>
 
 #include "checkpointing.hpp"
@@ -33,7 +32,6 @@ Report run(const Options& options, const Text& text, shardwise::Context<>& conte
     states.emplace_back(parameters.back(), adamw_of(options));
     sequence.add(parameters.back(), gradients.back(), !unit.tied);
   }
-  const std::string overlap = overlap_of(options, context);
   const std::size_t embedding = 0;
   const std::size_t final_norm = options.layers + 1;  // the blocks are between them
 
@@ -103,7 +101,6 @@ Report run(const Options& options, const Text& text, shardwise::Context<>& conte
 
   Report report = recorder.finish();
   account(context, report);
-  report.overlap = overlap;
   report.world = share.world;
   report.parameters = shape.parameters();
   report.sample = generate(options, [&](std::span<const std::uint8_t> inputs) {

@@ -3,7 +3,6 @@
 #include <functional>
 #include <shardwise/plan/registered_model.hpp>
 #include <shardwise/shardwise.hpp>
-#include <string>
 #include <vector>
 
 #include "model.hpp"
@@ -22,13 +21,6 @@ namespace train_gpt {
 [[nodiscard]] shardwise::ParameterOptions options_of(const Unit& unit);
 
 [[nodiscard]] shardwise::AdamW adamw_of(const Options& options);
-
-/// Measures what gains by overlap, where the options say so; in words, else empty. All parameters
-/// are registered.
-template <class Device>
-[[nodiscard]] std::string overlap_of(const Options& options, shardwise::Context<Device>& context) {
-  return options.measure_overlap ? shardwise::measure_overlap(context).describe() : "";
-}
 
 /// What a context counted in its last step.
 void account(const shardwise::Statistics& statistics, const shardwise::Strategy& strategy,

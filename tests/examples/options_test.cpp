@@ -48,7 +48,6 @@ TEST_CASE("defaults") {
   CHECK(o.prefetch == 1);
   CHECK(o.seed == 1);
   CHECK_FALSE(o.world_of_one_reference);
-  CHECK_FALSE(o.measure_overlap);
 }
 
 TEST_CASE("groups divide the ranks") {
@@ -102,7 +101,6 @@ TEST_CASE("a batch that does not divide names its numbers and the next one that 
   // The reference is a world of one.
   CHECK(parse({"--ranks", "3", "--batch", "16", "--world-of-one-reference"}).ranks == 1);
   CHECK(parse({"--monitor", "folder"}).monitor == "folder");
-  CHECK(parse({"--measure-overlap"}).measure_overlap);
   CHECK(code_of({"--monitor", "folder", "--world-of-one-reference"}) == 2);
 }
 

@@ -132,25 +132,6 @@ TEST_CASE("shared parameters give the same parameters_hash and the same traffic,
   }
 }
 
-TEST_CASE("what overlap is measured to gain is said, and no bit depends on it") {
-  for (const std::size_t world : worlds) {
-    Options options = small(world);
-    options.width = 80;  // blocks of 300 KiB: some are measured
-    const Report without = train_gpt::sharded::train(options);
-    options.measure_overlap = true;
-    const Report with = train_gpt::sharded::train(options);
-    CHECK(with.parameters_hash == without.parameters_hash);
-    CHECK(same(with.bytes_per_rank, with.planned_bytes_per_rank));
-    CHECK(same(with.bytes_per_rank, without.bytes_per_rank));
-    CHECK(with.traffic_per_step.all_gather.calls == without.traffic_per_step.all_gather.calls);
-    CHECK(with.scalars_per_step == without.scalars_per_step);
-    CHECK(without.overlap.empty());
-    CHECK((with.overlap.find("not measured") == std::string::npos) == (world > 1));
-    CHECK(summary(with).rfind(with.overlap + "\nzero3, world ", 0) == 0);
-    CHECK(summary(without).rfind("zero3, world ", 0) == 0);
-  }
-}
-
 TEST_CASE("backend self is a world of one") {
   Options options = small(1);
   const std::string expected = train_gpt::plain::train(options).parameters_hash;
