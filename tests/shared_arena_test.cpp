@@ -157,7 +157,7 @@ TEST_CASE("pointers into a shared arena see what all ranks have written, and not
 
 TEST_CASE("parameters in a shared arena come late, go, and leave zeros to the next") {
   for (const int world : worlds) {
-    const auto all = on_ranks(world, [&](Communicator& communicator) {
+    const auto all = on_ranks(world, [&](Communicator& communicator) -> int {
       bool right = true;
       Context<> context(communicator, Strategy::zero3());
       Arena arena(context, 1000 * sizeof(float), "weights", of_all_ranks);
@@ -179,12 +179,12 @@ TEST_CASE("parameters in a shared arena come late, go, and leave zeros to the ne
       for (std::size_t i = 401; i < 1000; ++i) right = right && host[i] == 0;
       return right && host[400] == 400;
     });
-    for (const bool right : all) CHECK(right);
+    for (const int right : all) CHECK(right == 1);
   }
 }
 
 TEST_CASE("a shared arena stays where it is, whatever is made and destroyed in it") {
-  const auto all = on_ranks(2, [](Communicator& communicator) {
+  const auto all = on_ranks(2, [](Communicator& communicator) -> int {
     bool right = true;
     Context<> context(communicator, Strategy::zero3());
     Arena arena(context, std::size_t{1} << 20, "weights", of_all_ranks);
@@ -195,7 +195,7 @@ TEST_CASE("a shared arena stays where it is, whatever is made and destroyed in i
     }
     return right && arena.recycled_bytes() == 0;
   });
-  for (const bool right : all) CHECK(right);
+  for (const int right : all) CHECK(right == 1);
 }
 
 TEST_CASE("what a shared arena cannot hold is refused on all ranks") {
