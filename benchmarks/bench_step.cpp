@@ -45,30 +45,7 @@ struct Options {
   bool clip = false;
 };
 
-/// Keeps a core busy without memory.
-class Loop {
- public:
-  /// Calibrates: the least time counts, others on the machine only add.
-  Loop() {
-    double least = 1;
-    for (int i = 0; i < 20; ++i) {
-      least = std::min(least, seconds_of(
-                                  {}, [&] { spin(100000); }, 1));
-    }
-    turns_a_second_ = 100000 / least;
-  }
-  void run(double seconds) const { spin(static_cast<std::size_t>(seconds * turns_a_second_)); }
-
- private:
-  static void spin(std::size_t turns) {
-    std::uint64_t value = 1;
-    for (std::size_t i = 0; i < turns; ++i) {
-      value = value * 6364136223846793005u + 1;
-      asm volatile("" : "+r"(value));  // else the compiler sees that nobody reads it
-    }
-  }
-  double turns_a_second_;
-};
+using Loop = shardwise::detail::BusyLoop;
 
 /// One rank's layers in the library.
 class Trainer {

@@ -17,7 +17,10 @@
 #include <utility>
 #include <vector>
 
+#include "support/passing_rank.hpp"
+
 using namespace shardwise;
+using namespace shardwise::test;
 using namespace std::chrono_literals;
 using Catch::Matchers::ContainsSubstring;
 
@@ -83,75 +86,38 @@ std::vector<float> train(
 
 /// A rank whose collectives of parameters take time that keeps no core busy: those of a worker, of
 /// the caller, or both. Counts the calls.
-class SlowRank final : public Communicator {
+class SlowRank final : public PassingRank {
  public:
   enum class Where : std::uint8_t { everywhere, on_a_worker };
 
   SlowRank(Communicator& inner, std::chrono::microseconds time, Where where)
-      : inner_(inner), time_(time), where_(where) {}
+      : PassingRank(inner), time_(time), where_(where) {}
 
-  [[nodiscard]] int rank() const noexcept override { return inner_.rank(); }
-  [[nodiscard]] int size() const noexcept override { return inner_.size(); }
   [[nodiscard]] std::string_view backend() const noexcept override { return "slow"; }
-  [[nodiscard]] bool accepts(MemoryKind memory) const noexcept override {
-    return inner_.accepts(memory);
-  }
   [[nodiscard]] bool shares_addresses() const noexcept override { return true; }
   [[nodiscard]] std::size_t landing_bytes(const ReduceItem& item, bool) const noexcept override {
     return item.count;
   }
-  void all_gather(std::span<const GatherItem> items, const CallInfo& info,
-                  StreamRef stream) override {
-    pass_time(stream);
-    inner_.all_gather(items, info, stream);
-  }
   void reduce_scatter(std::span<const ReduceItem> items, const CallInfo& info,
                       StreamRef stream) override {
-    pass_time(stream);
     without_landing += items[0].landing == nullptr ? 1 : 0;
-    inner_.reduce_scatter(items, info, stream);
+    PassingRank::reduce_scatter(items, info, stream);
   }
-  void all_reduce(std::span<const ReduceItem> items, const CallInfo& info,
-                  StreamRef stream) override {
-    ++calls;
-    inner_.all_reduce(items, info, stream);
-  }
-  void broadcast(std::span<const BroadcastItem> items, int root, const CallInfo& info,
-                 StreamRef stream) override {
-    ++calls;
-    inner_.broadcast(items, root, info, stream);
-  }
-  void all_to_all(std::span<const ExchangeItem> items, const CallInfo& info,
-                  StreamRef stream) override {
-    ++calls;
-    inner_.all_to_all(items, info, stream);
-  }
-  void barrier(const CallInfo& info, StreamRef stream) override {
-    ++calls;
-    inner_.barrier(info, stream);
-  }
-  [[nodiscard]] std::unique_ptr<Communicator> split(int color, int key,
-                                                    const CallInfo& info) override {
-    return inner_.split(color, key, info);
-  }
-  void abort(std::string_view message, bool provisional) noexcept override {
-    inner_.abort(message, provisional);
-  }
-  void check() override { inner_.check(); }
 
   int calls = 0;
   int without_landing = 0;
 
  private:
-  void pass_time(StreamRef stream) {
+  void before(Operation operation, StreamRef stream) override {
     ++calls;
-    if (stream.native == nullptr) return;  // scalars
+    const bool of_parameters =
+        operation == Operation::all_gather || operation == Operation::reduce_scatter;
+    if (!of_parameters || stream.native == nullptr) return;  // or scalars
     auto& queue = *static_cast<HostStream*>(stream.native);
     if (where_ == Where::on_a_worker && queue.is_inline()) return;
     queue.enqueue([time = time_] { std::this_thread::sleep_for(time); });
   }
 
-  Communicator& inner_;
   std::chrono::microseconds time_;
   Where where_;
 };

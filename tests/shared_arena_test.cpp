@@ -33,11 +33,7 @@ void check_trains_as_slots(ToyRun run, int world) {
   run.arena = of_all_ranks;
   std::size_t parameters = 0;
   for (const ToyResult& result : train()) {
-    CHECK(result.hash == slots[0].hash);
-    CHECK(result.norms == slots[0].norms);
-    CHECK(result.traffic == slots[0].traffic);
-    CHECK(result.held == result.plan.bytes);
-    CHECK(result.peak == result.plan.peak());
+    check_trained_as(slots[0], result);
     parameters += result.held.parameters;
   }
   const Strategy strategy = run.strategy.in_world(world);

@@ -15,6 +15,7 @@
 
 #include "support/debug_host.hpp"
 #include "support/device.hpp"
+#include "support/passing_rank.hpp"
 #include "support/ranks.hpp"
 #include "support/sharing.hpp"
 #include "support/toy.hpp"
@@ -41,11 +42,7 @@ void check_trains_as_slots(ToyRun run, const Strategy& strategy, int world) {
   const auto results = train(shared(strategy));
   std::size_t parameters = 0;
   for (const ToyResult& result : results) {
-    CHECK(result.hash == slots[0].hash);
-    CHECK(result.norms == slots[0].norms);
-    CHECK(result.traffic == slots[0].traffic);
-    CHECK(result.held == result.plan.bytes);
-    CHECK(result.peak == result.plan.peak());
+    check_trained_as(slots[0], result);
     parameters += result.held.parameters;
   }
   CHECK(parameters == toy_elements(world) * sizeof(float));  // each once
@@ -66,52 +63,10 @@ void check_trains_as_slots() {
 }
 
 /// A host's own backend, which shares no memory.
-class SilentRank final : public Communicator {
+class SilentRank final : public PassingRank {
  public:
-  explicit SilentRank(Communicator& inner) : inner_(inner) {}
-
-  [[nodiscard]] int rank() const noexcept override { return inner_.rank(); }
-  [[nodiscard]] int size() const noexcept override { return inner_.size(); }
+  using PassingRank::PassingRank;
   [[nodiscard]] std::string_view backend() const noexcept override { return "silent"; }
-  [[nodiscard]] bool accepts(MemoryKind memory) const noexcept override {
-    return inner_.accepts(memory);
-  }
-  [[nodiscard]] std::size_t landing_bytes(const ReduceItem& item,
-                                          bool scatter) const noexcept override {
-    return inner_.landing_bytes(item, scatter);
-  }
-  void all_gather(std::span<const GatherItem> items, const CallInfo& info,
-                  StreamRef stream) override {
-    inner_.all_gather(items, info, stream);
-  }
-  void reduce_scatter(std::span<const ReduceItem> items, const CallInfo& info,
-                      StreamRef stream) override {
-    inner_.reduce_scatter(items, info, stream);
-  }
-  void all_reduce(std::span<const ReduceItem> items, const CallInfo& info,
-                  StreamRef stream) override {
-    inner_.all_reduce(items, info, stream);
-  }
-  void broadcast(std::span<const BroadcastItem> items, int root, const CallInfo& info,
-                 StreamRef stream) override {
-    inner_.broadcast(items, root, info, stream);
-  }
-  void all_to_all(std::span<const ExchangeItem> items, const CallInfo& info,
-                  StreamRef stream) override {
-    inner_.all_to_all(items, info, stream);
-  }
-  void barrier(const CallInfo& info, StreamRef stream) override { inner_.barrier(info, stream); }
-  [[nodiscard]] std::unique_ptr<Communicator> split(int color, int key,
-                                                    const CallInfo& info) override {
-    return inner_.split(color, key, info);
-  }
-  void abort(std::string_view message, bool provisional) noexcept override {
-    inner_.abort(message, provisional);
-  }
-  void check() override { inner_.check(); }
-
- private:
-  Communicator& inner_;
 };
 
 /// The collectives that ranks call: each is published once by each rank.

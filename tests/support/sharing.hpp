@@ -1,5 +1,6 @@
 #pragma once
 
+#include <catch2/catch_test_macros.hpp>
 #include <cstddef>
 #include <shardwise/shardwise.hpp>
 #include <vector>
@@ -26,6 +27,16 @@ inline std::vector<Strategy> sharing_strategies() {
   whole_gradients.gradients = Placement::replicated;
   return {Strategy::zero1(), Strategy::zero2(), Strategy::zero3(), Strategy::zero3_no_reshard(),
           gathered_at_once,  persistent,        whole_gradients};
+}
+
+/// What ranks share, in place or not, has the bits of slots and the traffic by the formula, and its
+/// bytes are planned.
+inline void check_trained_as(const ToyResult& slots, const ToyResult& result) {
+  CHECK(result.hash == slots.hash);
+  CHECK(result.norms == slots.norms);
+  CHECK(result.traffic == slots.traffic);
+  CHECK(result.held == result.plan.bytes);
+  CHECK(result.peak == result.plan.peak());
 }
 
 /// Elements that all ranks hold of the toy's parameters together, were each held once.
