@@ -94,10 +94,10 @@ TEMPLATE_LIST_TEST_CASE(
     "debug mode: a rank that does not come is named, with each rank's last calls", "", Hosts) {
   for (const int world : {2, 3, 4, largest_world}) {
     const auto ends = ends_of(world, [](Communicator& communicator) {
-      TestType host(communicator, Strategy::zero3(), std::chrono::milliseconds(200));
+      TestType host(communicator, Strategy::zero3(), patience(200));
       host.step();
       if (communicator.rank() == 0) {
-        std::this_thread::sleep_for(std::chrono::milliseconds(600));
+        std::this_thread::sleep_for(patience(600));
         host.context.barrier("too late");
       } else {
         const auto lease = host.parameter[1].gather();

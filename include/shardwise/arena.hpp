@@ -21,8 +21,22 @@ using ArenaRelease = detail::Release;
 
 /// For arenas of the CPU; a device has its own way.
 struct ArenaOptions {
-  /// `refill` is for systems that cannot move pages (Linux before 5.7), where it is chosen without
-  /// being asked for; it is several times slower.
+  /// How memory comes below the addresses of parameters; the same for all such arenas of a context.
+  /// The memory in all is the same.
+  /// - `move`: a release gives the range back to the system's eyes, too: it has no pages until the
+  ///   next gather. Each move makes the system interrupt every core on which a thread of the
+  ///   process runs, so where ranks are threads it is dear (a multiple of the copy at 4 MiB in many
+  ///   spans).
+  /// - `alias`: memory that a parameter was once gathered into stays below its addresses, below
+  ///   several parameters' at once, so steps that repeat themselves ask nothing of the system and
+  ///   cost what Residency::slots costs. The price: a released parameter shows what was gathered
+  ///   into the same memory since, and a write to it damages that (debug mode moves pages, and
+  ///   finds both); the range's resident size counts memory that others show too (its proportional
+  ///   size, Pss, does not); a child process shares the memory; race detectors do not see through
+  ///   it. Where the system cannot, pages move.
+  /// - `refill`: for systems that cannot move pages (Linux before 5.7), where it is chosen without
+  ///   being asked for; it is several times slower.
+  /// Gradients are zero when they are not leased, so their arenas take `alias` for `move`.
   ArenaRecycling recycling = ArenaRecycling::move;
   /// `lazy` moves pages once for each gather, not twice. The memory in all is the same. Debug mode
   /// is eager.
@@ -42,9 +56,10 @@ struct ArenaOptions {
 /// is ordinary memory, zero at the beginning. One for each rank. Made after the Context, destroyed
 /// after the parameters in it and before the Context. Linux.
 ///
-/// CPU: pages move between a pool and these addresses, so a release gives back what lies in whole
-/// pages, from 64 KiB on; what shares its pages with neighbours stays (Bytes::crumbs). Reading a
-/// released parameter gives zeros, or values of long ago: ContextOptions::debug makes it an error.
+/// CPU: pages move between a pool and these addresses (or stay below several parameters at once,
+/// see ArenaOptions::recycling), so a release gives back what lies in whole pages, from 64 KiB on;
+/// what shares its pages with neighbours stays (Bytes::crumbs). Reading a released parameter gives
+/// zeros, or values of long ago: ContextOptions::debug makes it an error.
 ///
 /// CUDA: memory is mapped below these addresses in granules (2 MiB), and granules that tensors of
 /// several parameters share stay (Bytes::crumbs counts their bytes, resident_bytes() whole

@@ -19,7 +19,7 @@ FIELDS = {
                     "time_us_max": TIMED, "algbw_gbs": TIMED, "busbw_gbs": TIMED, "limit_us": TIMED,
                     "limit_ratio": TIMED, "wrong": int},
     "gather": {"residency": {"slots", "host_buffer", "shared", "in_place"}, "lease": {"f32", "bf16"},
-               "prefetch": bool, "kept": bool, "shared": bool, "ranks": TIMED, "bytes": TIMED, "spans": TIMED,
+               "prefetch": bool, "kept": bool, "pages": {"", "move", "alias", "shared"}, "ranks": TIMED, "bytes": TIMED, "spans": TIMED,
                "recycled_spans": int, "crumb_bytes": int, "gather_us": TIMED, "gather_us_min": TIMED,
                "gather_us_max": TIMED, "copy_us": TIMED, "slots_ratio": TIMED},
     "optimizer": {"optimizer": str, "parameter": set(DTYPES), "gradient": set(DTYPES),
@@ -94,6 +94,7 @@ def check_gather(row, run):
     if row["residency"] == "slots" and row["lease"] == "f32" and not row["prefetch"]:
         yield row["slots_ratio"] == 1, "slots differ from themselves"
     yield row["spans"] in (1, 12), "spans"
+    yield (row["residency"] == "in_place") == (row["pages"] != ""), "pages are of parameters in place"
 
 
 def check_peers(row, run):

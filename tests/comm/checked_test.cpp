@@ -14,6 +14,7 @@
 #include <thread>
 #include <vector>
 
+#include "../support/sanitized.hpp"
 #include "cases.hpp"
 
 namespace shardwise::test {
@@ -332,10 +333,10 @@ TEST_CASE("a rank that never makes the call is named, with the call of the other
     run_ranks(3, [&](Communicator& threads) {
       CheckedCommunicator comm(threads);
       if (comm.rank() == 2) {
-        std::this_thread::sleep_for(300ms);
+        std::this_thread::sleep_for(patience(300));
         return;
       }
-      comm.barrier({.name = "epoch", .timeout = 100ms}, {});
+      comm.barrier({.name = "epoch", .timeout = patience(100)}, {});
     });
     FAIL("nobody waited in vain");
   } catch (const TimedOut& error) {

@@ -20,6 +20,8 @@
 #include <thread>
 #include <vector>
 
+#include "../support/sanitized.hpp"
+
 namespace shardwise::test {
 namespace {
 
@@ -178,14 +180,14 @@ TEST_CASE("a key is set once and has plain characters") {
 TEST_CASE("a time-out names who is missing") {
   const auto body = [](Rendezvous& rank) {
     if (rank.rank() == 1 || rank.rank() == 3) return std::string("absent");
-    static_cast<void>(rank.exchange("start", "", milliseconds(100)));
+    static_cast<void>(rank.exchange("start", "", patience(100)));
     return std::string("came through");
   };
   const Scratch scratch;
   const auto over_files = [&](int rank) {
     FileRendezvous rendezvous(scratch.path(), rank, 4, seconds(5));
     std::string text = body(rendezvous);
-    std::this_thread::sleep_for(milliseconds(400));  // absent, but alive
+    std::this_thread::sleep_for(patience(400));  // absent, but alive
     return text;
   };
   for (const auto& ends :

@@ -268,7 +268,7 @@ TEST_CASE("a time-out names who is missing, on all ranks") {
             }
             return;
           }
-          meet(comm, way, {"bad", milliseconds(150)});
+          meet(comm, way, {"bad", patience(150)});
         },
         rethrown);
     int timed_out = 0;
@@ -294,10 +294,10 @@ TEST_CASE("the time does not run before a call's turn in its stream") {
         const CollectiveCase gather{Operation::all_gather, {{.count = 9}}, 0};
         CudaCall call(gather, comm, stream);
         cuda_check(cudaLaunchHostFunc(
-                       stream.native(),
-                       [](void*) { std::this_thread::sleep_for(milliseconds(400)); }, nullptr),
+                       stream.native(), [](void*) { std::this_thread::sleep_for(patience(400)); },
+                       nullptr),
                    "cudaLaunchHostFunc");
-        call.issue({"patient", milliseconds(200)});
+        call.issue({"patient", patience(200)});
         stream.synchronize();
         comm.check();
         return call.results()[0] == RankCall::expected(gather, comm.rank(), comm.size())[0] ? 1 : 0;
@@ -407,7 +407,7 @@ TEST_CASE("a call that NCCL loses ends by its time-out, though all ranks made it
       world,
       [&](Communicator& comm) {
         CudaStream stream;
-        for (int i = 0; i < 4; ++i) comm.barrier({"bad", milliseconds(200)}, stream.ref());
+        for (int i = 0; i < 4; ++i) comm.barrier({"bad", patience(200)}, stream.ref());
         stream.synchronize();
         comm.check();
       },
@@ -454,7 +454,7 @@ TEST_CASE("a rank that never comes is named before NCCL waits for it") {
     threads.emplace_back([&, r] {
       try {
         cuda_check(cudaSetDevice(static_cast<int>(r)), "cudaSetDevice");
-        const NcclCommunicator comm(meeting[r], {.startup_timeout = milliseconds(200)});
+        const NcclCommunicator comm(meeting[r], {.startup_timeout = patience(200)});
       } catch (...) {
         note(ends[r]);
       }

@@ -126,6 +126,42 @@ TEST_CASE("where pages cannot move they are fresh each time") {
   detail::unmap_pages(arena);
 }
 
+TEST_CASE("aliased pages lie below all ranges to which they were lent") {
+  Ledger ledger;
+  PagePool pool(ledger, 6 * page(), Recycling::alias);
+  CHECK(ledger.held().slots == 6 * page());
+  CHECK(pool.stays_below());
+  const PageRange arena{detail::reserve_pages(40 * page()), 40 * page()};
+  const std::vector<PageRange> first = {{arena.begin + page(), 4 * page()},
+                                        {arena.begin + 9 * page(), 2 * page()}};
+  const std::vector<PageRange> second = {{arena.begin + 20 * page(), 4 * page()},
+                                         {arena.begin + 30 * page(), 2 * page()}};
+  pool.lend(first);
+  CHECK(zero(first));
+  fill(first, 3);
+  pool.lend(second);
+  CHECK(pool.is_lent_below(second));
+  CHECK_FALSE(pool.is_lent_below(first));
+  CHECK(holds(second, 3));
+  fill(second, 5);
+  CHECK(holds(first, 5));
+  CHECK(pool.take_back(Access::write));
+  CHECK_FALSE(pool.lent());
+  CHECK(holds(second, 5));
+  pool.lend_again(first);
+  CHECK(pool.is_lent_below(first));
+  CHECK(arena.begin[0] == std::byte{0});  // and nothing is beside the ranges
+  CHECK(arena.begin[8 * page()] == std::byte{0});
+  pool.abandon(first);
+  CHECK_FALSE(pool.is_lent_below(first));
+  for (const PageRange& range : first) CHECK(detail::empty_pages(range, Access::write));
+  CHECK(zero(first));
+  CHECK(holds(second, 5));
+  pool = {};
+  CHECK(ledger.held().slots == 0);
+  detail::unmap_pages(arena);
+}
+
 TEST_CASE("an address range knows whose each byte is") {
   AddressRange range(300000 * sizeof(float), "weights", Recycling::move, Release::lazy, false);
   auto* const p = reinterpret_cast<float*>(range.data());

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <string_view>
 
 namespace shardwise::test {
@@ -16,6 +17,12 @@ inline constexpr bool sanitized = false;
 #else
 inline constexpr bool sanitized = false;
 #endif
+
+/// Time after which one rank is missing while the others have come: where all is slow they come
+/// further apart.
+constexpr std::chrono::milliseconds patience(int milliseconds) {
+  return std::chrono::milliseconds(sanitized ? 4 * milliseconds : milliseconds);
+}
 
 /// Whether a peer heard of a failure before its message was there. It waits some 50 ms for that,
 /// which under a sanitizer may be too short for a stack to unwind.

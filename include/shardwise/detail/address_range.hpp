@@ -52,6 +52,9 @@ class AddressRange final : public ClaimedRange, public FaultObserver {
       begin_at(shared_.pages.begin);
       return;
     }
+    // What lies below several ranges at once cannot be kept from who reads the wrong one.
+    const bool aliases = recycling_ == Recycling::alias;
+    if (aliases && (debug_ || !can_alias_pages())) recycling_ = Recycling::move;
     if (recycling_ == Recycling::move && !can_move_pages()) recycling_ = Recycling::refill;
     pages_.bytes = round_up(bytes, page_size());
     pages_.begin = reserve_pages(pages_.bytes);

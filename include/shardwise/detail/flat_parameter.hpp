@@ -206,6 +206,8 @@ template <class Device>
 struct ParameterUnit : Members<FlatParameter<Device>> {
   std::uint32_t leases = 0;
   Slot<Device>* slot = nullptr;
+  /// PagePool::stays_below(): whose memory lies below its addresses, whoever has the slot.
+  const Slot<Device>* home = nullptr;
   std::size_t lease_bytes = 0;  ///< the same on all ranks
   Residency residency = Residency::slots;
   bool needs_slot = false;

@@ -14,20 +14,24 @@ namespace shardwise::inline v0_1::detail {
 
 /// How pages come below a range of the host's addresses.
 enum class Recycling : std::uint8_t {
-  move,   ///< from the pool and back: the memory is touched once and keeps its contents
-  refill  ///< fresh ones each time; for systems that cannot move pages
+  move,    ///< from the pool and back: the memory is touched once and keeps its contents
+  refill,  ///< fresh ones each time; for systems that cannot move pages
+  alias    ///< the pool's memory lies below several ranges at once, of which one is lent
 };
 
 /// The memory of one slot of residency in_place: pages that are moved below the ranges where a host
 /// expects a parameter, and back. Always the same pages of the pool go below a range, so that what
-/// was cut apart fits together again. Not thread-safe.
+/// was cut apart fits together again. Recycling::alias: what was lent stays below its range until
+/// the owner of the range puts something else there. Not thread-safe.
 class PagePool {
  public:
   PagePool() = default;
   /// `bytes`: whole pages, counted as slots; 0: no pool.
   PagePool(Ledger& ledger, std::size_t bytes, Recycling recycling)
       : account_(ledger, StateKind::slots, bytes), recycling_(recycling), pool_{nullptr, bytes} {
-    if (bytes > 0 && recycling_ == Recycling::move) pool_.begin = reserve_pages(bytes);
+    if (bytes == 0) return;
+    if (recycling_ == Recycling::move) pool_.begin = reserve_pages(bytes);
+    if (recycling_ == Recycling::alias) pool_.begin = reserve_common_pages(bytes);
   }
   PagePool(PagePool&& other) noexcept
       : account_(std::move(other.account_)),
@@ -51,7 +55,9 @@ class PagePool {
   [[nodiscard]] std::size_t size() const noexcept { return pool_.bytes; }
   [[nodiscard]] bool lent() const noexcept { return !lent_.empty(); }
   /// Whether what was written is there when the same ranges are lent the next time.
-  [[nodiscard]] bool keeps_contents() const noexcept { return recycling_ == Recycling::move; }
+  [[nodiscard]] bool keeps_contents() const noexcept { return recycling_ != Recycling::refill; }
+  /// Whether memory that was lent stays below its ranges when it is taken back.
+  [[nodiscard]] bool stays_below() const noexcept { return recycling_ == Recycling::alias; }
   /// Room for so many ranges, so that lend() does not allocate.
   void reserve(std::size_t ranges) {
     lent_.reserve(ranges);
@@ -90,10 +96,15 @@ class PagePool {
     }
   }
 
+  /// The same where stays_below(), and the memory lies below these ranges since it was lent there.
+  void lend_again(std::span<const PageRange> ranges) { lent_.assign(ranges.begin(), ranges.end()); }
+
   /// Takes the memory back and leaves the ranges without any, with `access`: none, or write (and
-  /// then they read as zeros). False where the system refuses, which leaves pages where they are.
+  /// then they read as zeros); but see stays_below(). False where the system refuses, which leaves
+  /// pages where they are.
   bool take_back(Access access) noexcept {
     bool good = true;
+    if (stays_below()) lent_.clear();
     std::size_t offset = 0;
     if (access_ != Access::write) protect(Access::write);
     for (const PageRange& range : lent_) {
@@ -170,6 +181,7 @@ class PagePool {
 
   bool lend(const PageRange& range, std::size_t offset) {
     if (recycling_ == Recycling::refill) return protect_pages(range, Access::write);
+    if (recycling_ == Recycling::alias) return alias_pages({at(offset), range.bytes}, range.begin);
     remember_cut(offset);
     remember_cut(offset + range.bytes);
     return move(at(offset), range.begin, range.bytes, offset);

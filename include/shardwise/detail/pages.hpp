@@ -52,6 +52,15 @@ enum class Access : std::uint8_t { none, read, write };
   return static_cast<std::byte*>(at);
 }
 
+/// The same, for memory that alias_pages puts below other addresses as well. A child process shares
+/// it with its parent.
+[[nodiscard]] inline std::byte* reserve_common_pages(std::size_t bytes) {
+  void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                  MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (at == MAP_FAILED) raise_pages("reserving an address range", bytes);
+  return static_cast<std::byte*>(at);
+}
+
 inline void unmap_pages(PageRange range) noexcept { munmap(range.begin, range.bytes); }
 
 /// Gives the memory of `range` back; its addresses stay reserved. False, with errno, where the
@@ -86,6 +95,31 @@ inline void unmap_pages(PageRange range) noexcept { munmap(range.begin, range.by
                      both.begin[page] == std::byte{42} && both.begin[0] == std::byte{0};
   unmap_pages(both);
   return moved;
+}
+
+/// Puts the memory of `from`, which reserve_common_pages made, below `to` as well, whose own is
+/// lost.
+[[nodiscard]] inline bool alias_pages(PageRange from, std::byte* to) noexcept {
+  if (mremap(from.begin, 0, from.bytes, MREMAP_MAYMOVE | MREMAP_FIXED, to) == MAP_FAILED) {
+    return false;
+  }
+#if defined(MADV_POPULATE_WRITE)
+  // Where the system cannot, pages come one by one when they are written.
+  static_cast<void>(madvise(to, from.bytes, MADV_POPULATE_WRITE));
+#endif
+  return true;
+}
+
+/// Whether the system can.
+[[nodiscard]] inline bool can_alias_pages() {
+  const std::size_t page = page_size();
+  const PageRange memory{reserve_common_pages(page), page};
+  const PageRange other{reserve_pages(page), page};
+  memory.begin[0] = std::byte{42};
+  const bool same = alias_pages(memory, other.begin) && other.begin[0] == std::byte{42};
+  unmap_pages(memory);
+  unmap_pages(other);
+  return same;
 }
 
 /// vm.max_map_count; as good as none where it cannot be read.

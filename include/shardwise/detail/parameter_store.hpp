@@ -41,6 +41,7 @@ class ParameterStore {
 
   /// Also in the middle of a step, by all ranks; slots are then found at the next gather.
   void add(Parameter& parameter) {
+    check_recycling(parameter);
     parameter.late = prepared_;
     engine_.meet(engine_.info(parameter.name(), fingerprint(parameter)));
     parameter.group = &engine_.groups.make(parameter.group_size(), engine_.options.timeout);
@@ -340,11 +341,11 @@ class ParameterStore {
     slots.pages.cover(own.pages, engine_.options.open_parameters);
     buffers_.share(slots.buffers.count, slots.buffers.largest, 0, engine_.recycling());
     shared_slots_.share(slots.shared.count, slots.shared.largest, 0, engine_.recycling());
-    pages_.share(slots.pages.count, slots.pages.largest, slots.pages.ranges, engine_.recycling());
+    pages_.share(slots.pages.count, slots.pages.largest, slots.pages.ranges, recycling());
     for (const auto& unit : units_) {
       if (!unit->needs_slot || unit->shares_slots || unit->slot != nullptr) continue;
       pool_of(*unit).dedicate(unit->slot, unit->slot_bytes(), UnitRanges::count(*unit),
-                              engine_.recycling());
+                              recycling());
     }
   }
 
@@ -445,12 +446,13 @@ class ParameterStore {
   }
 
   bool take_slot(Unit& unit, bool insist) {
-    if (!pool_of(unit).acquire(unit.slot, insist)) return false;
+    if (!pool_of(unit).acquire(unit.slot, insist, false, unit.home)) return false;
     Slot<Device>& slot = *unit.slot;
     if (pool_of(unit).is_small(slot)) {
       try {
         wait_for_users(slot);
         give_pages_back(slot);
+        clear_homes(slot);
         pool_of(unit).grow(slot);
       } catch (...) {
         pool_of(unit).give_up(unit.slot);
@@ -475,7 +477,53 @@ class ParameterStore {
       wait_for_users(slot);
       if (engine_.options.debug) give_pages_back(slot);  // so that nothing is readable behind them
     }
-    slot.pages.lend(ranges);
+    if constexpr (!MapsMemory<Device>) {
+      if (unit.home == &slot) {
+        slot.pages.lend_again(ranges);
+        return;
+      }
+      unit.home = nullptr;
+      slot.pages.lend(ranges);
+      if (slot.pages.stays_below()) unit.home = &slot;
+    } else {
+      slot.pages.lend(ranges);
+    }
+  }
+
+  // This slot's memory is about to go: nothing of it stays below the host's addresses.
+  void clear_homes(const Slot<Device>& slot) noexcept {
+    for (const auto& unit : units_) {
+      if (unit->home != &slot) continue;
+      for (const PageRange& range : ranges_.of(*unit)) {
+        static_cast<void>(empty_pages(range, Access::write));
+      }
+      unit->home = nullptr;
+    }
+  }
+
+  [[nodiscard]] const Parameter* first_in_place() const noexcept {
+    for (const Parameter* parameter : parameters_) {
+      if (parameter->residency == Residency::in_place) return parameter;
+    }
+    return nullptr;
+  }
+
+  // Of the parameters' arenas: they have their slots in common.
+  [[nodiscard]] Recycling recycling() const noexcept {
+    const Parameter* const first = first_in_place();
+    return first == nullptr ? Recycling::move : first->arena()->recycling();
+  }
+  void check_recycling(const Parameter& parameter) const {
+    const Parameter* const first = first_in_place();
+    if (first == nullptr || parameter.residency != Residency::in_place ||
+        first->arena()->recycling() == parameter.arena()->recycling()) {
+      return;
+    }
+    raise(
+        "parameters '{}' and '{}' lie in arenas '{}' and '{}', whose ArenaOptions::recycling "
+        "differ: parameters of one context take turns with the same memory, so give their arenas "
+        "the same",
+        first->name(), parameter.name(), first->arena()->name(), parameter.arena()->name());
   }
 
   void wait_for_users(const Slot<Device>& slot) {
@@ -608,8 +656,8 @@ class ParameterStore {
   void add_extra_slots() {
     for (const auto& unit : units_) {
       if (!unit->needs_slot || unit->slot != nullptr) continue;
-      pool_of(*unit).dedicate(unit->slot, unit->slot_bytes(), UnitRanges::count(*unit),
-                              engine_.recycling(), true);
+      pool_of(*unit).dedicate(unit->slot, unit->slot_bytes(), UnitRanges::count(*unit), recycling(),
+                              true);
       unit->extra_slot = true;
       for (Parameter* member : *unit) member->gathered_version = 0;
     }
@@ -622,6 +670,7 @@ class ParameterStore {
   void drop_extra_slot(Unit& unit) noexcept {
     engine_.quiesce();
     give_pages_back(*unit.slot);
+    clear_homes(*unit.slot);
     pool_of(unit).give_up(unit.slot);
     unit.extra_slot = false;
   }
