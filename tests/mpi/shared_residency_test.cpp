@@ -1,4 +1,6 @@
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
 #include <chrono>
 #include <cstddef>
 #include <shardwise/shardwise.hpp>
@@ -109,6 +111,16 @@ TEST_CASE("casts that processes share are those of the last write") {
     for (auto& parameter : layers.parameters) SharedLayers::write(parameter, step + 1);
   }
   CHECK(wrong == 0);
+}
+
+TEST_CASE("processes that would share memory of different sizes are told so, and go on") {
+  MpiCommunicator comm = world();
+  if (comm.size() == 1) return;
+  CHECK_THROWS_WITH(comm.share_block(comm.rank() == 0 ? 400 : 800, {"weights"}),
+                    Catch::Matchers::ContainsSubstring(
+                        "'weights': all ranks share one memory, but rank 0 asks for 400 bytes, "
+                        "rank 1 for 800: ask for the same size"));
+  CHECK(comm.share_block(400, {"weights"}) != nullptr);
 }
 
 TEST_CASE("blocks that processes share outlive those who leave, and take no memory until touched") {

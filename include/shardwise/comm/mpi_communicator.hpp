@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <exception>
+#include <functional>
 #include <iterator>
 #include <memory>
 #include <span>
@@ -84,12 +85,26 @@ class MpiCommunicator final : public HostCommunicator<MpiCommunicator> {
   }
 
   /// Of ranks that may map one another's memory: on one machine, not in containers of their own.
+  /// UsageError, on all ranks, where they do not ask for the same size.
   [[nodiscard]] std::unique_ptr<SharedBlock> share_block(std::size_t bytes,
                                                          const CallInfo& info) override {
     std::unique_ptr<SharedBlock> result;
+    std::string differ;
     exchange_in_call(info, [&](const auto& exchange) {
-      result = MpiSharedBlock::make(rank(), bytes, machine_name(), exchange);
+      const std::vector<std::string> sizes = exchange(std::to_string(bytes));
+      const auto odd = std::adjacent_find(sizes.begin(), sizes.end(), std::not_equal_to<>());
+      if (odd == sizes.end()) {
+        result = MpiSharedBlock::make(rank(), bytes, machine_name(), exchange);
+      } else {
+        const std::ptrdiff_t first = odd - sizes.begin();
+        differ = detail::format("rank {} asks for {} bytes, rank {} for {}", first, odd[0],
+                                first + 1, odd[1]);
+      }
     });
+    if (!differ.empty()) {
+      raise("'{}': all ranks share one memory, but {}: ask for the same size on all of them",
+            info.name, differ);
+    }
     return result;
   }
 
