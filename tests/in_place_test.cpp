@@ -1,21 +1,16 @@
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
-#include <cinttypes>
 #include <cstddef>
-#include <cstdio>
 #include <cstring>
-#include <fstream>
-#include <memory>
-#include <set>
 #include <string>
 #include <vector>
 
 #include "support/device.hpp"
+#include "support/flat_layers.hpp"
 #include "support/ranks.hpp"
 #include "support/sanitized.hpp"
 #include "support/toy.hpp"
@@ -182,66 +177,6 @@ std::size_t resident_bytes(const void* begin, std::size_t bytes) {
   return static_cast<std::size_t>(there) * page;
 }
 
-/// A C-style host: five layers of two stacked arrays behind a table, all in one allocation.
-struct FlatHost {
-  static constexpr std::size_t layers = 5, wide = 70001, narrow = 301, table = 40000;
-  static constexpr std::size_t elements = table + layers * (wide + narrow);
-
-  explicit FlatHost(float* begin) : wte(begin), big(wte + table), small(big + layers * wide) {}
-
-  [[nodiscard]] std::vector<std::vector<HostTensor>> blocks() const {
-    return stacked(layers, {{"big", big, {wide}}, {"small", small, {narrow}, {.weight_decay = 0}}});
-  }
-
-  float* wte;
-  float* big;
-  float* small;
-};
-
-/// What /proc/self/smaps says of the memory in [begin, begin + bytes) that is not private.
-struct CommonMemory {
-  std::vector<std::string> mappings;  ///< addresses, file and offset of each
-  std::set<unsigned long> files;      ///< their inodes: one for each pool of pages
-  std::size_t proportional = 0;       ///< bytes (Pss): what lies below several ranges counts once
-};
-CommonMemory common_memory(const std::byte* begin, std::size_t bytes) {
-  const auto first = reinterpret_cast<std::uintptr_t>(begin);
-  CommonMemory found;
-  std::ifstream smaps("/proc/self/smaps");
-  bool within = false;
-  for (std::string line; std::getline(smaps, line);) {
-    std::uintptr_t from = 0;
-    std::uintptr_t to = 0;
-    char shared = 0;
-    unsigned long file = 0;
-    if (std::sscanf(line.c_str(), "%" SCNxPTR "-%" SCNxPTR " %*c%*c%*c%c %*x %*s %lu", &from, &to,
-                    &shared, &file) == 4) {
-      within = shared == 's' && from >= first && to <= first + bytes;
-      if (within) {
-        found.mappings.push_back(line);
-        found.files.insert(file);
-      }
-    }
-    std::size_t kib = 0;
-    if (within && std::sscanf(line.c_str(), "Pss: %zu", &kib) == 1) found.proportional += kib << 10;
-  }
-  return found;
-}
-
-/// Of this thread: pages that the system put below its addresses.
-long page_faults() {
-  rusage usage{};
-  getrusage(RUSAGE_THREAD, &usage);
-  return usage.ru_minflt;
-}
-
-struct Seen {
-  std::vector<std::string> wrong;
-  void expect(bool holds, const std::string& what) {
-    if (!holds) wrong.push_back(what);
-  }
-};
-
 }  // namespace
 
 TEST_CASE("an arena's memory is there while it is lent, and back to crumbs afterwards") {
@@ -340,178 +275,6 @@ TEST_CASE("an arena's memory is there while it is lent, and back to crumbs after
       }
     }
   }
-}
-
-namespace {
-
-/// The layers of a FlatHost in an arena whose pages stay below their ranges.
-struct AliasedLayers {
-  explicit AliasedLayers(Communicator& communicator, ContextOptions options = {},
-                         Strategy strategy = Strategy::zero3())
-      : context(communicator, strategy, options),
-        arena(context, FlatHost::elements * sizeof(float), "weights",
-              {.recycling = ArenaRecycling::alias}),
-        host(arena.as<float>()) {
-    for (const auto& tensors : host.blocks()) add(tensors);
-  }
-  void add(const std::vector<HostTensor>& tensors) {
-    const auto value = static_cast<float>(blocks.size() + 1);
-    blocks.push_back(std::make_unique<ShardedParameter<float>>(context, tensors));
-    blocks.back()->initialize([&](const auto&, std::size_t i) { return value + offset(i); });
-  }
-  static float offset(std::size_t i) { return static_cast<float>(i % 64) / 64; }
-  /// Whether the host sees this layer's values where it expects them.
-  [[nodiscard]] bool holds(std::size_t l) const {
-    const float* const big = host.big + l * FlatHost::wide;
-    const float* const small = host.small + l * FlatHost::narrow;
-    for (std::size_t i = 0; i < FlatHost::wide; ++i) {
-      if (big[i] != static_cast<float>(l + 1) + offset(i)) return false;
-      if (i < FlatHost::narrow && small[i] != static_cast<float>(l + 1) + offset(i)) return false;
-    }
-    return true;
-  }
-  void visit(std::size_t l, Seen& seen) {
-    blocks[l]->ensure_gathered();
-    seen.expect(holds(l), fmt::format("layer {} is where the host expects it", l));
-    blocks[l]->release();
-  }
-  /// Forward, backward, update.
-  void step(Seen& seen) {
-    for (std::size_t l = 0; l < blocks.size(); ++l) {
-      if (l + 1 < blocks.size()) blocks[l + 1]->prefetch();
-      visit(l, seen);
-    }
-    for (std::size_t l = blocks.size(); l-- > 0;) {
-      if (l > 0) blocks[l - 1]->prefetch();
-      visit(l, seen);
-    }
-    for (auto& block : blocks) block->update([](std::span<float>) {});
-  }
-  // Alone: the system's list is not of one moment while others change their mappings.
-  [[nodiscard]] CommonMemory memory(const Arena* other = nullptr) const {
-    shardwise::barrier(context.communicator());
-    CommonMemory found = common_memory(arena.data(), arena.size());
-    if (other != nullptr) found.files.merge(common_memory(other->data(), other->size()).files);
-    shardwise::barrier(context.communicator());
-    return found;
-  }
-
-  Context<> context;
-  Arena arena;
-  FlatHost host;
-  std::vector<std::unique_ptr<ShardedParameter<float>>> blocks;
-};
-
-void check_seen(const std::vector<Seen>& all, int world) {
-  INFO("world " << world);
-  for (const Seen& seen : all) CHECK(seen.wrong == std::vector<std::string>());
-}
-
-}  // namespace
-
-TEST_CASE("aliased pages: a step asks the system for nothing, and the memory is that of slots") {
-  for (const int world : worlds) {
-    const auto all = on_ranks(world, [](Communicator& communicator) {
-      Seen seen;
-      AliasedLayers layers(communicator);
-      for (int step = 0; step < 3; ++step) layers.step(seen);
-      const CommonMemory before = layers.memory();
-      seen.expect(before.mappings.size() == FlatHost::layers, "each layer has a mapping");
-      const std::size_t most = 2 * FlatHost::wide * sizeof(float);
-      seen.expect(before.proportional > most / 2 && before.proportional <= most,
-                  fmt::format("{} bytes are there, {} may be", before.proportional, most));
-      // Also where a slot is not the one whose turn it was: five layers in two slots.
-      const long faults = page_faults();
-      for (int step = 0; step < 3; ++step) layers.step(seen);
-      for (std::size_t l = 0; l < 3 * FlatHost::layers; ++l) {
-        layers.visit(l % FlatHost::layers, seen);
-      }
-      const long more = page_faults() - faults;
-      seen.expect(sanitized || more < 50, fmt::format("{} pages were put below addresses", more));
-      seen.expect(layers.memory().mappings == before.mappings, "mappings are as they were");
-      seen.expect(layers.context.held() == layers.context.plan().bytes, "planned bytes");
-      return seen;
-    });
-    check_seen(all, world);
-  }
-}
-
-TEST_CASE("aliased pages: parameters that come, go and grow take their memory along") {
-  for (const int world : worlds) {
-    const auto all = on_ranks(world, [](Communicator& communicator) {
-      Seen seen;
-      AliasedLayers layers(communicator);
-      layers.step(seen);
-      // One that goes leaves zeros, and the next one in its place finds no old pages.
-      layers.blocks.back().reset();
-      const float* const big = layers.host.big + (FlatHost::layers - 1) * FlatHost::wide;
-      seen.expect(std::all_of(big + 2048, big + FlatHost::wide - 2048,
-                              [](float value) { return value == 0; }),
-                  "zeros are left");
-      layers.blocks.pop_back();
-      layers.add(layers.host.blocks().back());
-      layers.step(seen);
-      // A larger one makes the slots grow, one by one.
-      const std::vector<HostTensor> table = {{"wte", layers.host.wte, {FlatHost::table}}};
-      Arena second(layers.context, std::size_t{1} << 20, "second",
-                   {.recycling = ArenaRecycling::alias});
-      ShardedParameter<float> wte(layers.context, table);
-      ShardedParameter<float> larger(
-          layers.context, std::vector<HostTensor>{{"larger", second.as<float>(), {200000}}});
-      larger.initialize([](const auto&, std::size_t i) { return static_cast<float>(i); });
-      for (int round = 0; round < 2; ++round) {
-        layers.step(seen);
-        larger.ensure_gathered();
-        const float* const at = second.as<float>();
-        bool equal = true;
-        for (std::size_t i = 0; i < 200000; ++i) equal = equal && at[i] == static_cast<float>(i);
-        seen.expect(equal, "the larger one");
-        larger.release();
-      }
-      const std::size_t most = 2 * FlatHost::wide * sizeof(float);
-      const std::size_t pools = layers.memory(&second).files.size();
-      seen.expect(pools == 2, fmt::format("{} pools are below two arenas, not two", pools));
-      // All at once is memory of its own, and it goes with the scope.
-      {
-        const auto everything = full_parameters(layers.context);
-        for (std::size_t l = 0; l < FlatHost::layers; ++l) {
-          seen.expect(layers.holds(l), fmt::format("layer {} beside all others", l));
-        }
-      }
-      const std::size_t left = layers.memory().proportional;
-      seen.expect(left <= most, fmt::format("scope: {} bytes are there, {} may be", left, most));
-      layers.step(seen);
-      seen.expect(layers.context.held() == layers.context.plan().bytes, "planned bytes");
-      return seen;
-    });
-    check_seen(all, world);
-  }
-}
-
-TEST_CASE("aliased pages: arenas of one context agree, and debug mode moves pages") {
-  const auto all = on_ranks(2, [](Communicator& communicator) {
-    Seen seen;
-    AliasedLayers layers(communicator);
-    seen.expect(layers.arena.recycling() == ArenaRecycling::alias, "pages stay");
-    Arena moving(layers.context, 400000, "moving");
-    try {
-      const ShardedParameter<float> other(
-          layers.context, std::vector<HostTensor>{{"other", moving.as<float>(), {100000}}});
-      seen.expect(false, "a parameter in an arena that moves pages is refused");
-    } catch (const UsageError& error) {
-      seen.expect(
-          std::string(error.what())
-                  .find("'big.0 (+1)' and 'other' lie in arenas 'weights' and "
-                        "'moving', whose ArenaOptions::recycling differ") != std::string::npos,
-          error.what());
-    }
-    layers.step(seen);
-    AliasedLayers watched(communicator, {.debug = true});
-    seen.expect(watched.arena.recycling() == ArenaRecycling::move, "debug mode moves pages");
-    watched.visit(0, seen);
-    return seen;
-  });
-  check_seen(all, 2);
 }
 
 TEST_CASE("a gather that is under way when its pages are needed elsewhere is waited for") {

@@ -21,19 +21,23 @@ using ArenaRelease = detail::Release;
 
 /// For arenas of the CPU; a device has its own way.
 struct ArenaOptions {
-  /// How memory comes below the addresses of parameters; the same for all such arenas of a context.
-  /// The memory in all is the same.
+  /// How memory comes below the addresses of parameters; one of both first kinds for all arenas
+  /// whose parameters take turns in a context. Slots, and so gathers, are the same.
   /// - `move`: a release gives the range back to the system's eyes, too: it has no pages until the
   ///   next gather. Each move makes the system interrupt every core on which a thread of the
   ///   process runs, so where ranks are threads it is dear (a multiple of the copy at 4 MiB in many
   ///   spans).
   /// - `alias`: memory that a parameter was once gathered into stays below its addresses, below
-  ///   several parameters' at once, so steps that repeat themselves ask nothing of the system and
-  ///   cost what Residency::slots costs. The price: a released parameter shows what was gathered
-  ///   into the same memory since, and a write to it damages that (debug mode moves pages, and
-  ///   finds both); the range's resident size counts memory that others show too (its proportional
-  ///   size, Pss, does not); a child process shares the memory; race detectors do not see through
-  ///   it. Where the system cannot, pages move.
+  ///   several parameters' at once, until it is gathered into another slot. Steps of a forward and
+  ///   a backward pass use the same slots each time, so they ask nothing of the system and cost
+  ///   what Residency::slots costs (forward passes alone of a number of layers that the slots do
+  ///   not divide change slots, and pay about what moving costs). The price: a released parameter
+  ///   shows what was gathered into the same memory since, and a write to it damages that, or its
+  ///   own next gather where that is free; debug mode moves pages, and finds both. Shared memory is
+  ///   counted where it is shown: the resident size of the process (RSS, which some batch systems
+  ///   limit) and its page tables grow with the arena, its proportional size (Pss) does not. A
+  ///   child process shares the memory; race detectors do not see that two addresses are one. Where
+  ///   the system cannot, pages move. `release` makes no difference.
   /// - `refill`: for systems that cannot move pages (Linux before 5.7), where it is chosen without
   ///   being asked for; it is several times slower.
   /// Gradients are zero when they are not leased, so their arenas take `alias` for `move`.

@@ -1,14 +1,19 @@
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
+#include <cerrno>
+#include <cstdarg>
 #include <cstddef>
 #include <cstring>
 #include <random>
 #include <shardwise/detail/address_range.hpp>
 #include <shardwise/detail/page_pool.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 using namespace shardwise;
@@ -19,6 +24,27 @@ using detail::PagePool;
 using detail::PageRange;
 using detail::Recycling;
 using detail::Release;
+
+namespace {
+
+/// Whether the system is as one before Linux 5.7.
+bool cannot_move = false;
+
+}  // namespace
+
+/// The system's, called as the library does.
+extern "C" void* mremap(void* from, std::size_t from_bytes, std::size_t to_bytes, int flags,
+                        ...) noexcept {
+  std::va_list rest;
+  va_start(rest, flags);
+  void* const to = va_arg(rest, void*);
+  va_end(rest);
+  if (cannot_move && (flags & ~(MREMAP_MAYMOVE | MREMAP_FIXED)) != 0) {
+    errno = EINVAL;
+    return MAP_FAILED;
+  }
+  return reinterpret_cast<void*>(syscall(SYS_mremap, from, from_bytes, to_bytes, flags, to));
+}
 
 namespace {
 
@@ -160,6 +186,23 @@ TEST_CASE("aliased pages lie below all ranges to which they were lent") {
   pool = {};
   CHECK(ledger.held().slots == 0);
   detail::unmap_pages(arena);
+}
+
+TEST_CASE("an address range does what the system can, for several ranges at once or for one") {
+  const auto kinds = [](Recycling asked, bool debug = false) {
+    const AddressRange range(100000, "weights", asked, Release::lazy, debug);
+    return std::pair(range.recycling(), range.recycling_singly());
+  };
+  using Kinds = std::pair<Recycling, Recycling>;
+  CHECK(kinds(Recycling::move) == Kinds(Recycling::move, Recycling::move));
+  CHECK(kinds(Recycling::alias) == Kinds(Recycling::alias, Recycling::move));
+  CHECK(kinds(Recycling::alias, true) == Kinds(Recycling::move, Recycling::move));
+  CHECK(kinds(Recycling::refill) == Kinds(Recycling::refill, Recycling::refill));
+  cannot_move = true;
+  CHECK(kinds(Recycling::move) == Kinds(Recycling::refill, Recycling::refill));
+  CHECK(kinds(Recycling::alias) == Kinds(Recycling::alias, Recycling::refill));
+  CHECK(kinds(Recycling::alias, true) == Kinds(Recycling::refill, Recycling::refill));
+  cannot_move = false;
 }
 
 TEST_CASE("an address range knows whose each byte is") {

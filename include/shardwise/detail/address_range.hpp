@@ -53,9 +53,9 @@ class AddressRange final : public ClaimedRange, public FaultObserver {
       return;
     }
     // What lies below several ranges at once cannot be kept from who reads the wrong one.
-    const bool aliases = recycling_ == Recycling::alias;
-    if (aliases && (debug_ || !can_alias_pages())) recycling_ = Recycling::move;
-    if (recycling_ == Recycling::move && !can_move_pages()) recycling_ = Recycling::refill;
+    const bool aliases = recycling_ == Recycling::alias && !debug_ && can_alias_pages();
+    if (recycling_ != Recycling::refill && !can_move_pages()) singly_ = Recycling::refill;
+    if (recycling_ != Recycling::refill && !aliases) recycling_ = singly_;
     pages_.bytes = round_up(bytes, page_size());
     pages_.begin = reserve_pages(pages_.bytes);
     begin_at(pages_.begin);
@@ -77,6 +77,10 @@ class AddressRange final : public ClaimedRange, public FaultObserver {
   /// Who sees the same memory at the same offsets; null: nobody else does.
   [[nodiscard]] const Communicator* ranks() const noexcept { return shared_.ranks; }
   [[nodiscard]] Recycling recycling() const noexcept { return recycling_; }
+  /// The same for memory that lies below one range at a time, as that of gradients.
+  [[nodiscard]] Recycling recycling_singly() const noexcept {
+    return recycling_ == Recycling::alias ? singly_ : recycling_;
+  }
   [[nodiscard]] Release release() const noexcept { return release_; }
 
   /// The bytes of these tensors belong to `parameter` until release(claim). `recycle`: their pages
@@ -174,6 +178,7 @@ class AddressRange final : public ClaimedRange, public FaultObserver {
   }
 
   Recycling recycling_;
+  Recycling singly_ = Recycling::move;
   Release release_;
   bool debug_;
   SharedPages shared_;

@@ -323,10 +323,11 @@ class Engine {
     return has_overlap_rule && strategy.overlap && !options.overlap_from;
   }
 
-  /// How pages come below the arenas of this context: refill where one of them cannot move them.
+  /// How pages come below one range of an arena of this context at a time: refill where one of the
+  /// arenas cannot move them.
   [[nodiscard]] Recycling recycling() const noexcept {
     for (const RangeOf<Device>* arena : arenas) {
-      if (arena->recycling() == Recycling::refill) return Recycling::refill;
+      if (arena->recycling_singly() == Recycling::refill) return Recycling::refill;
     }
     return Recycling::move;
   }

@@ -48,6 +48,7 @@ class MappedRange final : public ClaimedRange {
   /// Ranks share no such range.
   [[nodiscard]] static constexpr const Communicator* ranks() noexcept { return nullptr; }
   [[nodiscard]] static constexpr Recycling recycling() noexcept { return Recycling::move; }
+  [[nodiscard]] static constexpr Recycling recycling_singly() noexcept { return Recycling::move; }
   [[nodiscard]] static constexpr Release release() noexcept { return Release::lazy; }
   /// Bytes of memory that stay below it, in whole granules.
   [[nodiscard]] std::size_t resident_bytes() const noexcept {

@@ -87,6 +87,10 @@ class PagePool {
     for (const PageRange& range : ranges) {
       if (!lend(range, offset)) {
         const int error = errno;
+        if (stays_below()) {  // nothing of it; what failed may be a hole
+          lent_.push_back(range);
+          for (const PageRange& done : lent_) static_cast<void>(empty_pages(done, Access::write));
+        }
         take_back(Access::write);
         errno = error;
         raise_pages("moving pages below the host's addresses", range.bytes);

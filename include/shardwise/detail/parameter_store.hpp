@@ -4,8 +4,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../core/hash.hpp"
@@ -41,7 +43,7 @@ class ParameterStore {
 
   /// Also in the middle of a step, by all ranks; slots are then found at the next gather.
   void add(Parameter& parameter) {
-    check_recycling(parameter);
+    settle_recycling(parameter);
     parameter.late = prepared_;
     engine_.meet(engine_.info(parameter.name(), fingerprint(parameter)));
     parameter.group = &engine_.groups.make(parameter.group_size(), engine_.options.timeout);
@@ -446,13 +448,15 @@ class ParameterStore {
   }
 
   bool take_slot(Unit& unit, bool insist) {
-    if (!pool_of(unit).acquire(unit.slot, insist, false, unit.home)) return false;
+    if (!pool_of(unit).acquire(unit.slot, insist)) return false;
     Slot<Device>& slot = *unit.slot;
     if (pool_of(unit).is_small(slot)) {
       try {
         wait_for_users(slot);
         give_pages_back(slot);
-        clear_homes(slot);
+        for (const auto& other : units_) {
+          if (other->home == &slot) clear_home(*other);
+        }
         pool_of(unit).grow(slot);
       } catch (...) {
         pool_of(unit).give_up(unit.slot);
@@ -469,61 +473,52 @@ class ParameterStore {
   void put_below(Unit& unit) {
     Slot<Device>& slot = *unit.slot;
     const auto ranges = ranges_.of(unit);
-    if (slot.pages.is_lent_below(ranges)) return;  // and nobody need be waited for
     if constexpr (MapsMemory<Device>) {
+      if (slot.pages.is_lent_below(ranges)) return;  // and nobody need be waited for
       engine_.await(slot.filled, slot.user, slot.use);
       engine_.await(slot.last_use, slot.user, slot.use);
+      slot.pages.lend(ranges);
     } else {
+      const bool is_home = unit.home == &slot;
+      if (slot.pages.is_lent_below(ranges) && (is_home || !slot.pages.stays_below())) return;
       wait_for_users(slot);
       if (engine_.options.debug) give_pages_back(slot);  // so that nothing is readable behind them
-    }
-    if constexpr (!MapsMemory<Device>) {
-      if (unit.home == &slot) {
+      if (is_home) {
         slot.pages.lend_again(ranges);
         return;
       }
       unit.home = nullptr;
       slot.pages.lend(ranges);
       if (slot.pages.stays_below()) unit.home = &slot;
-    } else {
-      slot.pages.lend(ranges);
     }
   }
 
-  // This slot's memory is about to go: nothing of it stays below the host's addresses.
-  void clear_homes(const Slot<Device>& slot) noexcept {
-    for (const auto& unit : units_) {
-      if (unit->home != &slot) continue;
-      for (const PageRange& range : ranges_.of(*unit)) {
-        static_cast<void>(empty_pages(range, Access::write));
-      }
-      unit->home = nullptr;
+  // Nothing of a slot stays below the unit's addresses: the slot's memory is about to go.
+  void clear_home(Unit& unit) noexcept {
+    if (std::exchange(unit.home, nullptr) == nullptr) return;
+    for (const PageRange& range : ranges_.of(unit)) {
+      if (!empty_pages(range, Access::write)) engine_.lost_pages = true;
     }
   }
 
-  [[nodiscard]] const Parameter* first_in_place() const noexcept {
-    for (const Parameter* parameter : parameters_) {
-      if (parameter->residency == Residency::in_place) return parameter;
-    }
-    return nullptr;
-  }
-
-  // Of the parameters' arenas: they have their slots in common.
+  // The slots of pages are of one kind, that of the first parameter which took one.
   [[nodiscard]] Recycling recycling() const noexcept {
-    const Parameter* const first = first_in_place();
-    return first == nullptr ? Recycling::move : first->arena()->recycling();
+    return aliases_.value_or(false) ? Recycling::alias : engine_.recycling();
   }
-  void check_recycling(const Parameter& parameter) const {
-    const Parameter* const first = first_in_place();
-    if (first == nullptr || parameter.residency != Residency::in_place ||
-        first->arena()->recycling() == parameter.arena()->recycling()) {
+  void settle_recycling(const Parameter& parameter) {
+    if (parameter.arena() == nullptr || !parameter.needs_slot()) return;
+    if (parameter.residency != Residency::in_place) return;
+    const bool aliases = parameter.arena()->recycling() == Recycling::alias;
+    if (aliases_.value_or(aliases) == aliases) {
+      aliases_ = aliases;
       return;
     }
     raise(
-        "parameters '{}' and '{}' lie in arenas '{}' and '{}', whose ArenaOptions::recycling "
-        "differ: parameters of one context take turns with the same memory, so give their arenas "
-        "the same",
-        first->name(), parameter.name(), first->arena()->name(), parameter.arena()->name());
+        "parameter '{}' lies in arena '{}' with pages that {}, but parameters of this context have "
+        "been in arenas with pages that {}, and all take turns with the same memory: give their "
+        "arenas the same ArenaOptions::recycling",
+        parameter.name(), parameter.arena()->name(), aliases ? "stay" : "move",
+        aliases ? "move" : "stay");
   }
 
   void wait_for_users(const Slot<Device>& slot) {
@@ -670,7 +665,7 @@ class ParameterStore {
   void drop_extra_slot(Unit& unit) noexcept {
     engine_.quiesce();
     give_pages_back(*unit.slot);
-    clear_homes(*unit.slot);
+    if (unit.home == unit.slot) clear_home(unit);
     pool_of(unit).give_up(unit.slot);
     unit.extra_slot = false;
   }
@@ -688,8 +683,9 @@ class ParameterStore {
   std::vector<Unit*> wanted_;
   UnitRanges ranges_;
   std::uint32_t registered_ = 0;
-  std::size_t everything_ = 0;  // scopes of open_all
-  bool lazy_ = false;           // pages of a released unit may lie below the host's addresses
+  std::size_t everything_ = 0;   // scopes of open_all
+  std::optional<bool> aliases_;  // whether pages stay below their ranges; unknown at first
+  bool lazy_ = false;            // pages of a released unit may lie below the host's addresses
   bool prepared_ = false;
   bool complete_ = false;  // all parameters have units and slots
 };

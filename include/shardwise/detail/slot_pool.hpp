@@ -101,8 +101,7 @@ class SlotPool {
 
   /// Finds `place` a slot: an empty one (`warm`: the one used last), else the one released first,
   /// else (`insist`) the one fetched first. False where every slot is open, or may not be taken.
-  /// `home`: taken before others that are not worth less.
-  bool acquire(SlotType*& place, bool insist, bool warm = false, const SlotType* home = nullptr) {
+  bool acquire(SlotType*& place, bool insist, bool warm = false) {
     if (std::exchange(restarted_, false)) {
       for (const auto& slot : shared_) {
         if (slot->state == State::empty) slot->order = ++order_;
@@ -113,11 +112,11 @@ class SlotPool {
       if (candidate->state == State::open) continue;
       if (candidate->state == State::fetched && !insist) continue;
       const bool last = warm && candidate->state == State::empty;
-      const bool earlier = best == nullptr || candidate->state < best->state ||
-                           (candidate->state == best->state && best != home &&
-                            (candidate.get() == home || (last ? candidate->order > best->order
-                                                              : candidate->order < best->order)));
-      if (earlier) best = candidate.get();
+      if (best == nullptr || candidate->state < best->state ||
+          (candidate->state == best->state &&
+           (last ? candidate->order > best->order : candidate->order < best->order))) {
+        best = candidate.get();
+      }
     }
     if (best == nullptr) return false;
     if (best->owner != nullptr) *best->owner = nullptr;
