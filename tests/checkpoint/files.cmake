@@ -1,7 +1,8 @@
 # Readers and writers of files that others make, or read.
 shardwise_add_test(NAME safetensors SOURCES checkpoint/malformed_index_test.cpp
-                   checkpoint/regular_file_test.cpp checkpoint/safetensors_test.cpp
-                   APART checkpoint/malformed_safetensors_test.cpp support/heap.cpp LINK shardwise::checkpoint
+                   checkpoint/regular_file_test.cpp
+                   APART checkpoint/malformed_safetensors_test.cpp checkpoint/safetensors_test.cpp support/heap.cpp
+                   LINK shardwise::checkpoint
                    LABELS quick full sanitize)
 shardwise_add_test(NAME malformed_manifest SOURCES checkpoint/malformed_manifest_test.cpp
                    LINK shardwise::checkpoint LABELS quick full)
