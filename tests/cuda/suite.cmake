@@ -39,8 +39,8 @@ if(TARGET test_cuda_in_place)
 endif()
 
 # Groups of ranks: parts of an NCCL communicator.
-shardwise_add_cuda_test(NAME hybrid SOURCES ${suite}/hybrid/groups_test.cpp ${suite}/hybrid/training_test.cpp
-                        APART ${suite}/hybrid/secondary_test.cpp KERNELS host LINK cuda_suite_kernels_host
+shardwise_add_cuda_test(NAME hybrid SOURCES ${suite}/hybrid/groups_test.cpp APART ${suite}/hybrid/secondary_test.cpp
+                        ${suite}/hybrid/training_test.cpp KERNELS host LINK cuda_suite_kernels_host
                         LABELS full TIMEOUT 600)
 if(TARGET test_cuda_hybrid)
   target_compile_definitions(test_cuda_hybrid PRIVATE SHARDWISE_TEST_CUDA)
