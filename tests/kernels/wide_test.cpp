@@ -15,8 +15,8 @@
 #include <tuple>
 #include <vector>
 
+#include "all_vectors.hpp"
 #include "support/floating.hpp"
-#include "support/vectors.hpp"
 
 using namespace shardwise;
 using test::all_vectors;
