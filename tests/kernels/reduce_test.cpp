@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "../support/contributions.hpp"
-#include "../support/vectors.hpp"
+#include "all_vectors.hpp"
 
 namespace shardwise::test {
 namespace {

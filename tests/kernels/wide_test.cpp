@@ -15,8 +15,9 @@
 #include <tuple>
 #include <vector>
 
+#include "all_vectors.hpp"
+#include "rounded_sums.hpp"
 #include "support/floating.hpp"
-#include "support/vectors.hpp"
 
 using namespace shardwise;
 using test::all_vectors;
@@ -89,6 +90,33 @@ void check_steps() {
   }
 }
 
+/// A scale of 2^-120 makes results subnormal in bf16, which others never do.
+template <class In, class Out>
+void check_sums() {
+  constexpr std::size_t count = 20011;
+  const double scales[] = {1, 0.5, 1.0 / 3, -1, 0x1p-120, 0, std::bit_cast<float>(0x7fc12345u)};
+  for (const test::Kind kind : {test::Kind::ordinary, test::Kind::rare, test::Kind::any}) {
+    const auto old = test::contribution_of<Out>(kind, count, 9);
+    std::vector<std::vector<In>> inputs;
+    for (unsigned ranks = 1; ranks <= 4; ++ranks) {
+      inputs.push_back(test::contribution_of<In>(kind, count, ranks));
+      for (const double scale : scales) {
+        for (const bool accumulate : {false, true}) {
+          const ReduceSpec spec{.output = dtype_of<Out>, .scale = scale, .accumulate = accumulate};
+          for (const detail::Vectors vectors : all_vectors()) {
+            const bool streaming = ranks % 2 == 0 && scale == 0.5;
+            if (test::differences<In, Out>(inputs, old, spec, vectors, streaming) == 0) continue;
+            FAIL(name_of(dtype_of<In>)
+                 << " -> " << name_of(dtype_of<Out>) << ", ranks " << ranks << ", scale " << scale
+                 << ", accumulate " << accumulate << ", kind " << static_cast<int>(kind)
+                 << ", vectors " << static_cast<int>(vectors));
+          }
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 
 TEST_CASE("casts by all vectors equal cast_element, bit by bit, in place, too") {
@@ -140,4 +168,43 @@ TEST_CASE("steps in tiles, by all vectors, equal steps of single elements") {
   check_steps<AdamW, float, float, bf16>();
   check_steps<AdamW, bf16, bf16, float>();
   check_steps<Lion, f16, float, f16>();
+}
+
+TEST_CASE("sums of all kinds of numbers, by all vectors, are the formula's, bit by bit") {
+  check_sums<bf16, bf16>();
+  check_sums<bf16, float>();
+  check_sums<f16, f16>();
+  check_sums<f16, float>();
+  check_sums<float, bf16>();
+  check_sums<float, f16>();
+  check_sums<float, float>();
+}
+
+TEST_CASE("every bf16 plus what matters, by all vectors, is the formula's, bit by bit") {
+  // Zeros, the smallest and the largest subnormal and normal numbers, 1, infinities, and NaNs,
+  // quiet or not, of the smallest and the largest payload.
+  constexpr std::uint16_t others[] = {0x0000, 0x8000, 0x0001, 0x8001, 0x007f, 0x807f,
+                                      0x0080, 0x7f7f, 0x3f80, 0xbf80, 0x7f80, 0xff80,
+                                      0x7f81, 0x7fbf, 0xffc0, 0x7fff};
+  std::vector<bf16> every(1u << 16);
+  for (std::size_t i = 0; i < every.size(); ++i) every[i].bits = static_cast<std::uint16_t>(i);
+  std::shuffle(every.begin(), every.end(), std::mt19937(8));
+  for (const bool shuffled : {true, false}) {
+    if (!shuffled) {
+      std::sort(every.begin(), every.end(),
+                [](const bf16& a, const bf16& b) { return a.bits < b.bits; });
+    }
+    for (const std::uint16_t bits : others) {
+      bf16 other;
+      other.bits = bits;
+      const std::vector<std::vector<bf16>> inputs{every, std::vector(every.size(), other)};
+      const std::vector<bf16> old(every.size());
+      for (const detail::Vectors vectors : all_vectors()) {
+        for (const double scale : {1.0, 0.5}) {
+          const ReduceSpec spec{.output = DType::bf16, .scale = scale};
+          CHECK(test::differences(inputs, old, spec, vectors, false) == 0);
+        }
+      }
+    }
+  }
 }

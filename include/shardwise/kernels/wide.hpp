@@ -94,12 +94,24 @@ struct Avx2 {
   }
 #endif
 #include "wide.inc"
+
+  static constexpr bool finds_minus_zero = false;
+  template <class T, bool /*onto_zero*/>
+  SHARDWISE_WIDE bool is_usual(const Two& two) noexcept {
+    return !any_unordered(two.x, two.y);
+  }
+  template <bool streaming, bool paired, class T>
+  SHARDWISE_WIDE void store_usual(T* to, const Two& two) noexcept {
+    store_numbers<streaming, paired>(to, two);
+  }
+#include "wide_rounding.inc"
 };
 #undef SHARDWISE_WIDE
 #undef SHARDWISE_WIDE_LOOP
 
-#define SHARDWISE_WIDE [[gnu::target("avx512f"), gnu::always_inline]] static inline
-#define SHARDWISE_WIDE_LOOP [[gnu::target("avx512f")]] static inline
+#define SHARDWISE_WIDE \
+  [[gnu::target("avx512f,avx512bw,avx512dq"), gnu::always_inline]] static inline
+#define SHARDWISE_WIDE_LOOP [[gnu::target("avx512f,avx512bw,avx512dq")]] static inline
 struct Avx512 {
   static constexpr std::size_t lanes = 16;
   using Floats = Register<float, lanes>;
@@ -113,9 +125,16 @@ struct Avx512 {
 
   static constexpr int as_set = 4;  // the processor's rounding
 
-  SHARDWISE_WIDE bool any_unordered(const Floats& x, const Floats& y) noexcept {
-    constexpr int unordered = 3;
-    return __builtin_ia32_cmpps512_mask(x, y, unordered, all, as_set) != 0;
+  static constexpr int nan = 0x81;
+  static constexpr int minus_zero = 0x04;
+  static constexpr int subnormal = 0x20;
+  template <int classes>
+  SHARDWISE_WIDE unsigned short lanes_of(const Floats& x) noexcept {
+    return static_cast<unsigned short>(__builtin_ia32_fpclassps512_mask(x, classes, all));
+  }
+  template <int classes>
+  SHARDWISE_WIDE bool any_of(const Floats& x, const Floats& y) noexcept {
+    return __builtin_ia32_kortestzhi(lanes_of<classes>(x), lanes_of<classes>(y)) == 0;
   }
   SHARDWISE_WIDE Floats from_f16(const Shorts& x) noexcept {
     return __builtin_ia32_vcvtph2ps512_mask(reinterpret_cast<Register<short, lanes>>(x), Floats{},
@@ -152,6 +171,55 @@ struct Avx512 {
   }
 #endif
 #include "wide.inc"
+
+  static constexpr bool finds_minus_zero = true;
+  template <class T, bool onto_zero>
+  SHARDWISE_WIDE bool is_usual(const Two& two) noexcept {
+    return !any_of<nan | (onto_zero ? minus_zero : 0)>(two.x, two.y);
+  }
+  template <bool streaming, bool paired, class T>
+  SHARDWISE_WIDE void store_usual(T* to, const Two& two) noexcept {
+    store_numbers<streaming, paired>(to, two);
+  }
+#include "wide_rounding.inc"
+};
+
+// Rounds to bf16 by instructions of the processor's, which take subnormals for zero.
+struct Avx512Bf16 : Avx512 {
+  template <class T, bool onto_zero>
+  SHARDWISE_WIDE bool is_usual(const Two& two) noexcept {
+    if constexpr (!std::same_as<T, bf16>) {
+      return Avx512::is_usual<T, onto_zero>(two);
+    } else {
+      return !any_of<subnormal | (onto_zero ? minus_zero : 0)>(two.x, two.y);
+    }
+  }
+  template <bool streaming, bool paired, class T>
+  SHARDWISE_WIDE void store_usual(T* to, const Two& two) noexcept {
+    if constexpr (!std::same_as<T, bf16>) {
+      Avx512::store_usual<streaming, paired>(to, two);
+    } else {
+      // By name, as compilers do not agree on one for the function.
+      Words rounded;
+      asm("vcvtne2ps2bf16 {%1, %2, %0|%0, %2, %1}" : "=v"(rounded) : "v"(two.x), "v"(two.y));
+      if constexpr (paired) rounded = alternating(rounded);
+      write<streaming>(to, rounded);
+    }
+  }
+  // The shorts of the lower half at even places, those of the upper one at odd places.
+  SHARDWISE_WIDE Words alternating(const Words& x) noexcept {
+    using AllShorts = Register<short, 2 * lanes>;
+    constexpr AllShorts order = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const auto shorts = reinterpret_cast<AllShorts>(x);
+#if defined(__clang__)
+    return reinterpret_cast<Words>(__builtin_ia32_permvarhi512(shorts, order));
+#else
+    return reinterpret_cast<Words>(
+        __builtin_ia32_permvarhi512_mask(shorts, order, shorts, 0xffffffffu));
+#endif
+  }
+#include "wide_rounding.inc"
 };
 #undef SHARDWISE_WIDE
 #undef SHARDWISE_WIDE_LOOP
@@ -170,6 +238,7 @@ inline std::size_t run_wide([[maybe_unused]] Vectors vectors, [[maybe_unused]] s
     if (whole > 0) loops.template operator()<Wide>(whole);
     return whole;
   };
+  if (vectors == Vectors::avx512_bf16) return run(Avx512Bf16());
   if (vectors == Vectors::avx512) return run(Avx512());
   if (vectors == Vectors::avx2) return run(Avx2());
 #endif
