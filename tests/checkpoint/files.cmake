@@ -1,14 +1,13 @@
 # Readers and writers of files that others make, or read.
 shardwise_add_test(NAME safetensors SOURCES checkpoint/malformed_index_test.cpp
-                   checkpoint/regular_file_test.cpp
-                   APART checkpoint/malformed_safetensors_test.cpp checkpoint/safetensors_test.cpp support/heap.cpp
-                   LINK shardwise::checkpoint
+                   checkpoint/malformed_safetensors_test.cpp checkpoint/regular_file_test.cpp
+                   checkpoint/safetensors_test.cpp support/heap.cpp LINK shardwise::checkpoint
                    LABELS quick full sanitize)
 shardwise_add_test(NAME malformed_manifest SOURCES checkpoint/malformed_manifest_test.cpp
                    LINK shardwise::checkpoint LABELS quick full)
 shardwise_add_test(NAME hugging_face SOURCES checkpoint/hugging_face_test.cpp
                    LINK shardwise::checkpoint LABELS quick full sanitize)
-shardwise_add_test(NAME hugging_face_memory SOURCES checkpoint/hugging_face_memory_test.cpp APART support/heap.cpp
+shardwise_add_test(NAME hugging_face_memory SOURCES checkpoint/hugging_face_memory_test.cpp support/heap.cpp
                    LINK shardwise::checkpoint LABELS full)
 if(SHARDWISE_SANITIZE_ONLY)
   return()

@@ -19,8 +19,14 @@ endif()
 target_compile_definitions(cuda_suite PUBLIC SHARDWISE_TEST_CUDA)
 target_include_directories(cuda_suite PRIVATE ${suite})
 target_link_libraries(cuda_suite PRIVATE shardwise_own shardwise::cuda Catch2::Catch2)
-shardwise_compile_together(cuda_suite ${suite}/support/heap.cpp)
 shardwise_optimize_little(cuda_suite)
+# Most of what a unit costs is the library's code, which is compiled once for sources that are compiled
+# together: those which use no name for two things.
+set_target_properties(cuda_suite PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 5)
+set_source_files_properties(
+  ${suite}/host_buffer_test.cpp ${suite}/monitor/timeline_test.cpp ${suite}/sharded_parameter_test.cpp
+  ${suite}/allocation_test.cpp ${suite}/memory_test.cpp ${suite}/support/heap.cpp
+  PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
 
 add_library(cuda_suite_kernels_nvcc STATIC EXCLUDE_FROM_ALL test_kernels.cu)
 shardwise_use_cuda20(cuda_suite_kernels_nvcc)
@@ -39,7 +45,7 @@ if(TARGET test_cuda_in_place)
 endif()
 
 # Groups of ranks: parts of an NCCL communicator.
-shardwise_add_cuda_test(NAME hybrid SOURCES ${suite}/hybrid/groups_test.cpp APART ${suite}/hybrid/secondary_test.cpp
+shardwise_add_cuda_test(NAME hybrid SOURCES ${suite}/hybrid/groups_test.cpp ${suite}/hybrid/secondary_test.cpp
                         ${suite}/hybrid/training_test.cpp KERNELS host LINK cuda_suite_kernels_host
                         LABELS full TIMEOUT 600)
 if(TARGET test_cuda_hybrid)
@@ -75,7 +81,7 @@ endif()
 
 # What a plan says without a device against what ranks on devices hold; files straight into and out of a
 # device's shards; saves from its memory.
-shardwise_add_cuda_test(NAME plan SOURCES ${suite}/plan/memory_test.cpp APART ${suite}/plan/registered_model_test.cpp
+shardwise_add_cuda_test(NAME plan SOURCES ${suite}/plan/memory_test.cpp ${suite}/plan/registered_model_test.cpp
                         KERNELS host LABELS full OPTIONS GRANULE_KB=16)
 shardwise_add_cuda_test(NAME hugging_face SOURCES ${suite}/checkpoint/hugging_face_test.cpp KERNELS host
                         LINK shardwise::checkpoint LABELS full)
