@@ -5,8 +5,8 @@
 #include <shardwise/kernels/norm.hpp>
 #include <vector>
 
-#include "all_vectors.hpp"
 #include "support/floating.hpp"
+#include "support/vectors.hpp"
 
 using namespace shardwise;
 using test::normal_values;

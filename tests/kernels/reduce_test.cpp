@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "../support/contributions.hpp"
-#include "all_vectors.hpp"
+#include "support/vectors.hpp"
 
 namespace shardwise::test {
 namespace {

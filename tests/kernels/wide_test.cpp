@@ -15,9 +15,9 @@
 #include <tuple>
 #include <vector>
 
-#include "all_vectors.hpp"
 #include "rounded_sums.hpp"
 #include "support/floating.hpp"
+#include "support/vectors.hpp"
 
 using namespace shardwise;
 using test::all_vectors;
