@@ -47,13 +47,20 @@ struct Options {
   std::size_t max = std::size_t{64} << 20;
 };
 
+/// How memory comes below the addresses of parameters in place.
+enum class Pages : std::uint8_t { none, move, alias, shared };
+
+const char* name_of(Pages pages) {
+  return std::array{"", "move", "alias", "shared"}[static_cast<std::size_t>(pages)];
+}
+
 struct Case {
   Residency residency;
   DType lease = DType::f32;
   bool prefetch = false;
   std::size_t spans = 1;
   bool kept = false;
-  enum class Pages : std::uint8_t { none, move, alias, shared } pages = Pages::none;  // in_place
+  Pages pages = Pages::none;
 
   [[nodiscard]] Strategy strategy() const {
     Strategy result = Strategy::zero3();
@@ -65,8 +72,6 @@ struct Case {
     return result;
   }
 };
-
-using Pages = Case::Pages;
 
 const std::vector<Case> cases{{Residency::slots},
                               {Residency::slots, DType::bf16},
@@ -85,10 +90,6 @@ const std::vector<Case> cases{{Residency::slots},
                               {Residency::in_place, DType::f32, false, 1, false, Pages::alias},
                               {Residency::in_place, DType::f32, true, 1, false, Pages::alias},
                               {Residency::in_place, DType::f32, false, 1, false, Pages::shared}};
-
-const char* name_of(Pages pages) {
-  return std::array{"", "move", "alias", "shared"}[static_cast<std::size_t>(pages)];
-}
 
 /// Elements of the tensors of one layer: of a transformer's with about so many, or all in one.
 std::vector<std::size_t> counts_of(std::size_t elements, std::size_t spans) {

@@ -44,6 +44,7 @@ class AddressRange final : public ClaimedRange, public FaultObserver {
                bool debug, SharedPages shared = {})
       : ClaimedRange(bytes, std::move(name)),
         recycling_(recycling),
+        singly_(recycling == Recycling::refill ? Recycling::refill : Recycling::move),
         release_(debug ? Release::eager : release),
         debug_(debug && shared.ranks == nullptr),
         shared_(std::move(shared)) {
@@ -52,10 +53,9 @@ class AddressRange final : public ClaimedRange, public FaultObserver {
       begin_at(shared_.pages.begin);
       return;
     }
+    if (singly_ == Recycling::move && !can_move_pages()) singly_ = Recycling::refill;
     // What lies below several ranges at once cannot be kept from who reads the wrong one.
-    const bool aliases = recycling_ == Recycling::alias && !debug_ && can_alias_pages();
-    if (recycling_ != Recycling::refill && !can_move_pages()) singly_ = Recycling::refill;
-    if (recycling_ != Recycling::refill && !aliases) recycling_ = singly_;
+    if (recycling_ != Recycling::alias || debug_ || !can_alias_pages()) recycling_ = singly_;
     pages_.bytes = round_up(bytes, page_size());
     pages_.begin = reserve_pages(pages_.bytes);
     begin_at(pages_.begin);
@@ -78,9 +78,7 @@ class AddressRange final : public ClaimedRange, public FaultObserver {
   [[nodiscard]] const Communicator* ranks() const noexcept { return shared_.ranks; }
   [[nodiscard]] Recycling recycling() const noexcept { return recycling_; }
   /// The same for memory that lies below one range at a time, as that of gradients.
-  [[nodiscard]] Recycling recycling_singly() const noexcept {
-    return recycling_ == Recycling::alias ? singly_ : recycling_;
-  }
+  [[nodiscard]] Recycling recycling_singly() const noexcept { return singly_; }
   [[nodiscard]] Release release() const noexcept { return release_; }
 
   /// The bytes of these tensors belong to `parameter` until release(claim). `recycle`: their pages
@@ -178,7 +176,7 @@ class AddressRange final : public ClaimedRange, public FaultObserver {
   }
 
   Recycling recycling_;
-  Recycling singly_ = Recycling::move;
+  Recycling singly_;  // never alias
   Release release_;
   bool debug_;
   SharedPages shared_;

@@ -45,9 +45,9 @@ enum class Access : std::uint8_t { none, read, write };
 }
 
 /// Addresses without memory: pages appear, zeroed, when they are written.
-[[nodiscard]] inline std::byte* reserve_pages(std::size_t bytes) {
-  void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+[[nodiscard]] inline std::byte* reserve_pages(std::size_t bytes, int sharing = MAP_PRIVATE) {
+  void* at =
+      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, sharing | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (at == MAP_FAILED) raise_pages("reserving an address range", bytes);
   return static_cast<std::byte*>(at);
 }
@@ -55,10 +55,7 @@ enum class Access : std::uint8_t { none, read, write };
 /// The same, for memory that alias_pages puts below other addresses as well. A child process shares
 /// it with its parent.
 [[nodiscard]] inline std::byte* reserve_common_pages(std::size_t bytes) {
-  void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                  MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (at == MAP_FAILED) raise_pages("reserving an address range", bytes);
-  return static_cast<std::byte*>(at);
+  return reserve_pages(bytes, MAP_SHARED);
 }
 
 inline void unmap_pages(PageRange range) noexcept { munmap(range.begin, range.bytes); }

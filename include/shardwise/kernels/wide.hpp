@@ -100,10 +100,6 @@ struct Avx2 {
   SHARDWISE_WIDE bool is_usual(const Two& two) noexcept {
     return !any_unordered(two.x, two.y);
   }
-  template <bool streaming, bool paired, class T>
-  SHARDWISE_WIDE void store_usual(T* to, const Two& two) noexcept {
-    store_numbers<streaming, paired>(to, two);
-  }
 #include "wide_rounding.inc"
 };
 #undef SHARDWISE_WIDE
@@ -176,10 +172,6 @@ struct Avx512 {
   template <class T, bool onto_zero>
   SHARDWISE_WIDE bool is_usual(const Two& two) noexcept {
     return !any_of<nan | (onto_zero ? minus_zero : 0)>(two.x, two.y);
-  }
-  template <bool streaming, bool paired, class T>
-  SHARDWISE_WIDE void store_usual(T* to, const Two& two) noexcept {
-    store_numbers<streaming, paired>(to, two);
   }
 #include "wide_rounding.inc"
 };
