@@ -83,8 +83,15 @@ unpack_catch2() {
     rm -rf build/packages && mv build/packages.part build/packages
 }
 
+# failed_tests LOG: each with the beginning of what it wrote, which is far up where many follow.
+failed_tests() {
+  awk '/^ *[0-9]+\/[0-9]+ Test .*\*\*\*/ && !/\*\*\*Skipped/ {left = 30; print; next}
+       /^ *(Start +[0-9]+:|[0-9]+\/[0-9]+ Test )/ {left = 0}
+       left > 0 && NF > 0 {print "    " $0; --left}' "$1"
+}
+
 # One workflow; its CTest summary is added to the totals.
-passed=0 failed=0 skipped=0 stages=() reasons=()
+passed=0 failed=0 skipped=0 stages=() reasons=() failures=()
 stage() {
   local name=$1 log=build/log-$1.txt begin=$SECONDS status
   say "== $name"
@@ -98,6 +105,7 @@ stage() {
     local skips
     skips=$(grep -cE '^ *[0-9]+/[0-9]+ Test .*\*\*\*Skipped' "$log")
     passed=$((passed + of_total - lost - skips)) failed=$((failed + lost)) skipped=$((skipped + skips))
+    [ "$lost" -eq 0 ] || failures+=("$(failed_tests "$log")")
     [ "$skips" -eq 0 ] || reasons+=("$(grep -E '\*\*\*Skipped|SKIPPED|skipped:' "$log")")
   elif [ "$status" -ne 0 ]; then
     failed=$((failed + 1)) # it did not come to its tests
@@ -127,6 +135,7 @@ case "${1:-}" in
     fi
     say "== seconds per stage"
     printf '%s\n' "${stages[@]}"
+    [ ${#failures[@]} -eq 0 ] || printf 'failed: %s\n' "${failures[@]}"
     [ ${#reasons[@]} -eq 0 ] || printf 'skipped: %s\n' "${reasons[@]}"
     say "$passed passed, $failed failed, $skipped skipped"
     [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <cstddef>
 #include <limits>
 #include <new>
@@ -13,6 +12,7 @@
 #include "comm/collectives.hpp"
 #include "context.hpp"
 #include "core/format.hpp"
+#include "core/math.hpp"
 #include "core/observer.hpp"
 #include "detail/engine.hpp"
 #include "detail/overlap_meter.hpp"
@@ -130,7 +130,7 @@ OverlapChoice measure_overlap(Context<Device>& context, const OverlapOptions& op
   OverlapChoice choice{engine.overlap_from, {}};
   if constexpr (detail::Engine<Device>::has_overlap_rule) {
     engine.check();
-    if (!std::isfinite(options.compute) || options.compute < 0) {
+    if (!detail::is_finite(options.compute) || options.compute < 0) {
       raise("OverlapOptions::compute is a number of times, not negative, found {}",
             options.compute);
     }

@@ -75,7 +75,8 @@ const Expectation expectations[] = {
      faulted, false, true},
     {"host_touches_device_memory", "fault: the host touched byte 12 of an allocation of 4000 bytes",
      faulted, false, false, "HOST_ACCESS", "fault"},
-    {"deadlock", "deadlock: no task ended for 300 ms", stopped, false, false, "WATCHDOG_MS", "300"},
+    {"deadlock", "deadlock: no task ended for 1000 ms", stopped, false, false, "WATCHDOG_MS",
+     "1000"},
     {"freed_twice", "was freed before, by cudaFree", stopped},
     {"stream_used_after_destroyed", "is no stream that lives", stopped},
     {"wait_for_unrecorded_event", "the event was never recorded", stopped, false, false,
@@ -107,6 +108,12 @@ Finished run(const Expectation& expected, const char* variant, int seed) {
   return Child(command + " '" SHARDWISE_CUDART_CASES "' " + expected.name + " " + variant).finish();
 }
 
+/// Whether a run may end well: a race's effects depend on when threads run, which a busy machine
+/// delays as it likes.
+bool is_by_chance(const Expectation& expected) {
+  return expected.is_race && sanitizer != Sanitizer::thread;
+}
+
 /// How often: what is found by chance alone would be missed once.
 int runs(const Expectation& expected) {
   return !expected.is_race ? 2 : sanitizer == Sanitizer::thread ? 10 : 3;
@@ -131,9 +138,12 @@ TEST_CASE("each bug is found, and the right program is not blamed") {
     // padding that nobody cleared may look like an address
     if (std::string(expected.name) == "kernel_gets_host_memory") return;
 #endif
+    int found = 0;
     for (int seed = 0; seed < runs(expected); ++seed) {
       const Finished wrong = run(expected, "wrong", seed);
       INFO(wrong.output);
+      if (is_by_chance(expected) && wrong.status == 0) continue;
+      ++found;
       if (sanitizer == Sanitizer::thread && expected.is_race) {
         CHECK(wrong.says("ThreadSanitizer: data race"));
         CHECK(wrong.status == stopped);
@@ -146,6 +156,7 @@ TEST_CASE("each bug is found, and the right program is not blamed") {
         CHECK((is_exact ? wrong.status == expected.status : wrong.status != 0));
       }
     }
+    CHECK(found > 0);
   }
 }
 

@@ -89,7 +89,7 @@ class Endpoint {
     if (!is_peaceful()) static_cast<void>(wait_until_settled());
     watchdog_->remove(member_);
     if (!wait_for_all_calls()) {
-      // Work that does not even end by an abort still uses this memory.
+      // Work that does not end, as far as anybody knows, still uses this memory.
       static_cast<void>(staging_.release());
       static_cast<void>(kept_.release());
     }
@@ -258,7 +258,7 @@ class Endpoint {
     throw peer_failed(failure.rank, what, member_->world_rank(), call, failure.message);
   }
 
-  // False where they did not end, not even by the abort of a failure.
+  // False where they did not end, not even by the abort of a failure, or nobody knows.
   [[nodiscard]] bool wait_for_all_calls() noexcept {
     const auto begin = std::chrono::steady_clock::now();
     try {
@@ -268,7 +268,8 @@ class Endpoint {
           raise<TimedOut>("calls that were aborted did not end");
         });
       }
-      return true;
+      return std::ranges::all_of(
+          member_->channels, [](const auto& channel) { return channel->tracker.knows_all_ends(); });
     } catch (const TimedOut&) {
       return false;
     } catch (const std::exception&) {

@@ -101,9 +101,15 @@ class Tracker {
   void close(cudaStream_t stream) {
     Slot& slot = slots_[(opened_ - 1) % most];
     if (slot.number.load(std::memory_order_relaxed) == opened_) return;
-    cuda_check(cudaEventRecord(slot.end, stream), "cudaEventRecord");
+    const cudaError_t refused = cudaEventRecord(slot.end, stream);
+    // What has been enqueued uses memory all the same: its end has to be known.
+    if (refused != cudaSuccess && cudaEventRecord(slot.end, stream) != cudaSuccess) {
+      has_unknown_end_ = true;
+      cuda_check(refused, "cudaEventRecord");
+    }
     slot.number.store(opened_);
     closed_.store(opened_);
+    cuda_check(refused, "cudaEventRecord");
   }
 
   /// The host waits until the last call that was closed has ended.
@@ -120,6 +126,9 @@ class Tracker {
       wait(slots_[i % most], patience);
     }
   }
+
+  /// False where CUDA refused to mark what a call had enqueued: nobody can wait for it.
+  [[nodiscard]] bool knows_all_ends() const noexcept { return !has_unknown_end_; }
 
   /// The watchdog's: the oldest call that was closed and has not ended.
   [[nodiscard]] std::optional<Oldest> oldest(Clock::time_point now) {
@@ -192,6 +201,7 @@ class Tracker {
   CudaScratch<CudaPinnedMemory> pinned_;
   std::array<Slot, most> slots_;
   std::uint64_t opened_ = 0;              // the host's
+  bool has_unknown_end_ = false;          // the host's
   std::atomic<std::uint64_t> closed_{0};  // the host writes, the watchdog reads
   std::mutex mutex_;  // of `call` and opened_call_; the watchdog takes it after failures alone
   std::uint64_t opened_call_ = 0;
