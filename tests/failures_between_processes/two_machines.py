@@ -85,7 +85,8 @@ class Machines:
         network = f"{NETWORK}.0/24"
         line = [self.launcher, "--hostfile", str(self.hosts), "-n", "4", "--oversubscribe"]
         for name, value in (("plm_rsh_agent", str(self.agent)), ("btl", "tcp,vader,self"), ("pml", "ob1"),
-                            ("btl_tcp_if_include", network), ("oob_tcp_if_include", network)):
+                            ("btl_tcp_if_include", network), ("oob_tcp_if_include", network),
+                            ("orte_tmpdir_base", str(self.hosts.parent))):
             line += ["--mca", name, value]
         if os.geteuid() == 0:
             line.insert(1, "--allow-run-as-root")

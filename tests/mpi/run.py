@@ -1,18 +1,29 @@
 """Runs a program under mpirun, as root too and with more ranks than cores, and ends with its status."""
 
 import argparse
+import atexit
 import os
 import pathlib
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+
+
+def own_folder():
+    """A folder until the end of this process. Open MPI's launchers share one, named after the machine and the user,
+    which one of them removes when it ends while the next wants to make it."""
+    folder = tempfile.mkdtemp(prefix="ompi-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def command(launcher, kind, ranks, program):
     line = [launcher]
     if kind == "openmpi":
-        line += ["--oversubscribe", "--mca", "btl_vader_backing_directory", os.environ.get("TMPDIR", "/tmp")]
+        folder = own_folder()
+        line += ["--oversubscribe", "--mca", "btl_vader_backing_directory", folder, "--mca", "orte_tmpdir_base", folder]
         if os.geteuid() == 0:
             line.insert(1, "--allow-run-as-root")
     return line + ["-n", str(ranks), *program]
