@@ -103,12 +103,12 @@ class Tracker {
     if (slot.number.load(std::memory_order_relaxed) == opened_) return;
     const cudaError_t refused = cudaEventRecord(slot.end, stream);
     // What has been enqueued uses memory all the same: its end has to be known.
-    if (refused != cudaSuccess && cudaEventRecord(slot.end, stream) != cudaSuccess) {
+    if (refused == cudaSuccess || cudaEventRecord(slot.end, stream) == cudaSuccess) {
+      slot.number.store(opened_);
+      closed_.store(opened_);
+    } else {
       has_unknown_end_ = true;
-      cuda_check(refused, "cudaEventRecord");
     }
-    slot.number.store(opened_);
-    closed_.store(opened_);
     cuda_check(refused, "cudaEventRecord");
   }
 
