@@ -166,6 +166,7 @@ TEST_CASE("an exception in one rank ends its peers' calls with its message") {
       all.push_back(latencies[static_cast<std::size_t>(r)]);
     }
   });
+  if (all.empty()) SKIP("needs two devices");
   // The promise is for each; the median leaves room for a machine that does other things.
   std::ranges::nth_element(all, all.begin() + static_cast<std::ptrdiff_t>(all.size() / 2));
   CHECK(all[all.size() / 2] < soon);
