@@ -10,18 +10,20 @@
 //                  one after the other and without waiting for anybody
 //   copy_limit_ms  what memory takes for these at the least where a step makes them: the same
 //                  between the passes of compute, less compute. Shards come from where the update
-//                  left them, gradients from the cores that wrote them, and who owns a shard may
-//                  copy it to all ranks; never below copy_alone_ms
+//                  left them, gradients from the cores that wrote them, who owns a shard may copy
+//                  it to all ranks, and all ranks begin each at once; never below copy_alone_ms
 // All take turns, each after a call that warms up; differences and ratios are of one turn, and
 // their medians are shown.
 
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <functional>
 #include <memory>
 #include <optional>
 #include <shardwise/comm/thread.hpp>
 #include <shardwise/shardwise.hpp>
+#include <thread>
 
 #include "collective.hpp"
 #include "program.hpp"
@@ -116,8 +118,8 @@ class Plain {
     const std::size_t layers = states_.size();
     for (std::size_t visit = 0; visit < 2 * layers; ++visit) {
       const bool forwards = visit < layers;
-      if (!forwards) std::memset(gradient(0), 0, elements_ * sizeof(float));
       copies(visit, false);
+      if (!forwards) std::memset(gradient(0), 0, elements_ * sizeof(float));
       loop.run(forwards ? seconds : 2 * seconds);
       copies(visit, true);
     }
@@ -157,6 +159,23 @@ class Plain {
   std::size_t elements_;
   std::vector<Line> slots_;
   std::vector<std::vector<Line>> states_;
+};
+
+/// Where ranks meet. Nobody sleeps: to wake would take longer than some of the copies.
+class Gate {
+ public:
+  explicit Gate(std::size_t ranks) : ranks_(ranks) {}
+
+  void meet() noexcept {
+    const std::size_t all = (came_.fetch_add(1) / ranks_ + 1) * ranks_;
+    for (int looks = 0; came_.load() < all; ++looks) {
+      if (looks > 10000) std::this_thread::yield();
+    }
+  }
+
+ private:
+  std::size_t ranks_;
+  std::atomic<std::size_t> came_{0};
 };
 
 /// The memory work of one rank's collectives, visit by visit: layers forwards, then backwards.
@@ -201,18 +220,25 @@ class Limit {
     bool streams_reductions;
   };
 
-  /// What belongs before the compute of a visit: gathers; or after it: reductions.
-  void run(std::size_t visit, bool after, Ways ways) const {
+  /// What belongs before the compute of a visit: gathers; or after it: reductions. begin() is
+  /// called before each.
+  template <class Begin>
+  void run(std::size_t visit, bool after, Ways ways, const Begin& begin) const {
     if (after) {
-      for (const MemoryWork& work : reductions_[visit]) work(ways.streams_reductions);
+      for (const MemoryWork& work : reductions_[visit]) {
+        begin();
+        work(ways.streams_reductions);
+      }
     } else {
-      for (const Gather& gather : gathers_[visit]) gather.run(ways.gathers);
+      for (const Gather& gather : gathers_[visit]) {
+        begin();
+        gather.run(ways.gathers);
+      }
     }
   }
   void run_all(Ways ways) const {
     for (std::size_t visit = 0; visit < gathers_.size(); ++visit) {
-      run(visit, false, ways);
-      run(visit, true, ways);
+      for (const bool after : {false, true}) run(visit, after, ways, [] {});
     }
   }
   [[nodiscard]] std::size_t collectives() const { return collectives_; }
@@ -243,6 +269,7 @@ void measure(const Options& options, Program& program, const Strategy& strategy,
   const bool sharded_state = strategy.optimizer_state == Placement::sharded;
   std::vector<Plain*> all(ranks);
   const Loop loop;
+  Gate gate(ranks);
   run_ranks(options.ranks, [&](Communicator& comm) {
     const auto rank = static_cast<std::size_t>(comm.rank());
     Plain plain(ranks, sharded_state, options.layers, elements);
@@ -272,8 +299,9 @@ void measure(const Options& options, Program& program, const Strategy& strategy,
         const Limit::Ways ways{gathers, streams};
         turns.emplace_back([&, ways] { limit.run_all(ways); });
         turns.emplace_back([&, ways] {
-          plain.step(loop, seconds,
-                     [&](std::size_t visit, bool after) { limit.run(visit, after, ways); });
+          plain.step(loop, seconds, [&](std::size_t visit, bool after) {
+            limit.run(visit, after, ways, [&] { gate.meet(); });
+          });
         });
       }
     }

@@ -90,8 +90,15 @@ class ShardedSequence {
 
   /// Layer `index` in the backward pass: weights and gradient.
   [[nodiscard]] Visit backward(std::size_t index) {
+    const Entry& current = entry(index);
+    // Gathers that others run go on while the gradient is zeroed; those that the caller runs would
+    // push it out of the caches.
+    const bool weights_first =
+        current.context->parameter_store().gathers_in_caller(*current.parameter);
+    Gathered<L, Device> weights;
+    if (weights_first) weights = gather(index, false);
     Visit visit = gradient(index);
-    visit.weights = gather(index, false);
+    visit.weights = weights_first ? std::move(weights) : gather(index, false);
     return visit;
   }
 
