@@ -28,7 +28,7 @@ template <bool streaming>
 [[nodiscard]] inline std::size_t copy_wide(std::byte* to, const std::byte* from, std::size_t bytes,
                                            Vectors vectors) noexcept {
   const std::size_t words = bytes / cache_line * cache_line / sizeof(float);
-  return sizeof(float) * run_wide(vectors, words, [&]<class Wide>(std::size_t whole) {
+  return sizeof(float) * run_wide<float>(vectors, words, [&]<class Wide>(std::size_t whole) {
            Wide::template copy_lines<streaming>(to, from, whole * sizeof(float));
          });
 }

@@ -94,7 +94,7 @@ template <class In, class Out>
                                              const ReduceSpec& spec, bool streaming,
                                              Vectors vectors) noexcept {
   const auto scale = static_cast<float>(spec.scale);
-  return run_wide(vectors, count, [&]<class Wide>(std::size_t whole) {
+  return run_wide<Out>(vectors, count, [&]<class Wide>(std::size_t whole) {
     if (streaming && !spec.accumulate) {
       Wide::template finish<true>(in, out, whole, scale, false);
     } else {

@@ -59,9 +59,10 @@ template <FloatingElement T>
                                          Vectors vectors) noexcept {
   if constexpr (WideElement<T>) {
     double lane[norm_tiles_at_once][8];
-    const std::size_t done = run_wide(vectors, norm_tile, [&]<class Wide>(std::size_t length) {
-      Wide::template add_squares<norm_tiles_at_once>(elements, length, lane[0]);
-    });
+    const std::size_t done =
+        run_wide<double>(vectors, norm_tile, [&]<class Wide>(std::size_t length) {
+          Wide::template add_squares<norm_tiles_at_once>(elements, length, lane[0]);
+        });
     if (done == 0) return false;
     for (std::size_t i = 0; i < norm_tiles_at_once; ++i) sums[i] = sum_of_lanes(lane[i]);
     return true;

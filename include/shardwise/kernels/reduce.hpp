@@ -14,6 +14,7 @@
 #include "../core/reduce_spec.hpp"
 #include "canonical_sum.hpp"
 #include "cast.hpp"
+#include "cast_elements.hpp"
 #include "copy.hpp"
 #include "finish.hpp"
 #include "octet.hpp"
@@ -212,9 +213,23 @@ class HostReduction {
     const Sum* const a = subtree(0, split, first, count, left);
     const Sum* const b =
         ranks_ == 1 ? nullptr : subtree(split, ranks_ - split, first, count, right);
-    dispatch_floating(spec_.output, [&]<class Out>() {
-      finish<Sum>(a, b, static_cast<Out*>(out), count, spec_, streaming, vectors_);
-    });
+    if constexpr (std::same_as<Sum, double>) {
+      if (spec_.output != DType::f64) return finish_rounded(a, b, count, out);
+      finish<Sum>(a, b, static_cast<double*>(out), count, spec_, streaming, vectors_);
+    } else {
+      dispatch_floating(spec_.output, [&]<class Out>() {
+        finish<Sum>(a, b, static_cast<Out*>(out), count, spec_, streaming, vectors_);
+      });
+    }
+  }
+
+  // Sums of doubles that are stored as less, which is rare: not worth loops of their own.
+  void finish_rounded(const double* a, const double* b, std::size_t count,
+                      void* out) const noexcept {
+    double results[reduce_chunk];
+    if (spec_.accumulate) cast_elements(out, spec_.output, results, DType::f64, count, vectors_);
+    finish<double>(a, b, results, count, spec_, false, vectors_);
+    cast_elements(results, DType::f64, out, spec_.output, count, vectors_);
   }
 
   [[nodiscard]] const In* input(std::size_t rank) const noexcept {
@@ -259,8 +274,8 @@ class HostReduction {
   [[nodiscard]] std::size_t add_wide(const T* a, const T* b, Sum* sums,
                                      std::size_t count) const noexcept {
     if constexpr (WideElement<T>) {
-      return run_wide(vectors_, count,
-                      [=]<class Wide>(std::size_t whole) { Wide::add(a, b, sums, whole); });
+      return run_wide<Sum>(vectors_, count,
+                           [=]<class Wide>(std::size_t whole) { Wide::add(a, b, sums, whole); });
     } else {
       return 0;
     }

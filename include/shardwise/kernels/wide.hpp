@@ -220,8 +220,9 @@ struct Avx512Bf16 : Avx512 {
 #endif
 
 /// Calls loops.operator()<Wide>(n) with the loops for `vectors`, n: elements in whole vectors at
-/// the beginning of `count`. Returns n, 0 where there are no such loops.
-template <class Loops>
+/// the beginning of `count`. Returns n, 0 where there are no such loops. To: what results are
+/// rounded to; bf16 has loops of its own.
+template <class To, class Loops>
 inline std::size_t run_wide([[maybe_unused]] Vectors vectors, [[maybe_unused]] std::size_t count,
                             [[maybe_unused]] const Loops& loops) {
 #if defined(__x86_64__) && !defined(__CUDA_ARCH__)
@@ -230,8 +231,10 @@ inline std::size_t run_wide([[maybe_unused]] Vectors vectors, [[maybe_unused]] s
     if (whole > 0) loops.template operator()<Wide>(whole);
     return whole;
   };
-  if (vectors == Vectors::avx512_bf16) return run(Avx512Bf16());
-  if (vectors == Vectors::avx512) return run(Avx512());
+  if constexpr (std::same_as<To, bf16>) {
+    if (vectors == Vectors::avx512_bf16) return run(Avx512Bf16());
+  }
+  if (vectors >= Vectors::avx512) return run(Avx512());
   if (vectors == Vectors::avx2) return run(Avx2());
 #endif
   return 0;
@@ -242,8 +245,8 @@ template <class From, class To>
 inline std::size_t convert_wide(const From* from, To* to, std::size_t count,
                                 Vectors vectors) noexcept {
   if constexpr (WideElement<From> && WideElement<To>) {
-    return run_wide(vectors, count,
-                    [&]<class Wide>(std::size_t whole) { Wide::convert(from, to, whole); });
+    return run_wide<To>(vectors, count,
+                        [&]<class Wide>(std::size_t whole) { Wide::convert(from, to, whole); });
   } else {
     return 0;
   }
