@@ -119,7 +119,7 @@ TEST_CASE("an arena is memory that NCCL knows on all ranks") {
 
 TEST_CASE("gathers in an arena take the copy engines where that is asked for") {
   if (!shardwise_emulation_present()) SKIP("how NCCL carries calls is seen in the emulation alone");
-  const int world = std::min(4, present_worlds().back());
+  const int world = std::min(4, require_devices(2));
   for (const bool copy_engine : {false, true}) {
     const auto texts = on_adopted(
         world, {.copy_engine = copy_engine}, [&](NcclCommunicator& comm, ncclComm_t raw) {
@@ -184,7 +184,8 @@ std::string use_slots_in_an_arena(NcclCommunicator& comm, ncclComm_t raw) {
   }
   const Paths after = paths_of(raw);
   std::string text;
-  if (shardwise_emulation_present() && after.copy_engine - before.copy_engine != gathers) {
+  const bool shows_paths = shardwise_emulation_present() && comm.size() > 1;
+  if (shows_paths && after.copy_engine - before.copy_engine != gathers) {
     text = fmt::format("{} of {} gathers by copy engines", after.copy_engine - before.copy_engine,
                        gathers);
   }
@@ -209,6 +210,7 @@ TEST_CASE("slots in an arena: every gather of a context takes the copy engines")
 }
 
 TEST_CASE("an arena gives the first gap that fits, and says when there is none") {
+  require_devices(1);
   const auto texts = on_cuda_ranks(
       1,
       [](Communicator& made) {
@@ -279,6 +281,7 @@ TEST_CASE(
 }
 
 TEST_CASE("an arena without bytes is refused") {
+  require_devices(1);
   run_cuda_ranks(1, [](Communicator& comm) {
     CHECK_THROWS_AS(NcclArena(dynamic_cast<NcclCommunicator&>(comm), 0), UsageError);
   });

@@ -106,6 +106,7 @@ void meet(Communicator& comm, Way way, const CallInfo& info, std::size_t count =
 }
 
 std::vector<int> failure_worlds() {
+  require_devices(2);
   std::vector<int> worlds = present_worlds();
   std::erase_if(worlds, [](int world) { return world != 2 && world != 4 && world != 8; });
   return worlds;
@@ -166,7 +167,6 @@ TEST_CASE("an exception in one rank ends its peers' calls with its message") {
       all.push_back(latencies[static_cast<std::size_t>(r)]);
     }
   });
-  if (all.empty()) SKIP("needs two devices");
   // The promise is for each; the median leaves room for a machine that does other things.
   std::ranges::nth_element(all, all.begin() + static_cast<std::ptrdiff_t>(all.size() / 2));
   CHECK(all[all.size() / 2] < soon);
@@ -456,9 +456,8 @@ TEST_CASE("what CUDA refuses on one rank fails all with its text") {
 }
 
 TEST_CASE("a rank that never comes is named before NCCL waits for it") {
-  const int world = std::min(3, present_worlds().back());
-  if (world < 3) SKIP("needs three devices");
-  auto meeting = LocalRendezvous::make(world);
+  require_devices(3);
+  auto meeting = LocalRendezvous::make(3);
   std::vector<RankEnd> ends(3);
   std::vector<std::thread> threads;
   for (const std::size_t r : {std::size_t{0}, std::size_t{2}}) {
@@ -479,7 +478,7 @@ TEST_CASE("a rank that never comes is named before NCCL waits for it") {
 }
 
 TEST_CASE("ranks that found different NCCLs are told so before it connects them") {
-  if (present_worlds().empty()) SKIP("needs a device");
+  require_devices(1);
   const auto refused = [](const std::string& theirs) {
     const auto two = LocalRendezvous::make(2);
     two[1]->put("nccl.world.here.1", theirs);
@@ -580,7 +579,7 @@ TEST_CASE("communicators whose calls wait for each other in one stream are ended
 }
 
 TEST_CASE("an arena's memory goes when an abort has let go of it") {
-  if (present_worlds().empty()) SKIP("needs a device");
+  require_devices(1);
   cuda_check(cudaSetDevice(0), "cudaSetDevice");
   NcclCommunicator comm(LocalRendezvous::make(1)[0]);
   auto arena = std::make_unique<NcclArena>(comm, 4096);
@@ -597,7 +596,7 @@ TEST_CASE("an arena's memory goes when an abort has let go of it") {
 }
 
 TEST_CASE("the destructor does not wait for a watchdog that hangs in NCCL") {
-  if (present_worlds().empty()) SKIP("needs a device");
+  require_devices(1);
   cuda_check(cudaSetDevice(0), "cudaSetDevice");
   auto meeting = LocalRendezvous::make(1);
   const std::weak_ptr<Rendezvous> used = meeting[0];

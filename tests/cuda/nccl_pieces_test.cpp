@@ -172,7 +172,7 @@ TEST_CASE("collectives over pieces give the bits of flat buffers, and zeros betw
 }
 
 TEST_CASE("ranks whose pieces differ are told so where calls are compared") {
-  if (present_worlds().back() < 2) SKIP("needs two devices");
+  require_devices(2);
   const auto ends = on_cuda_ranks(2, [](Communicator& comm) {
     CudaStream stream;
     const DeviceBytes memory(floats(40, 0), stream);

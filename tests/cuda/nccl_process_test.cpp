@@ -154,7 +154,7 @@ TEST_CASE("processes give the bytes of the reference") {
 }
 
 TEST_CASE("a process that fails, leaves or is killed ends its peers' calls") {
-  if (present_worlds().back() < 4) SKIP("needs four devices");
+  require_devices(4);
   struct Way {
     const char* what;
     const char* own;

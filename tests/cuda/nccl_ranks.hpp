@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <catch2/catch_test_macros.hpp>
 #include <concepts>
 #include <cstddef>
 #include <memory>
@@ -22,10 +23,17 @@ inline constexpr int cuda_worlds[] = {1, 2, 3, 4, 7, 8};
 /// Communicators of tests compare their calls, so that a mistake is a message and not a hang.
 inline NcclOptions checked_options() { return {.checked = true}; }
 
-/// The worlds for which this machine has devices.
-inline std::vector<int> present_worlds() {
+/// Skips the test where the machine has less than `least` devices; how many it has.
+inline int require_devices(int least) {
   int devices = 0;
   if (cudaGetDeviceCount(&devices) != cudaSuccess) devices = 0;
+  if (devices < least) SKIP("needs " << least << " devices, there are " << devices);
+  return devices;
+}
+
+/// The worlds for which this machine has devices; skips the test where it has none.
+inline std::vector<int> present_worlds() {
+  const int devices = require_devices(1);
   std::vector<int> result;
   for (const int world : cuda_worlds) {
     if (world <= devices) result.push_back(world);

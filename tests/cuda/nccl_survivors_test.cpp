@@ -44,12 +44,6 @@ struct HostError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-void need(int devices) {
-  int found = 0;
-  if (cudaGetDeviceCount(&found) != cudaSuccess) found = 0;
-  if (found < devices) SKIP("needs " << devices << " devices, found " << found);
-}
-
 /// Runs body(rank, its rendezvous) on a thread for each rank with a device of its own; what it
 /// returns, or threw, by rank.
 std::vector<std::string> on_own_threads(
@@ -101,7 +95,7 @@ int failed_rank(Communicator& comm) {
 }
 
 TEST_CASE("the ranks that are left shrink a communicator that has failed, and go on") {
-  need(2);
+  require_devices(2);
   for (const int world : {2, 3, 4}) {
     for (const int failing : {0, world - 1}) {
       for (const bool separate : {false, true}) {
@@ -136,7 +130,7 @@ TEST_CASE("the ranks that are left shrink a communicator that has failed, and go
 }
 
 TEST_CASE("what is left fails and shrinks again") {
-  need(4);
+  require_devices(4);
   const auto said =
       on_own_threads(4, [](int r, const std::shared_ptr<Rendezvous>& place) -> std::string {
         NcclCommunicator all(place, quick());
@@ -164,7 +158,7 @@ TEST_CASE("what is left fails and shrinks again") {
 }
 
 TEST_CASE("shrink says what is wrong with it") {
-  need(3);
+  require_devices(3);
   const auto error_of = [](auto&& f) -> std::string {
     try {
       f();
@@ -229,7 +223,7 @@ TEST_CASE("shrink says what is wrong with it") {
 }
 
 TEST_CASE("a host's communicator is revoked by a failure, and is the host's to shrink") {
-  need(3);
+  require_devices(3);
   for (const bool by_library : {false, true}) {
     ncclUniqueId id;
     REQUIRE(ncclGetUniqueId(&id) == ncclSuccess);
@@ -276,7 +270,7 @@ TEST_CASE("a host's communicator is revoked by a failure, and is the host's to s
 }
 
 TEST_CASE("a rank that fails while all split a communicator ends the split of the others") {
-  need(2);
+  require_devices(2);
   for (const int world : {2, 3, 4}) {
     for (const bool separate : {false, true}) {
       // The one that comes to NCCL first is refused; the others are inside, and wait for it.
@@ -305,7 +299,7 @@ TEST_CASE("a rank that fails while all split a communicator ends the split of th
 }
 
 TEST_CASE("an abort from outside ends a split that is under way") {
-  need(3);
+  require_devices(3);
   for (int repeat = 0; repeat < 10; ++repeat) {
     const auto said =
         on_own_threads(3, [&](int r, const std::shared_ptr<Rendezvous>& place) -> std::string {
