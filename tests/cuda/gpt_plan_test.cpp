@@ -8,6 +8,7 @@
 #include "../../examples/cuda_gpt/trainer.hpp"
 #include "../../examples/plan/planned_gpt.hpp"
 #include "../../examples/train_gpt/sharding.hpp"
+#include "gpt_worlds.hpp"
 
 namespace {
 
@@ -42,7 +43,7 @@ TEST_CASE("cuda_gpt holds what its plans say, with every strategy") {
   options.steps = 1;
   options.quiet = true;
   for (const auto name : shardwise::planned_strategies) {
-    for (const std::size_t ranks : {1u, 2u, 3u, 4u}) {
+    for (const std::size_t ranks : shardwise::test::gpt_worlds()) {
       options.strategy = name;
       options.ranks = ranks;
       for (const bool other : {false, true}) {

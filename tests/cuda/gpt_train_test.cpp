@@ -10,6 +10,7 @@
 #include "../../examples/cuda_gpt/trainer.hpp"
 #include "../../examples/train_gpt/model.hpp"
 #include "../../examples/train_gpt/train.hpp"
+#include "gpt_worlds.hpp"
 
 namespace {
 
@@ -101,22 +102,11 @@ void check_same_training(const Report& found, const Report& expected, const Opti
   CHECK(off < bounds.parameters);
 }
 
-/// The worlds for which this machine has devices; the test is skipped where there are none.
-std::vector<std::size_t> worlds() {
-  const auto devices = static_cast<std::size_t>(cuda_gpt::count_devices());
-  if (devices == 0) SKIP("no CUDA device");
-  std::vector<std::size_t> result;
-  for (std::size_t world = 1; world <= std::min<std::size_t>(4, devices); ++world) {
-    result.push_back(world);
-  }
-  return result;
-}
-
 }  // namespace
 
 TEST_CASE("losses and parameters are those of the plain trainer on the host") {
   for (const char* lease : {"fp32", "bf16"}) {
-    for (const std::size_t world : worlds()) {
+    for (const std::size_t world : shardwise::test::gpt_worlds()) {
       for (const std::size_t micro : {1u, 2u}) {
         for (const Accumulate accumulate : {Accumulate::reduce, Accumulate::hold}) {
           if (micro == 1 && accumulate == Accumulate::hold) continue;
@@ -133,7 +123,7 @@ TEST_CASE("losses and parameters are those of the plain trainer on the host") {
 }
 
 TEST_CASE("strategies and prefetch change no bit, and a run repeats itself") {
-  for (const std::size_t world : worlds()) {
+  for (const std::size_t world : shardwise::test::gpt_worlds()) {
     for (const char* lease : {"fp32", "bf16"}) {
       Options options = small(world);
       options.steps = 3;
@@ -154,7 +144,7 @@ TEST_CASE("strategies and prefetch change no bit, and a run repeats itself") {
 }
 
 TEST_CASE("weights in one flat allocation change no bit") {
-  for (const std::size_t world : worlds()) {
+  for (const std::size_t world : shardwise::test::gpt_worlds()) {
     for (const char* lease : {"fp32", "bf16"}) {
       Options options = small(world);
       options.steps = 3;
@@ -176,7 +166,7 @@ TEST_CASE("weights in one flat allocation change no bit") {
 }
 
 TEST_CASE("NCCL's own order of sums is float noise") {
-  for (const std::size_t world : worlds()) {
+  for (const std::size_t world : shardwise::test::gpt_worlds()) {
     Options options = small(world);
     const std::string canonical = cuda_gpt::train_in_threads(options).parameters_hash;
     options.fast_reductions = true;
@@ -188,7 +178,7 @@ TEST_CASE("NCCL's own order of sums is float noise") {
 }
 
 TEST_CASE("a sample is what the plain trainer writes") {
-  for (const std::size_t world : worlds()) {
+  for (const std::size_t world : shardwise::test::gpt_worlds()) {
     Options options = small(world);
     options.sample = 20;  // longer than a sequence: the window slides
     CHECK(cuda_gpt::train_in_threads(options).sample == reference(options).sample);
