@@ -38,7 +38,8 @@ def step(row):
 # Of a row: a value of which more is better, the least that it must be, and whether the claim speaks of the row.
 CLAIMS = {"limit": lambda row: limit(row, 0.9),
           "limit of more ranks than cores": lambda row: limit(row, 0.6),  # no cliff
-          "peers": peers, "optimizer": optimizer, "step": step}
+          "peers": peers, "optimizer": optimizer, "step": step,
+          "step of large layers": step}
 IDENTITY = ("op", "dtype", "bytes", "optimizer", "parameter", "gradient", "copy", "elements", "strategy", "ranks",
             "layer_bytes")
 
