@@ -164,12 +164,17 @@ class Engine {
         {activity, subject, sequence, bytes, wire_bytes, blocking, begin, end, parts});
   }
 
+  /// Whether collectives of so many bytes are the caller's to run: ContextOptions::overlap_from.
+  [[nodiscard]] bool is_for_caller(std::size_t bytes) const noexcept {
+    return bytes < overlap_from;
+  }
+
   /// For as long as it lives: collectives of `bytes` run in the caller if they are so small.
   class Placing {
    public:
     Placing(Engine& engine, std::size_t bytes) noexcept : stream_(engine.communication) {
       if constexpr (moves) {
-        if (bytes < engine.overlap_from) stream_.begin_inline();
+        if (engine.is_for_caller(bytes)) stream_.begin_inline();
       }
     }
     Placing(const Placing&) = delete;

@@ -372,7 +372,7 @@ class GradientStore {
     // What is reduced in the caller has left its slot, and the slot in the caches. Not where others
     // read slots by their place in the memory of all ranks.
     const bool warm =
-        unit.reduced_bytes < engine_.overlap_from && engine_.options.slot_memory == nullptr;
+        engine_.is_for_caller(unit.reduced_bytes) && engine_.options.slot_memory == nullptr;
     if (pool_of(unit).acquire(unit.slot, true, warm)) return true;
     for (const auto& other : units_) {
       if (other->ready > 0 && other->open == 0) flush(*other);

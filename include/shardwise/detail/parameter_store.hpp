@@ -163,10 +163,9 @@ class ParameterStore {
     if (fetch(*parameter.unit, false)) flush(parameter, false);
   }
 
-  /// Whether the caller runs its gathers itself (ContextOptions::overlap_from); false before the
-  /// first one.
+  /// Whether its gathers are the caller's to run; false before the first one.
   [[nodiscard]] bool gathers_in_caller(const Parameter& parameter) const noexcept {
-    return parameter.unit != nullptr && parameter.unit->lease_bytes < engine_.overlap_from;
+    return parameter.unit != nullptr && engine_.is_for_caller(parameter.unit->lease_bytes);
   }
 
   /// Takes a loan back: the slot's next writer waits for what the compute stream has been given.
