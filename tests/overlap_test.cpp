@@ -5,11 +5,13 @@
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <limits>
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <shardwise/comm/thread.hpp>
 #include <shardwise/shardwise.hpp>
 #include <string>
@@ -138,23 +140,98 @@ TEST_CASE("collectives below overlap_from run in the caller, and bits do not dep
   for (const int world : {1, 2, 3, 4, 7}) {
     std::vector<std::vector<float>> beside(static_cast<std::size_t>(world));
     std::vector<std::vector<float>> mixed(beside.size());
-    std::vector<std::vector<float>> differing(beside.size());
     std::vector<Seen> seen(beside.size());
     std::vector<Seen> all(beside.size());
     run_ranks(world, [&](Communicator& comm) {
       const auto rank = static_cast<std::size_t>(comm.rank());
       beside[rank] = train(comm, {.observer = &all[rank], .overlap_from = 0});
       mixed[rank] = train(comm, {.observer = &seen[rank], .overlap_from = 4 * small + 1});
-      // A rank may have a value of its own.
-      differing[rank] = train(comm, {.overlap_from = rank % 2 == 0 ? 0 : 4 * large + 1});
     });
     for (std::size_t rank = 0; rank < seen.size(); ++rank) {
       INFO("rank " << rank << " of " << world);
       CHECK(mixed[rank] == beside[0]);
-      CHECK(differing[rank] == beside[0]);
       CHECK(seen[rank].of[4 * small] == std::pair(8, 0));  // two of them, two steps
       CHECK(seen[rank].of[4 * large] == std::pair(0, 4));
       CHECK(all[rank].of[4 * small] == std::pair(0, 8));
+    }
+  }
+}
+
+TEST_CASE("ranks that differ in overlap_from learn it when they register") {
+  for (const int world : {2, 3, 4, 7}) {
+    std::atomic<int> refused = 0;
+    CHECK_THROWS_AS(run_ranks(world,
+                              [&](Communicator& comm) {
+                                const ContextOptions options{
+                                    .overlap_from = comm.rank() == world / 2 ? never : 0};
+                                try {
+                                  train(comm, options);
+                                } catch (const CollectiveMismatch&) {
+                                  ++refused;
+                                  throw;
+                                }
+                              }),
+                    CollectiveMismatch);
+    CHECK(refused == world);
+  }
+}
+
+TEST_CASE("a sequence gathers ahead what runs beside compute, and else when it is visited") {
+  constexpr std::size_t layers = 5;
+  struct Step {
+    std::vector<std::uint64_t> gathers;  // so far, after each visit's begin
+    std::set<const float*> gradients;    // lent
+  };
+  for (const bool in_caller : {false, true}) {
+    for (const int world : {1, 2, 3, 4, 7}) {
+      std::vector<std::vector<Step>> seen(static_cast<std::size_t>(world));
+      run_ranks(world, [&](Communicator& comm) {
+        Context<> context(comm, Strategy::zero3(), {.overlap_from = in_caller ? never : 0});
+        std::vector<ShardedParameter<float>> parameters;
+        std::vector<ShardedGradient<float>> gradients;
+        std::vector<ShardedOptimizerState<Sgd>> states;
+        parameters.reserve(layers);
+        gradients.reserve(layers);
+        ShardedSequence<float> sequence;
+        for (std::size_t i = 0; i < layers; ++i) {
+          const std::string name = "p" + std::to_string(i);
+          parameters.emplace_back(context, std::vector<TensorSpec>{{name, {small}}});
+          parameters.back().initialize([](const auto&, std::size_t) { return 1.0f; });
+          gradients.emplace_back(parameters.back());
+          states.emplace_back(parameters.back());
+          sequence.add(parameters.back(), gradients.back());
+        }
+        for (int step = 0; step < 3; ++step) {
+          context.reset_statistics();
+          Step now;
+          const auto note = [&] {
+            now.gathers.push_back(context.statistics().traffic.all_gather_calls);
+          };
+          for (std::size_t i = 0; i < layers; ++i) {
+            auto visit = sequence.forward(i);
+            note();
+          }
+          for (std::size_t i = layers; i-- > 0;) {
+            auto visit = sequence.backward(i);
+            note();
+            now.gradients.insert(visit.gradient[0].data());
+            visit.finish();
+          }
+          for (std::size_t i = 0; i < layers; ++i) states[i].step(parameters[i], gradients[i]);
+          seen[static_cast<std::size_t>(comm.rank())].push_back(std::move(now));
+        }
+      });
+      // Two slots: the last two layers are there still when backward begins.
+      const std::vector<std::uint64_t> when_visited{1, 2, 3, 4, 5, 5, 5, 6, 7, 8};
+      const std::vector<std::uint64_t> ahead{2, 3, 4, 5, 5, 5, 6, 7, 8, 8};
+      for (const auto& steps : seen) {
+        for (const Step& step : steps) {
+          INFO("world " << world << " in the caller " << in_caller);
+          CHECK(step.gathers == (in_caller ? when_visited : ahead));
+          CHECK(step.gradients.size() == (in_caller ? 1 : 2));
+          if (in_caller) CHECK(step.gradients == steps[1].gradients);
+        }
+      }
     }
   }
 }
@@ -290,11 +367,11 @@ TEST_CASE("where any rank has no choice, or nothing is worth it, nothing is meas
         };
       };
       train(counting, {}, unmeasured(0, {}));  // the parameters are small
+      train(counting, {.overlap_from = 0}, unmeasured(1, briefly));
       // One rank's word is enough, wherever it is.
       ContextOptions named;
-      if (last) named.overlap_from = 12345;
+      if (last) named.overlap_from = Context<>(counting).overlap_from();
       train(counting, named, unmeasured(1, briefly));
-      train(counting, {.overlap_from = 0}, unmeasured(1, briefly));
 
       Strategy strategy = Strategy::zero3();
       strategy.overlap = false;

@@ -108,7 +108,7 @@ template <class Device>
 /// Chooses by measurement which collectives of this context run beside compute and which the caller
 /// runs itself, in place of the rule that ContextOptions::overlap_from has for hosts that do not
 /// say: those of the smallest size that gains, where all larger ones gain, and above; none where
-/// the largest does not. The same collectives in the same order afterwards, and the same bits.
+/// the largest does not. The same bits afterwards.
 ///
 /// A collective call: all ranks make it at the same point, once everything is registered and before
 /// the first step. It makes collectives of the registered parameters' sizes, of f32, on the whole

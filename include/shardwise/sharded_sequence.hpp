@@ -13,10 +13,11 @@
 namespace shardwise::inline v0_1 {
 
 /// Layers in execution order. A visit gathers its layer and starts to gather the next ones
-/// (Strategy::prefetch of them), forwards and backwards. A tied parameter is added once for every
-/// place where it is used: its gradient stays open from the last place to the first and is reduced
-/// once (give it ParameterOptions::tied: its gradient has a slot of its own then). Refers to the
-/// parameters and gradients, which must outlive it; they may be moved.
+/// (Strategy::prefetch of them), forwards and backwards; those whose gathers the caller runs
+/// (ContextOptions::overlap_from) it gathers when it visits them. A tied parameter is added once
+/// for every place where it is used: its gradient stays open from the last place to the first and
+/// is reduced once (give it ParameterOptions::tied: its gradient has a slot of its own then).
+/// Refers to the parameters and gradients, which must outlive it; they may be moved.
 ///
 /// T storage type, L lease type, G stored gradient type, GL gradient lease type, equal for all
 /// layers.
@@ -151,7 +152,9 @@ class ShardedSequence {
     const std::size_t left = forwards ? entries_.size() - 1 - index : index;
     for (std::size_t i = 1; i <= std::min(ahead, left); ++i) {
       const Entry& next = entries_[forwards ? index + i : index - i];
-      if (next.ahead) store.prefetch(*next.parameter);
+      // Ahead of use the caller would wait as long, and use what the caches have lost meanwhile.
+      if (!next.ahead || store.gathers_in_caller(*next.parameter)) continue;
+      store.prefetch(*next.parameter);
     }
     last_ = index;
     return weights;

@@ -84,7 +84,7 @@ struct Strategy {
   bool reshard_after_forward = true;
   /// Logical elements; a parameter with fewer stays replicated. 0: none.
   std::size_t persistence_threshold = 0;
-  /// How many parameters are gathered ahead of use; 0: none.
+  /// How many parameters are gathered ahead of use, where that runs beside compute; 0: none.
   int prefetch = 1;
   /// Consecutive parameters share one collective up to so many bytes of leases; 0: none do.
   std::size_t bucket_bytes = 0;

@@ -106,8 +106,8 @@ ToyResult train_toy(Communicator& communicator, const ToyRun& run) {
   Strategy strategy = run.strategy;
   strategy.lease = dtype_of<L>;
   strategy.gradient_lease = dtype_of<G>;
-  // What strategies are tried with: everything beside compute, some of it, what the library takes.
-  constexpr std::optional<std::size_t> overlap_from[] = {5000, 0, std::nullopt};
+  // By layers ahead: what the library takes, everything beside compute, some of it.
+  constexpr std::optional<std::size_t> overlap_from[] = {std::nullopt, 0, 5000};
   Context<Device> context(communicator, strategy,
                           {.timeout = std::chrono::seconds(60),
                            .overlap_from = overlap_from[std::min(strategy.prefetch, 2)],

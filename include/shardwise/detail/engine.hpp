@@ -46,8 +46,8 @@ struct ContextOptions {
   /// With Strategy::overlap: gathers and reductions of at least so many bytes, those of a bucket
   /// together, run beside compute. Smaller ones the caller runs itself, as without overlap, where
   /// the communication stream has nothing to do: what they cost is less than what handing them over
-  /// does. The same collectives in the same order, whoever runs them, and the same bits; a rank may
-  /// have a value of its own. None: chosen for the device and the communicator when the Context is
+  /// does. The same bits, whoever runs them. All ranks alike: a sequence gathers ahead of use only
+  /// what runs beside compute. None: chosen for the device and the communicator when the Context is
   /// made (Context::overlap_from says what): on CPUs whose ranks are threads without a core to
   /// spare for each what is above 8 MiB, else everything; measure_overlap() finds out what suits
   /// the machine. 0: everything.

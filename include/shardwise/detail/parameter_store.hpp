@@ -289,7 +289,7 @@ class ParameterStore {
           static_cast<std::uint64_t>(parameter.residency), std::uint64_t{parameters_.size()},
           engine_.strategy.hash(), std::uint64_t{engine_.options.open_parameters},
           std::uint64_t{engine_.options.open_gradients},
-          static_cast<std::uint64_t>(engine_.options.debug)}) {
+          static_cast<std::uint64_t>(engine_.options.debug), std::uint64_t{engine_.overlap_from}}) {
       hash.add(part);
     }
     // Whether a gather is free depends on it.

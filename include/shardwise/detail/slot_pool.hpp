@@ -95,6 +95,13 @@ class SlotPool {
     place = nullptr;
   }
 
+  /// `place` asks for a slot anew next time, where it has a shared one, which is empty.
+  void leave(SlotType*& place) noexcept {
+    if (!place->shared) return;
+    place->owner = nullptr;
+    place = nullptr;
+  }
+
   /// A step is over: which empty slot was used when counts no more, so that steps that make the
   /// same calls get the same slots.
   void restart() noexcept { restarted_ = true; }
@@ -176,7 +183,7 @@ class SlotPool {
   std::vector<std::unique_ptr<SlotType>> dedicated_;
   std::size_t open_shared_ = 0;
   std::uint64_t order_ = 0;
-  bool restarted_ = false;
+  bool restarted_ = true;
 };
 
 }  // namespace shardwise::inline v0_1::detail

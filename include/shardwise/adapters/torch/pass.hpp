@@ -70,8 +70,12 @@ struct TorchUnit {
   void prefetch() {
     for (TorchParameter<T>* parameter : parameters) {
       auto& sharded = parameter->sharded;
-      // Debug mode: what is there ahead of time could be read without having been gathered.
-      if (sharded.context().engine().options.debug || sharded.strategy().prefetch == 0) continue;
+      // Debug mode: what is there ahead of time could be read without having been gathered. Nor
+      // is anything gained where the caller would run it: see ShardedSequence.
+      if (sharded.context().engine().options.debug || sharded.strategy().prefetch == 0 ||
+          sharded.context().parameter_store().gathers_in_caller(sharded.flat())) {
+        continue;
+      }
       sharded.prefetch();
     }
   }
