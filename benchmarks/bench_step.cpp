@@ -12,9 +12,12 @@
 //                  between the passes of compute, less compute. Shards come from where the update
 //                  left them, gradients from the cores that wrote them, who owns a shard may copy
 //                  it to all ranks, and all ranks begin each at once; never below copy_alone_ms
-// All take turns, each after a call that warms up; differences and ratios are of one turn, and
-// their medians are shown.
+// Which ways of copying are the best here is found out first, by samples of their own: the least of
+// many medians would be less than any of them takes. Then all take turns, each after as many calls
+// that warm up as are measured: the last cache forgets slowly what another one of them used.
+// Differences and ratios are of one turn, and their medians are shown.
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cmath>
@@ -290,30 +293,37 @@ void measure(const Options& options, Program& program, const Strategy& strategy,
     sampling.barrier = [&] { shardwise::barrier(comm); };
     sampling.agree = [&](double here) { return shardwise::max(comm, here); };
     sampling.warms_up = true;
-    std::vector<std::function<void()>> turns{
-        [&] { trainer.step(loop, seconds); },
-        [&] { plain.step(loop, seconds, [](std::size_t, bool) {}); }};
+    std::vector<std::function<void()>> alone_ways;
+    std::vector<std::function<void()>> within_ways;
     using Copies = Limit::Copies;
     for (const Copies gathers : {Copies::take, Copies::take_streaming, Copies::give}) {
       for (const bool streams : {false, true}) {
         const Limit::Ways ways{gathers, streams};
-        turns.emplace_back([&, ways] { limit.run_all(ways); });
-        turns.emplace_back([&, ways] {
+        alone_ways.emplace_back([&, ways] { limit.run_all(ways); });
+        within_ways.emplace_back([&, ways] {
           plain.step(loop, seconds, [&](std::size_t visit, bool after) {
             limit.run(visit, after, ways, [&] { gate.meet(); });
           });
         });
       }
     }
-    const std::vector<Series> times = in_turns(sampling, turns);
+    const auto best_of = [&](const std::vector<std::function<void()>>& ways) {
+      Sampling choosing = sampling;
+      choosing.samples = std::min(sampling.samples, 5);
+      std::vector<double> middles;
+      for (const Series& times : in_turns(choosing, ways)) {
+        middles.push_back(sampling.agree(times.middle()));
+      }
+      return ways[static_cast<std::size_t>(std::min_element(middles.begin(), middles.end()) -
+                                           middles.begin())];
+    };
+    const std::vector<Series> times =
+        in_turns(sampling, {[&] { trainer.step(loop, seconds); },
+                            [&] { plain.step(loop, seconds, [](std::size_t, bool) {}); },
+                            best_of(alone_ways), best_of(within_ways)});
     const Series& compute = times[1];
-    Series alone = times[2];
-    Series within = times[3] - compute;
-    for (std::size_t i = 4; i < times.size(); i += 2) {
-      if (times[i].middle() < alone.middle()) alone = times[i];
-      const Series other = times[i + 1] - compute;
-      if (other.middle() < within.middle()) within = other;
-    }
+    const Series& alone = times[2];
+    const Series within = times[3] - compute;
     const Series least = by_turns(within, alone, [](double a, double b) { return std::max(a, b); });
     const Series overhead = times[0] - compute;
     if (rank == 0) {

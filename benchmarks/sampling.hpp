@@ -47,7 +47,7 @@ template <class F>
 struct Sampling {
   int samples = 7;
   double seconds = 0.01;  ///< a sample repeats its call for so long
-  bool warms_up = false;  ///< in turns: a call that is not measured goes before each sample
+  bool warms_up = false;  ///< in turns: a sample's calls go before it, and are not measured
   std::function<void()> barrier = [] {};
   std::function<double(double)> agree = [](double seconds_here) { return seconds_here; };
   /// Seconds that so many calls take, where the host's clock is not what counts.
@@ -86,7 +86,7 @@ struct Sampling {
   std::vector<Series> result(functions.size());
   for (int sample = 0; sample < how.samples; ++sample) {
     for (std::size_t i = 0; i < functions.size(); ++i) {
-      if (how.warms_up) functions[i]();
+      for (std::size_t call = 0; how.warms_up && call < calls[i]; ++call) functions[i]();
       result[i].values.push_back(seconds_of(how, functions[i], calls[i]) /
                                  static_cast<double>(calls[i]));
     }

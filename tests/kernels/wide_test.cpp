@@ -162,6 +162,29 @@ TEST_CASE("copies by all vectors begin and end where they are told") {
   }
 }
 
+TEST_CASE("copies to two places by all vectors begin and end where they are told") {
+  constexpr std::size_t room = 192;
+  for (const detail::Vectors vectors : all_vectors()) {
+    for (const std::size_t bytes : {0u, 1u, 63u, 64u, 65u, 127u, 1023u, 1024u, 1100u, 5000u}) {
+      for (const std::size_t first : {0u, 1u, 16u, 63u}) {
+        for (const std::size_t second : {0u, 1u, 63u}) {
+          std::vector<std::byte> from(bytes + 7);
+          for (std::size_t i = 0; i < from.size(); ++i)
+            from[i] = static_cast<std::byte>(i * 7 % 251);
+          std::array<std::vector<std::byte>, 2> to;
+          to.fill(std::vector<std::byte>(bytes + 2 * room, std::byte{0x5a}));
+          auto expected = to;
+          std::memcpy(expected[0].data() + room - first, from.data() + 7, bytes);
+          std::memcpy(expected[1].data() + room - second, from.data() + 7, bytes);
+          detail::copy_twice(to[0].data() + room - first, to[1].data() + room - second,
+                             from.data() + 7, bytes, vectors);
+          CHECK(to == expected);
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("steps in tiles, by all vectors, equal steps of single elements") {
   check_steps<AdamW, float, bf16, bf16>();
   check_steps<AdamW, float, f16, f16>();

@@ -211,9 +211,18 @@ class ThreadTransfer {
     detail::for_each_stretch(
         item, rank_ * item.count, [&](const std::byte* from, std::size_t bytes, const auto& place) {
           for_ranges(0, bytes, near_gathered, [&](std::size_t first, std::size_t count) {
+            std::byte* waiting = nullptr;  // for another one
             for_peers([&](std::size_t peer) {
-              copy(place(gathers_[peer]) + first, from + first, count);
+              std::byte* const to = place(gathers_[peer]) + first;
+              if (streaming_ || to == from + first) {
+                copy(to, from + first, count);
+              } else if (waiting == nullptr) {
+                waiting = to;
+              } else {
+                detail::copy_twice(std::exchange(waiting, nullptr), to, from + first, count);
+              }
             });
+            if (waiting != nullptr) copy(waiting, from + first, count);
           });
         });
   }

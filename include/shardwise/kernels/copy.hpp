@@ -59,6 +59,34 @@ inline void copy_blocks(std::byte* __restrict to, const std::byte* __restrict fr
   if (bytes > 0) std::memcpy(to, from, bytes);
 }
 
+/// Copies to two places that do not overlap with each other either, and reads once where wide
+/// vectors are.
+inline void copy_twice(std::byte* __restrict to, std::byte* __restrict also,
+                       const std::byte* __restrict from, std::size_t bytes,
+                       Vectors vectors = widest_vectors()) noexcept {
+  const auto copy_both = [&](std::size_t count) {
+    copy_blocks(to, from, count, vectors);
+    copy_blocks(also, from, count, vectors);
+    to += count;
+    also += count;
+    from += count;
+    bytes -= count;
+  };
+  const std::size_t head =
+      (cache_line - reinterpret_cast<std::uintptr_t>(to) % cache_line) % cache_line;
+  if (head > 0 && bytes > head) copy_both(head);
+  const std::size_t words = bytes / cache_line * cache_line / sizeof(float);
+  const std::size_t done =
+      sizeof(float) * run_wide<float>(vectors, words, [&]<class Wide>(std::size_t whole) {
+        Wide::copy_lines_twice(to, also, from, whole * sizeof(float));
+      });
+  to += done;
+  also += done;
+  from += done;
+  bytes -= done;
+  copy_both(bytes);
+}
+
 /// By memcpy, which does not read what it overwrites, but for where it is slow (see copy_blocks).
 inline void copy_by_memcpy(void* to, const void* from, std::size_t bytes) noexcept {
   const std::uintptr_t behind =
