@@ -150,11 +150,16 @@ class ShardedSequence {
     Gathered<L, Device> weights(store, *current.parameter);
     const auto ahead = static_cast<std::size_t>(current.parameter->strategy.prefetch);
     const std::size_t left = forwards ? entries_.size() - 1 - index : index;
-    for (std::size_t i = 1; i <= std::min(ahead, left); ++i) {
-      const Entry& next = entries_[forwards ? index + i : index - i];
-      // Ahead of use the caller would wait as long, and use what the caches have lost meanwhile.
-      if (!next.ahead || store.gathers_in_caller(*next.parameter)) continue;
-      store.prefetch(*next.parameter);
+    const auto next = [&](std::size_t i) -> const Entry& {
+      return entries_[forwards ? index + i : index - i];
+    };
+    // Ahead of use the caller would wait as long, and use what the caches have lost meanwhile; but
+    // not behind what comes later and is already under way.
+    std::size_t last = std::min(ahead, left);
+    while (last > 0 && (!next(last).ahead || store.gathers_in_caller(*next(last).parameter)))
+      --last;
+    for (std::size_t i = 1; i <= last; ++i) {
+      if (next(i).ahead) store.prefetch(*next(i).parameter);
     }
     last_ = index;
     return weights;

@@ -164,27 +164,29 @@ class Engine {
         {activity, subject, sequence, bytes, wire_bytes, blocking, begin, end, parts});
   }
 
+  static constexpr bool runs_in_caller = requires(Stream & stream) { stream.begin_inline(); };
+
   /// Whether collectives of so many bytes are the caller's to run: ContextOptions::overlap_from.
+  /// Those of devices with streams of their own never are.
   [[nodiscard]] bool is_for_caller(std::size_t bytes) const noexcept {
-    return bytes < overlap_from;
+    return runs_in_caller && bytes < overlap_from;
   }
 
   /// For as long as it lives: collectives of `bytes` run in the caller if they are so small.
   class Placing {
    public:
     Placing(Engine& engine, std::size_t bytes) noexcept : stream_(engine.communication) {
-      if constexpr (moves) {
+      if constexpr (runs_in_caller) {
         if (engine.is_for_caller(bytes)) stream_.begin_inline();
       }
     }
     Placing(const Placing&) = delete;
     Placing& operator=(const Placing&) = delete;
     ~Placing() {
-      if constexpr (moves) stream_.end_inline();
+      if constexpr (runs_in_caller) stream_.end_inline();
     }
 
    private:
-    static constexpr bool moves = requires(Stream & stream) { stream.begin_inline(); };
     Stream& stream_;
   };
 

@@ -407,8 +407,6 @@ class GradientStore {
     slot.user = unit.front().parameter.subject;
     slot.use = reduction_kind_of(unit.front().parameter);
     pool_of(unit).mark(slot, State::empty);
-    // Else a slot that nobody took meanwhile would be cold when its last user comes back to it.
-    if (unit.residency != Residency::in_place) pool_of(unit).leave(unit.slot);
   }
 
   // A released gradient reads as zero, or, in debug mode, as NaN.

@@ -95,13 +95,6 @@ class SlotPool {
     place = nullptr;
   }
 
-  /// `place` asks for a slot anew next time, where it has a shared one, which is empty.
-  void leave(SlotType*& place) noexcept {
-    if (!place->shared) return;
-    place->owner = nullptr;
-    place = nullptr;
-  }
-
   /// A step is over: which empty slot was used when counts no more, so that steps that make the
   /// same calls get the same slots.
   void restart() noexcept { restarted_ = true; }
