@@ -164,10 +164,10 @@ class Engine {
         {activity, subject, sequence, bytes, wire_bytes, blocking, begin, end, parts});
   }
 
+  /// Whether the device's streams let the caller run what it hands to them.
   static constexpr bool runs_in_caller = requires(Stream & stream) { stream.begin_inline(); };
 
   /// Whether collectives of so many bytes are the caller's to run: ContextOptions::overlap_from.
-  /// Those of devices with streams of their own never are.
   [[nodiscard]] bool is_for_caller(std::size_t bytes) const noexcept {
     return runs_in_caller && bytes < overlap_from;
   }

@@ -17,6 +17,11 @@ namespace detail {
 /// Bytes that travel together.
 inline constexpr std::size_t cache_line = 64;
 
+/// Bytes from `at` to the next line's begin; 0 where one begins.
+[[nodiscard]] inline std::size_t bytes_to_line(const void* at) noexcept {
+  return (cache_line - reinterpret_cast<std::uintptr_t>(at) % cache_line) % cache_line;
+}
+
 /// The line `ahead` bytes further on, which may be past the end: loops over several streams, and
 /// streaming stores, see too few loads ahead by themselves.
 inline void prefetch_line(const void* from, std::size_t ahead) noexcept {
@@ -40,7 +45,7 @@ inline void copy_blocks(std::byte* __restrict to, const std::byte* __restrict fr
                         std::size_t bytes, Vectors vectors = widest_vectors()) noexcept {
   constexpr std::size_t block = cache_line;
   // Targets in a host's own layout begin anywhere: stores that straddle lines cost twice.
-  const std::size_t head = (block - reinterpret_cast<std::uintptr_t>(to) % block) % block;
+  const std::size_t head = bytes_to_line(to);
   if (head > 0 && bytes >= 16 * block) {
     std::memcpy(to, from, head);
     to += head;
@@ -72,8 +77,7 @@ inline void copy_twice(std::byte* __restrict to, std::byte* __restrict also,
     from += count;
     bytes -= count;
   };
-  const std::size_t head =
-      (cache_line - reinterpret_cast<std::uintptr_t>(to) % cache_line) % cache_line;
+  const std::size_t head = bytes_to_line(to);
   if (head > 0 && bytes > head) copy_both(head);
   const std::size_t words = bytes / cache_line * cache_line / sizeof(float);
   const std::size_t done =
@@ -102,8 +106,7 @@ inline void copy_by_memcpy(void* to, const void* from, std::size_t bytes) noexce
 inline void stream_bytes(std::byte* __restrict to, const std::byte* __restrict from,
                          std::size_t bytes, Vectors vectors = widest_vectors()) noexcept {
 #if defined(__SSE2__)
-  const std::size_t head =
-      (cache_line - reinterpret_cast<std::uintptr_t>(to) % cache_line) % cache_line;
+  const std::size_t head = bytes_to_line(to);
   if (bytes < head + cache_line) return copy_blocks(to, from, bytes, vectors);
   if (head > 0) std::memcpy(to, from, head);
   const std::size_t done = copy_wide<true>(to + head, from + head, bytes - head, vectors);
