@@ -263,9 +263,10 @@ bool contains(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
 }
 
-/// Empty, or what is wrong with how the ranks of this case ended.
+/// Empty, or what is wrong with how the ranks of this case ended. `early` counts those that heard
+/// of the failure before its message, which they wait for 50 ms.
 std::string complaint(const FailureCase& failure, const std::vector<RankEnd>& ends,
-                      const RankEnd& rethrown) {
+                      const RankEnd& rethrown, int& early) {
   using Kind = RankEnd::Kind;
   const std::string failing = fmt::format("rank {}", failure.rank);
   int timed_out = 0;
@@ -295,6 +296,10 @@ std::string complaint(const FailureCase& failure, const std::vector<RankEnd>& en
       case Failing::throws:
         if (end.peer != failure.rank || !contains(end.what, failing + " failed")) {
           return wrong("does not name the first rank");
+        }
+        if (failure.phase == Phase::inside && contains(end.what, "was never run")) {
+          ++early;
+          break;
         }
         if (!contains(end.what, "host error of " + failure.name()) ||
             !contains(end.peer_message, "host error of")) {
@@ -339,6 +344,7 @@ TEST_CASE("a rank that throws, returns early or does not come ends every peer's 
   std::set<std::string> distinct;
   std::vector<double> latencies;
   std::size_t index = 0;
+  int early = 0;
   for (const FailureCase& failure : failure_cases()) {
     if (sanitized && index++ % 7 != 0) continue;
     watchdog.start(failure.name());
@@ -350,7 +356,7 @@ TEST_CASE("a rank that throws, returns early or does not come ends every peer's 
     const std::vector<RankEnd> ends =
         ends_of(failure.world, FailureRank(failure, buffers, failed, failed_at, ended), rethrown,
                 sanitized ? with_yields() : ThreadOptions());
-    const std::string wrong = complaint(failure, ends, rethrown);
+    const std::string wrong = complaint(failure, ends, rethrown, early);
     if (!wrong.empty()) FAIL_CHECK(failure.name() << ": " << wrong);
     distinct.insert(failure.name());
     if (failure.failing != Failing::times_out) {
@@ -363,9 +369,13 @@ TEST_CASE("a rank that throws, returns early or does not come ends every peer's 
   }
   std::sort(latencies.begin(), latencies.end());
   const double median = latencies[latencies.size() / 2];
-  std::printf("failure cases: %zu distinct; latency median %.3f ms, 99%% %.3f ms, most %.3f ms\n",
-              distinct.size(), median * 1e3, latencies[latencies.size() * 99 / 100] * 1e3,
-              latencies.back() * 1e3);
+  std::printf(
+      "failure cases: %zu distinct; latency median %.3f ms, 99%% %.3f ms, most %.3f ms; %d ranks "
+      "heard of a failure before its message\n",
+      distinct.size(), median * 1e3, latencies[latencies.size() * 99 / 100] * 1e3,
+      latencies.back() * 1e3, early);
+  // Few: on a machine that does other things an exception may take its time.
+  CHECK(early * 50 <= static_cast<int>(latencies.size()));
   // The promise is 100 ms for each; the median leaves room for a machine that does other things.
   if (!sanitized) CHECK(median < 0.1);
 }

@@ -105,6 +105,18 @@ void meet(Communicator& comm, Way way, const CallInfo& info, std::size_t count =
   comm.check();
 }
 
+/// Ranks that have left a meeting: what fails the run ends calls that others have not left.
+class Past {
+ public:
+  void add() { count_.fetch_add(1); }
+  void wait_for(int ranks) const {
+    while (count_.load() < ranks) std::this_thread::sleep_for(std::chrono::microseconds(100));
+  }
+
+ private:
+  std::atomic<int> count_{0};
+};
+
 std::vector<int> failure_worlds() {
   require_devices(2);
   std::vector<int> worlds = present_worlds();
@@ -132,11 +144,14 @@ TEST_CASE("an exception in one rank ends its peers' calls with its message") {
     std::atomic<Clock::rep> failed_at{0};
     std::vector<double> latencies(static_cast<std::size_t>(world));
     RankEnd rethrown;
+    Past good;
     const auto ends = ends_of(
         world,
         [&](Communicator& comm) {
           meet(comm, way, {"good"});
+          good.add();
           if (comm.rank() == failing) {
+            good.wait_for(world);
             std::this_thread::sleep_for(milliseconds(30));  // its peers are waiting
             failed_at.store(Clock::now().time_since_epoch().count());
             throw HostError("the disk is full");
@@ -175,11 +190,14 @@ TEST_CASE("an exception in one rank ends its peers' calls with its message") {
 TEST_CASE("a rank that leaves early is named; what it took part in is not disturbed") {
   for_each_failure([](int world, int leaving, Way way) {
     RankEnd rethrown;
+    Past good;
     const auto ends = ends_of(
         world,
         [&](Communicator& comm) {
           meet(comm, way, {"good"});
           if (comm.rank() == leaving) return;
+          good.add();
+          good.wait_for(world - 1);  // the first to find out fails the run
           meet(comm, way, {"bad", seconds(20)});
         },
         rethrown);

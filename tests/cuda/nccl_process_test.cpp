@@ -102,9 +102,15 @@ std::string collectives(Communicator& comm) {
   return total == expected ? "good" : "sum of a part";
 }
 
-std::string meet_after(Communicator& comm, const std::string& what) {
+std::string meet_after(Communicator& comm, Rendezvous& rendezvous, const std::string& what) {
   barrier(comm);
+  const auto past = [](int r) { return "past." + std::to_string(r); };
+  if (comm.rank() != 1) rendezvous.put(past(comm.rank()), "");
   if (comm.rank() == 1) {
+    // Its failure would end the barrier of those that have not left it.
+    for (int r = 0; r < comm.size(); ++r) {
+      if (r != 1) static_cast<void>(rendezvous.get(past(r), seconds(20)));
+    }
     if (what == "killed") kill(getpid(), SIGKILL);
     if (what == "throws") throw std::runtime_error("out of memory");
     if (what == "leaves") return "left";
@@ -126,7 +132,7 @@ std::string run_rank(const std::string& what) {
     std::string result;
     {
       NcclCommunicator comm(rendezvous, {.startup_timeout = seconds(20)});
-      result = what == "collectives" ? collectives(comm) : meet_after(comm, what);
+      result = what == "collectives" ? collectives(comm) : meet_after(comm, *rendezvous, what);
     }
     // The emulation's ranks meet in rank 0's process, which must not go before the others are done.
     if (what == "collectives") static_cast<void>(rendezvous->exchange("done", "", seconds(20)));
