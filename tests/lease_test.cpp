@@ -563,21 +563,25 @@ TEST_CASE("ranks that register different parameters learn it at once, by name") 
     const char* what;
     std::vector<TensorSpec> odd;
     ParameterOptions options;
+    std::string said;  // in what they differ, where they name the same parameter
   };
   Strategy other = Strategy::zero3();
   other.prefetch = 0;
   const std::vector<TensorSpec> usual = {{"block.weight", {5, 4}}, {"block.bias", {4}}};
+  constexpr auto tensors = "differ in the tensors (names, shapes, options, order).";
+  constexpr auto strategy_alone = "differ in the parameter's strategy.";
   const std::vector<Case> cases = {
-      {"name", {{"block.wieght", {5, 4}}, {"block.bias", {4}}}, {.name = "block"}},
-      {"parameter name", usual, {.name = "blokc"}},
-      {"shape", {{"block.weight", {4, 5}}, {"block.bias", {4}}}, {.name = "block"}},
-      {"tensors", {{"block.weight", {5, 4}}}, {.name = "block"}},
+      {"name", {{"block.wieght", {5, 4}}, {"block.bias", {4}}}, {.name = "block"}, tensors},
+      {"parameter name", usual, {.name = "blokc"}, ""},
+      {"shape", {{"block.weight", {4, 5}}, {"block.bias", {4}}}, {.name = "block"}, tensors},
+      {"tensors", {{"block.weight", {5, 4}}}, {.name = "block"}, tensors},
       {"weight decay",
        {{"block.weight", {5, 4}, {.weight_decay = 0}}, {"block.bias", {4}}},
-       {.name = "block"}},
-      {"strategy", usual, {.name = "block", .strategy = Strategy::zero2()}},
-      {"prefetch", usual, {.name = "block", .strategy = other}},
-      {"tied", usual, {.name = "block", .tied = true}},
+       {.name = "block"},
+       tensors},
+      {"strategy", usual, {.name = "block", .strategy = Strategy::zero2()}, strategy_alone},
+      {"prefetch", usual, {.name = "block", .strategy = other}, strategy_alone},
+      {"tied", usual, {.name = "block", .tied = true}, "differ in tied or residency."},
   };
   for (const int world : {2, 3, 4, largest_world}) {
     need_devices(world);
@@ -608,6 +612,11 @@ TEST_CASE("ranks that register different parameters learn it at once, by name") 
                         CollectiveMismatch);
         for (const auto& message : messages) {
           CHECK_THAT(message, ContainsSubstring("\"block\""));
+          if (given.said.empty()) {
+            CHECK_THAT(message, !ContainsSubstring("differ in"));
+          } else {
+            CHECK_THAT(message, ContainsSubstring(given.said + "\nAll ranks must"));
+          }
           if (given.options.name != "block") CHECK_THAT(message, ContainsSubstring("\"blokc\""));
         }
       }
@@ -633,7 +642,8 @@ TEST_CASE("ranks that register different parameters learn it at once, by name") 
                   UsageError);
   for (const auto& message : messages) {
     CHECK_THAT(message, ContainsSubstring("CollectiveMismatch"));
-    CHECK_THAT(message, ContainsSubstring("\"w\""));
+    CHECK_THAT(message,
+               ContainsSubstring("\"w\"") && ContainsSubstring("differ in the storage type."));
   }
 }
 

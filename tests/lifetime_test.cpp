@@ -1,4 +1,5 @@
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_exception.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <cstddef>
 #include <memory>
@@ -16,6 +17,7 @@
 using namespace shardwise;
 using namespace shardwise::test;
 using Catch::Matchers::ContainsSubstring;
+using Catch::Matchers::MessageMatches;
 
 namespace {
 
@@ -253,13 +255,16 @@ TEST_CASE("what does not belong together is refused") {
 
 TEST_CASE("context options that differ between ranks are a mismatch by the parameter's name") {
   need_devices(2);
-  CHECK_THROWS_AS(run_on_ranks(
-                      2,
-                      [](Communicator& comm) {
-                        const auto open = static_cast<std::size_t>(comm.rank() + 1);
-                        Context<Device> context(comm, Strategy::zero3(), {.open_parameters = open});
-                        const Parameter<float> a(context, tensor("a", 4));
-                      },
-                      checked()),
-                  CollectiveMismatch);
+  const auto says_what_differs = ContainsSubstring(
+      "differ in ContextOptions::open_parameters, open_gradients or debug.\nAll ranks must");
+  CHECK_THROWS_MATCHES(run_on_ranks(
+                           2,
+                           [](Communicator& comm) {
+                             const auto open = static_cast<std::size_t>(comm.rank() + 1);
+                             Context<Device> context(comm, Strategy::zero3(),
+                                                     {.open_parameters = open});
+                             const Parameter<float> a(context, tensor("a", 4));
+                           },
+                           checked()),
+                       CollectiveMismatch, MessageMatches(says_what_differs));
 }

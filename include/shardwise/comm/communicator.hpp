@@ -71,11 +71,26 @@ struct ExchangeItem {
 };
 
 /// Names a call, for fingerprints and messages.
+/// What a parameter is registered with, a few bits of a hash of each thing: where ranks differ,
+/// messages say in what. Of other calls all are 0.
+struct RegistrationPrint {
+  std::uint16_t tensors = 0;
+  std::uint16_t storage = 0;
+  std::uint16_t strategy = 0;
+  std::uint16_t placement = 0;
+  std::uint16_t position = 0;
+  std::uint16_t context_strategy = 0;
+  std::uint16_t context_options = 0;
+  std::uint16_t overlap_from = 0;
+  std::uint16_t arenas = 0;
+};
+
 struct CallInfo {
   std::string_view name;  ///< of the parameter, or what the caller does; lives in stream order
   /// How long ranks wait for each other, from the first one's arrival.
   std::chrono::nanoseconds timeout = std::chrono::minutes(10);
   std::uint64_t detail = 0;  ///< anything else that must be equal on all ranks (a layout's hash)
+  RegistrationPrint registration = {};  ///< what `detail` is of, for messages
 };
 
 /// A group of ranks that call the same collectives in the same order.

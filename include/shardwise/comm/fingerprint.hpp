@@ -56,10 +56,11 @@ struct Fingerprint {
   std::uint64_t item_count = 0;
   std::uint64_t items_hash = 0;  ///< of all items' prints
   std::uint64_t name_hash = 0;   ///< of the whole name
-  std::uint64_t detail = 0;      ///< CallInfo::detail
-  std::uint64_t shown = 0;       ///< which item `item` shows
-  ItemPrint item;                ///< the first; after a mismatch, the first that differs
-  std::int32_t root = -1;        ///< of a broadcast
+  std::uint64_t detail = 0;      ///< CallInfo::detail, as is `registration`
+  RegistrationPrint registration;
+  std::uint64_t shown = 0;  ///< which item `item` shows
+  ItemPrint item;           ///< the first; after a mismatch, the first that differs
+  std::int32_t root = -1;   ///< of a broadcast
   Operation operation = Operation::none;
   std::uint8_t name_length = 0;  ///< of what `name` holds of it
   std::array<char, name_bytes> name{};
@@ -141,6 +142,7 @@ template <class Item>
   print.operation = operation;
   print.root = root;
   print.detail = info.detail;
+  print.registration = info.registration;
   print.name_hash = hash_text(info.name);
   print.name_length =
       static_cast<std::uint8_t>(std::min(info.name.size(), Fingerprint::name_bytes));
@@ -180,6 +182,41 @@ template <class Item>
   return text;
 }
 
+namespace detail {
+
+/// In what calls differ that register a parameter; empty for other calls.
+[[nodiscard]] inline std::string describe_registrations(std::span<const Fingerprint> calls) {
+  struct Thing {
+    std::uint16_t RegistrationPrint::*print;
+    std::string_view name;
+  };
+  using Print = RegistrationPrint;
+  constexpr Thing things[] = {
+      {&Print::tensors, "the tensors (names, shapes, options, order)"},
+      {&Print::storage, "the storage type"},
+      {&Print::strategy, "the parameter's strategy"},
+      {&Print::placement, "tied or residency"},
+      {&Print::position, "how many parameters came before"},
+      {&Print::context_strategy, "the Context's strategy"},
+      {&Print::context_options, "ContextOptions::open_parameters, open_gradients or debug"},
+      {&Print::overlap_from,
+       "ContextOptions::overlap_from (each rank found its own where none is set)"},
+      {&Print::arenas, "ArenaOptions of the Context's arenas"},
+  };
+  std::string text;
+  for (const Thing& thing : things) {
+    const auto differs = [&](const Fingerprint& call) {
+      return call.registration.*thing.print != calls.front().registration.*thing.print;
+    };
+    if (std::none_of(calls.begin(), calls.end(), differs)) continue;
+    text += text.empty() ? "\nThey register this parameter and differ in " : "; ";
+    text += thing.name;
+  }
+  return text.empty() ? text : text + ".";
+}
+
+}  // namespace detail
+
 /// The message of a CollectiveMismatch: each different call with the ranks that made it. `calls`
 /// holds one per rank; `rank_name(r)` is what rank r is called.
 template <class RankName>
@@ -203,6 +240,12 @@ template <class RankName>
       separator = ", ";
     }
     text += detail::format(": {}", describe(calls[r]));
+  }
+  const auto names_another = [&](const Fingerprint& call) {
+    return call.name_hash != calls.front().name_hash;
+  };
+  if (std::none_of(calls.begin(), calls.end(), names_another)) {
+    text += detail::describe_registrations(calls);
   }
   return text + "\nAll ranks must make the same calls in the same order; no byte was moved.";
 }

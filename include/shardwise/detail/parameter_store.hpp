@@ -45,7 +45,7 @@ class ParameterStore {
   void add(Parameter& parameter) {
     settle_recycling(parameter);
     parameter.late = prepared_;
-    engine_.meet(engine_.info(parameter.name(), fingerprint(parameter)));
+    engine_.meet(registration_of(parameter));
     parameter.group = &engine_.groups.make(parameter.group_size(), engine_.options.timeout);
     if (parameter.keeps_secondary()) {
       parameter.beside->ranks =
@@ -281,23 +281,37 @@ class ParameterStore {
     return parameter.residency == Residency::shared;
   }
 
-  [[nodiscard]] std::uint64_t fingerprint(const Parameter& parameter) const noexcept {
-    Hash hash;
-    for (const std::uint64_t part :
-         {parameter.layout.hash(), static_cast<std::uint64_t>(parameter.storage),
-          parameter.strategy.hash(), static_cast<std::uint64_t>(parameter.tied),
-          static_cast<std::uint64_t>(parameter.residency), std::uint64_t{parameters_.size()},
-          engine_.strategy.hash(), std::uint64_t{engine_.options.open_parameters},
-          std::uint64_t{engine_.options.open_gradients},
-          static_cast<std::uint64_t>(engine_.options.debug), std::uint64_t{engine_.overlap_from}}) {
-      hash.add(part);
-    }
+  // The call by which ranks compare what a parameter is registered with.
+  [[nodiscard]] CallInfo registration_of(const Parameter& parameter) const noexcept {
+    CallInfo info = engine_.info(parameter.name());
+    RegistrationPrint& print = info.registration;
+    Hash all;
+    const auto add = [&](std::uint16_t& thing, auto value) {
+      const auto bits = static_cast<std::uint64_t>(value);
+      all.add(bits);
+      Hash its;
+      its.add(thing);
+      its.add(bits);
+      thing = static_cast<std::uint16_t>(its.value());
+    };
+    add(print.tensors, parameter.layout.hash());
+    add(print.storage, parameter.storage);
+    add(print.strategy, parameter.strategy.hash());
+    add(print.placement, parameter.tied);
+    add(print.placement, parameter.residency);
+    add(print.position, parameters_.size());
+    add(print.context_strategy, engine_.strategy.hash());
+    add(print.context_options, engine_.options.open_parameters);
+    add(print.context_options, engine_.options.open_gradients);
+    add(print.context_options, engine_.options.debug);
+    add(print.overlap_from, engine_.overlap_from);
     // Whether a gather is free depends on it.
     for (const RangeOf<Device>* arena : engine_.arenas) {
-      hash.add(static_cast<std::uint64_t>(arena->recycling()));
-      hash.add(static_cast<std::uint64_t>(arena->release()));
+      add(print.arenas, arena->recycling());
+      add(print.arenas, arena->release());
     }
-    return hash.value();
+    info.detail = all.value();
+    return info;
   }
 
   [[nodiscard]] std::vector<const Registration*> entries() const {
