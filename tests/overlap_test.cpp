@@ -160,18 +160,22 @@ TEST_CASE("collectives below overlap_from run in the caller, and bits do not dep
 TEST_CASE("ranks that differ in overlap_from learn it when they register") {
   for (const int world : {2, 3, 4, 7}) {
     std::atomic<int> refused = 0;
-    CHECK_THROWS_AS(run_ranks(world,
-                              [&](Communicator& comm) {
-                                const ContextOptions options{
-                                    .overlap_from = comm.rank() == world / 2 ? never : 0};
-                                try {
-                                  train(comm, options);
-                                } catch (const CollectiveMismatch&) {
-                                  ++refused;
-                                  throw;
-                                }
-                              }),
-                    CollectiveMismatch);
+    CHECK_THROWS_AS(
+        run_ranks(
+            world,
+            [&](Communicator& comm) {
+              const ContextOptions options{.overlap_from = comm.rank() == world / 2 ? never : 0};
+              try {
+                train(comm, options);
+              } catch (const CollectiveMismatch& error) {
+                const std::string said = error.what();
+                require(said.find("differ in ContextOptions::overlap_from (") != std::string::npos,
+                        "named");
+                ++refused;
+                throw;
+              }
+            }),
+        CollectiveMismatch);
     CHECK(refused == world);
   }
 }
@@ -231,6 +235,43 @@ TEST_CASE("a sequence gathers ahead what runs beside compute, and else when it i
           CHECK(step.gradients.size() == (in_caller ? 1 : 2));
           if (in_caller) CHECK(step.gradients == steps[1].gradients);
         }
+      }
+    }
+  }
+}
+
+TEST_CASE("a gradient that the caller reduces does not take the slot of one that is under way") {
+  constexpr std::size_t large_one = 2;
+  const std::vector<std::size_t> counts{small, small, 50 * small, small, small};
+  for (const int world : {1, 2, 3, 4, 7}) {
+    std::vector<std::vector<const float*>> seen(static_cast<std::size_t>(world));
+    run_ranks(world, [&](Communicator& comm) {
+      Context<> context(comm, Strategy::zero3(), {.overlap_from = 4 * small + 1000});
+      std::vector<ShardedParameter<float>> parameters;
+      std::vector<ShardedGradient<float>> gradients;
+      std::vector<ShardedOptimizerState<Sgd>> states;
+      parameters.reserve(counts.size());
+      gradients.reserve(counts.size());
+      for (std::size_t i = 0; i < counts.size(); ++i) {
+        const std::string name = "p" + std::to_string(i);
+        parameters.emplace_back(context, std::vector<TensorSpec>{{name, {counts[i]}}});
+        parameters.back().initialize([](const auto&, std::size_t) { return 1.0f; });
+        gradients.emplace_back(parameters.back());
+        states.emplace_back(parameters.back());
+      }
+      for (int step = 0; step < 3; ++step) {
+        for (std::size_t i = counts.size(); i-- > 0;) {
+          auto lease = gradients[i].lease();
+          seen[static_cast<std::size_t>(comm.rank())].push_back(lease[0].data());
+          std::move(lease).reduce();
+        }
+        for (std::size_t i = 0; i < counts.size(); ++i) states[i].step(parameters[i], gradients[i]);
+      }
+    });
+    for (const auto& lent : seen) {
+      for (std::size_t i = 0; i < lent.size(); ++i) {
+        INFO("world " << world << ", lease " << i);
+        CHECK((lent[i] == lent[0]) == (i % counts.size() != large_one));
       }
     }
   }

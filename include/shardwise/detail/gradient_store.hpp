@@ -406,6 +406,7 @@ class GradientStore {
     slot.last_use = stream.record();
     slot.user = unit.front().parameter.subject;
     slot.use = reduction_kind_of(unit.front().parameter);
+    slot.warm = engine_.is_for_caller(unit.reduced_bytes);
     pool_of(unit).mark(slot, State::empty);
   }
 
