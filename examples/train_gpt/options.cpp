@@ -66,6 +66,11 @@ Options parse_options(int count, const char* const* arguments) {
       ->check(CLI::IsMember({"slots", "shared"}))
       ->group("Ranks");
   add_count(app, "--prefetch", o.prefetch, "Parameters gathered ahead of use")->group("Ranks");
+  app.add_option("--overlap-from", o.overlap_from,
+                 "Collectives of so many bytes run beside compute, smaller ones do not; without "
+                 "it, what suits the machine")
+      ->transform(CLI::AsSizeValue(false))
+      ->group("Ranks");
   app.add_flag("--world-of-one-reference", o.world_of_one_reference,
                "Train without the library, in one rank")
       ->group("Ranks");

@@ -40,6 +40,8 @@ struct Options {
   std::string gradient = "fp32";
   std::string residency = "slots";
   std::size_t prefetch = 1;
+  /// Bytes of the collectives that run beside compute; none: chosen for the machine.
+  std::optional<std::size_t> overlap_from = std::nullopt;
 
   std::string optimizer = "adamw";
   double learning_rate = 1e-3;

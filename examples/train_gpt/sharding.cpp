@@ -99,9 +99,11 @@ Report on_ranks(const Options& options, const std::function<Report(shardwise::Co
   const auto on_rank = [&](shardwise::Communicator& comm) {
     // The head reads the embedding beside the final norm: two parameters open at once.
     const auto monitor = make_monitor(options);
-    shardwise::Context<> context(
-        comm, strategy_of(options),
-        {.open_parameters = 2, .observer = monitor.get(), .slot_memory = options.slot_memory});
+    shardwise::Context<> context(comm, strategy_of(options),
+                                 {.open_parameters = 2,
+                                  .observer = monitor.get(),
+                                  .overlap_from = options.overlap_from,
+                                  .slot_memory = options.slot_memory});
     Report report = train(context);
     finish_monitor(options, comm, monitor.get());
     return report;

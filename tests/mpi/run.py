@@ -33,18 +33,6 @@ class Failed(Exception):
     """What a check has found, in words."""
 
 
-def same_traffic(threads, processes):
-    """Of a step. What threads gather in the caller they gather when they use it, not ahead, and find more of what
-    was gathered before: they may gather less."""
-    def split(traffic):
-        calls = dict(traffic.get("calls", {}))
-        gathers = [traffic["all_gather"], calls.pop("all_gather", 0)]
-        return gathers, {**traffic, "all_gather": None, "calls": calls}
-
-    (few, others), (many, same) = split(threads), split(processes)
-    return all(a <= b for a, b in zip(few, many)) and others == same
-
-
 def run_check(description, program, check):
     """The main function of a script that starts programs under mpirun: check(options) in an empty folder. `program`:
     the option that names what is started."""
