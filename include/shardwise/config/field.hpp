@@ -197,8 +197,10 @@ inline constexpr std::array<ConfigFieldInfo, config_field_count> config_fields{{
     describe_field<&Strategy::persistence_threshold>(
         "persistence_threshold", ConfigKind::integer, "0..",
         "a parameter with fewer elements stays replicated; 0: none"),
-    describe_field<&Strategy::prefetch>("prefetch", ConfigKind::integer, "0..2147483647",
-                                        "parameters that are gathered ahead of use"),
+    describe_field<&Strategy::prefetch>(
+        "prefetch", ConfigKind::integer, "0..2147483647",
+        "parameters that are gathered ahead of use, where gathers run "
+        "beside compute"),
     describe_field<&Strategy::bucket_bytes, ConfigUnit::bytes>(
         "bucket_bytes", ConfigKind::bytes, "0..",
         "consecutive parameters share one collective up to so many bytes; 0: none do"),
