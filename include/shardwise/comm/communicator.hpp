@@ -70,7 +70,6 @@ struct ExchangeItem {
   DType dtype;
 };
 
-/// Names a call, for fingerprints and messages.
 /// What a parameter is registered with, a few bits of a hash of each thing: where ranks differ,
 /// messages say in what. Of other calls all are 0.
 struct RegistrationPrint {
@@ -85,6 +84,7 @@ struct RegistrationPrint {
   std::uint16_t arenas = 0;
 };
 
+/// Names a call, for fingerprints and messages.
 struct CallInfo {
   std::string_view name;  ///< of the parameter, or what the caller does; lives in stream order
   /// How long ranks wait for each other, from the first one's arrival.
