@@ -1,6 +1,7 @@
 #include <array>
 #include <atomic>
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_exception.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <chrono>
 #include <cmath>
@@ -19,6 +20,7 @@
 
 using namespace shardwise;
 using Catch::Matchers::ContainsSubstring;
+using Catch::Matchers::MessageMatches;
 using namespace shardwise::test;
 
 namespace {
@@ -622,6 +624,19 @@ TEST_CASE("ranks that register different parameters learn it at once, by name") 
       }
     }
   }
+  // One rank registers what the other meets for.
+  CHECK_THROWS_MATCHES(run_on_ranks(
+                           2,
+                           [&](Communicator& communicator) {
+                             Context<Device> context(communicator);
+                             if (communicator.rank() == 0) {
+                               context.barrier("block");
+                             } else {
+                               Parameter<float> parameter(context, usual, {.name = "block"});
+                             }
+                           },
+                           checked()),
+                       CollectiveMismatch, MessageMatches(!ContainsSubstring("differ in")));
   // Another element type, another number of parameters.
   std::vector<std::string> messages(2);
   CHECK_THROWS_AS(run_on_ranks(

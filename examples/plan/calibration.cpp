@@ -384,7 +384,8 @@ shardwise::Hardware calibrate(const train_gpt::Options& options, double effort) 
   hardware.memory = static_cast<std::size_t>(sysconf(_SC_PHYS_PAGES)) *
                     static_cast<std::size_t>(sysconf(_SC_PAGESIZE)) / options.ranks;
   hardware.processor.inline_compute = true;
-  if (!in_processes) hardware.processor.overlap_from = HostDevice::overlap_from(options.ranks);
+  hardware.processor.overlap_from =
+      options.overlap_from.value_or(in_processes ? 0 : HostDevice::overlap_from(options.ranks));
   hardware.topology.devices_per_node = static_cast<int>(options.ranks);
   const auto on_rank = [&](Communicator& comm) {
     Bench bench(comm, effort);

@@ -66,9 +66,10 @@ Options parse_options(int count, const char* const* arguments) {
       ->check(CLI::IsMember({"slots", "shared"}))
       ->group("Ranks");
   add_count(app, "--prefetch", o.prefetch, "Parameters gathered ahead of use")->group("Ranks");
-  app.add_option("--overlap-from", o.overlap_from,
-                 "Collectives of so many bytes run beside compute, smaller ones do not; without "
-                 "it, what suits the machine")
+  app.add_option(
+         "--overlap-from", o.overlap_from,
+         "Collectives of so many bytes run beside compute, smaller ones do not (0: all do); "
+         "without it, what suits the machine")
       ->transform(CLI::AsSizeValue(false))
       ->group("Ranks");
   app.add_flag("--world-of-one-reference", o.world_of_one_reference,

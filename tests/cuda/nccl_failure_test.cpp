@@ -110,7 +110,11 @@ class Past {
  public:
   void add() { count_.fetch_add(1); }
   void wait_for(int ranks) const {
-    while (count_.load() < ranks) std::this_thread::sleep_for(std::chrono::microseconds(100));
+    const auto end = Clock::now() + seconds(20);
+    while (count_.load() < ranks) {
+      if (Clock::now() > end) throw std::runtime_error("a peer did not come past its meeting");
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
+    }
   }
 
  private:
@@ -237,11 +241,14 @@ TEST_CASE("ranks that leave one after the other after their last call do not fai
 TEST_CASE("abort ends everything, and later calls are refused") {
   for_each_failure([](int world, int failing, Way way) {
     RankEnd rethrown;
+    Past good;
     const auto ends = ends_of(
         world,
         [&](Communicator& comm) {
           meet(comm, way, {"good"});
+          good.add();
           if (comm.rank() == failing) {
+            good.wait_for(world);
             comm.abort("loss is not a number");
             comm.abort("never seen");
           }
@@ -278,10 +285,13 @@ TEST_CASE("abort ends everything, and later calls are refused") {
 TEST_CASE("a time-out names who is missing, on all ranks") {
   for_each_failure([](int world, int late, Way way) {
     RankEnd rethrown;
+    Past good;
     const auto ends = ends_of(
         world,
         [&](Communicator& comm) {
           meet(comm, way, {"good"});
+          good.add();
+          good.wait_for(world);
           if (comm.rank() == late) {
             // It lives, and does not come: until its peers have given up.
             const auto end = Clock::now() + seconds(20);

@@ -59,7 +59,7 @@ TEST_CASE("a run that waits names the part, the parameter, and what would hide i
   CHECK(contains(text, "communication-bound: 55 % of the step (11.0 ms of 20.0 ms)"));
   CHECK(contains(text, "10.6 ms of it for gathers of parameters, most for 'h.3'"));
   CHECK(contains(text, "5.7 MiB"));
-  CHECK(contains(text, "prefetch 2"));
+  CHECK(contains(text, "prefetch 2 (of gathers that run beside compute)"));
   CHECK(contains(text, "a larger batch"));
   CHECK(contains(text, "zero2"));
   CHECK_FALSE(contains(text, "overlap = true\n"));

@@ -29,13 +29,12 @@ class Trainer:
         program = [str(self.options.train_gpt), *words]
         return self.text(run.command(self.options.launcher, self.options.kind, ranks, program), **how)
 
-    def report(self, ranks, words, mpi, steps=3):
+    def report(self, ranks, words, mpi, steps=3, overlap=("--overlap-from", "0")):
         file = self.options.work / "report.json"
         file.unlink(missing_ok=True)
         batch = 8 if 8 % ranks == 0 else 2 * ranks
         # Who runs a gather decides what is gathered ahead: the same with threads and in processes.
-        words = [*SIZE, "--overlap-from", "0", "--steps", str(steps), "--batch", str(batch), *words,
-                 "--json", str(file)]
+        words = [*SIZE, *overlap, "--steps", str(steps), "--batch", str(batch), *words, "--json", str(file)]
         said = (self.over_mpi(ranks, words) if mpi
                 else self.text([self.options.train_gpt, *words, "--ranks", str(ranks)]))
         if said.count("parameters_hash") + said.count(" -> ") != 1:
@@ -73,6 +72,10 @@ def check(trainer):
                 raise Failed(f"hybrid in groups of {group} gives {found}, expected {hashes['fp32']}")
     for ranks in (1, 2, 3, 7):
         trainer.compare(ranks, "--strategy", "zero3", "--micro-batches", "2")
+    for mpi in (False, True):
+        found = trainer.report(4, ["--strategy", "zero3"], mpi, overlap=())["parameters_hash"]
+        if found not in hashes["fp32"]:
+            raise Failed(f"what each chooses to run beside compute gives {found}, expected {hashes['fp32']}")
     for lease in LEASES:
         found = trainer.compare(4, "--strategy", "zero3", "--residency", "shared", "--lease", lease)
         if found not in hashes[lease]:

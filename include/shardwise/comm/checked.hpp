@@ -32,7 +32,7 @@ struct CheckedOptions {
 /// It is final: later calls are refused on all ranks with the same words.
 ///
 /// The ranks compare in a call of a communicator of its own, one all_gather of a Fingerprint (some
-/// 170 bytes) on the null stream. The comparison takes place in the call, and not in stream order:
+/// 180 bytes) on the null stream. The comparison takes place in the call, and not in stream order:
 /// it does not wait for earlier collectives in streams, so they still overlap with the caller's
 /// work, but every call now waits until all ranks have made it. A rank that never makes it is a
 /// TimedOut or PeerFailed of the comparison, which names the call.

@@ -71,8 +71,9 @@ struct ExchangeItem {
 };
 
 /// What a parameter is registered with, a few bits of a hash of each thing: where ranks differ,
-/// messages say in what. Of other calls all are 0.
+/// messages say in what. Other calls register nothing.
 struct RegistrationPrint {
+  bool registers = false;
   std::uint16_t tensors = 0;
   std::uint16_t storage = 0;
   std::uint16_t strategy = 0;

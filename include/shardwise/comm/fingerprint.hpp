@@ -184,8 +184,12 @@ template <class Item>
 
 namespace detail {
 
-/// In what calls differ that register a parameter; empty for other calls.
+/// In what calls differ that all register one parameter; empty for other calls.
 [[nodiscard]] inline std::string describe_registrations(std::span<const Fingerprint> calls) {
+  const auto is_other = [&](const Fingerprint& call) {
+    return !call.registration.registers || call.name_hash != calls.front().name_hash;
+  };
+  if (std::any_of(calls.begin(), calls.end(), is_other)) return {};
   struct Thing {
     std::uint16_t RegistrationPrint::*print;
     std::string_view name;
@@ -200,8 +204,11 @@ namespace detail {
       {&Print::context_strategy, "the Context's strategy"},
       {&Print::context_options, "ContextOptions::open_parameters, open_gradients or debug"},
       {&Print::overlap_from,
-       "ContextOptions::overlap_from (each rank found its own where none is set)"},
-      {&Print::arenas, "ArenaOptions of the Context's arenas"},
+       "what runs beside compute (Strategy::overlap, ContextOptions::overlap_from, or what each "
+       "rank "
+       "chose by its cores)"},
+      {&Print::arenas,
+       "the Context's arenas (how many; ArenaOptions, and what each rank's system can do)"},
   };
   std::string text;
   for (const Thing& thing : things) {
@@ -241,12 +248,7 @@ template <class RankName>
     }
     text += detail::format(": {}", describe(calls[r]));
   }
-  const auto names_another = [&](const Fingerprint& call) {
-    return call.name_hash != calls.front().name_hash;
-  };
-  if (std::none_of(calls.begin(), calls.end(), names_another)) {
-    text += detail::describe_registrations(calls);
-  }
+  text += detail::describe_registrations(calls);
   return text + "\nAll ranks must make the same calls in the same order; no byte was moved.";
 }
 

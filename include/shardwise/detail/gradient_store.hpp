@@ -220,6 +220,7 @@ class GradientStore {
     gradient.fresh = true;
     gradient.coefficient = 1;
     buffers_.restart();
+    behind_ = false;
   }
 
  private:
@@ -369,10 +370,11 @@ class GradientStore {
 
   // Where every slot is lent, buckets that only wait for their other members go first.
   bool acquire(Unit& unit) {
-    // What is reduced in the caller has left its slot, and the slot in the caches. Not where others
-    // read slots by their place in the memory of all ranks.
-    const bool warm =
-        engine_.is_for_caller(unit.reduced_bytes) && engine_.options.slot_memory == nullptr;
+    // What is reduced in the caller has left its slot, and the slot in the caches. Not behind a
+    // reduction that may be under way, for which the slot that was used last waits; and not where
+    // others read slots by their place in the memory of all ranks.
+    const bool warm = !behind_ && engine_.is_for_caller(unit.reduced_bytes) &&
+                      engine_.options.slot_memory == nullptr;
     if (pool_of(unit).acquire(unit.slot, true, warm)) return true;
     for (const auto& other : units_) {
       if (other->ready > 0 && other->open == 0) flush(*other);
@@ -406,7 +408,6 @@ class GradientStore {
     slot.last_use = stream.record();
     slot.user = unit.front().parameter.subject;
     slot.use = reduction_kind_of(unit.front().parameter);
-    slot.warm = engine_.is_for_caller(unit.reduced_bytes);
     pool_of(unit).mark(slot, State::empty);
   }
 
@@ -451,6 +452,7 @@ class GradientStore {
       member->fresh = false;
     }
     unit.ready = 0;
+    if (!engine_.is_for_caller(unit.reduced_bytes)) behind_ = true;
     queue_.flush(unit.front().parameter);
     give_back(unit);
     const auto done = stream.record();  // the host's addresses are free again, too
@@ -469,6 +471,7 @@ class GradientStore {
   ReductionQueue<Device> queue_;
   bool prepared_ = false;
   bool complete_ = false;  // all gradients have units and slots
+  bool behind_ = false;    // a reduction of this step was issued beside the caller
 };
 
 }  // namespace shardwise::inline v0_1::detail

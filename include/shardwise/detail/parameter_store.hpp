@@ -285,6 +285,7 @@ class ParameterStore {
   [[nodiscard]] CallInfo registration_of(const Parameter& parameter) const noexcept {
     CallInfo info = engine_.info(parameter.name());
     RegistrationPrint& print = info.registration;
+    print.registers = true;
     Hash all;
     const auto add = [&](std::uint16_t& thing, auto value) {
       const auto bits = static_cast<std::uint64_t>(value);

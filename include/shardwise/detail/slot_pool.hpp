@@ -41,8 +41,7 @@ struct Slot {
   Slot** owner = nullptr;
   State state = State::empty;
   bool shared = false;
-  bool warm = true;         ///< empty: the caller itself used it last, and has it in its caches
-  std::uint64_t order = 0;  ///< program order of the last change of state
+  std::uint64_t order = 0;              ///< program order of the last change of state
   std::uint64_t released_at = 0;        ///< shared by ranks: by ProgramOrder, its last release
   SubjectId user = no_subject;          ///< whose collective used it last
   Activity use = Activity::all_gather;  ///< and which
@@ -100,26 +99,24 @@ class SlotPool {
   /// same calls get the same slots.
   void restart() noexcept { restarted_ = true; }
 
-  /// Finds `place` a slot: an empty one (`warm`: the last of those that are, which waits for
-  /// nobody), else the one released first, else (`insist`) the one fetched first. False where every
-  /// slot is open, or may not be taken.
+  /// Finds `place` a slot: an empty one (`warm`: the one used last), else the one released first,
+  /// else (`insist`) the one fetched first. False where every slot is open, or may not be taken.
   bool acquire(SlotType*& place, bool insist, bool warm = false) {
     if (std::exchange(restarted_, false)) {
       for (const auto& slot : shared_) {
         if (slot->state == State::empty) slot->order = ++order_;
       }
     }
-    const auto before = [&](const SlotType& a, const SlotType& b) {
-      if (a.state != b.state) return a.state < b.state;
-      const bool chooses = warm && a.state == State::empty;
-      if (chooses && a.warm != b.warm) return a.warm;
-      return chooses && a.warm ? a.order > b.order : a.order < b.order;
-    };
     SlotType* best = nullptr;
     for (const auto& candidate : shared_) {
       if (candidate->state == State::open) continue;
       if (candidate->state == State::fetched && !insist) continue;
-      if (best == nullptr || before(*candidate, *best)) best = candidate.get();
+      const bool last = warm && candidate->state == State::empty;
+      if (best == nullptr || candidate->state < best->state ||
+          (candidate->state == best->state &&
+           (last ? candidate->order > best->order : candidate->order < best->order))) {
+        best = candidate.get();
+      }
     }
     if (best == nullptr) return false;
     if (best->owner != nullptr) *best->owner = nullptr;

@@ -56,8 +56,7 @@ struct HostDevice {
   /// collective over to a thread of its own, and back, costs about what copying 8 MiB does
   /// (measured: benchmarks/README.md, bench_step).
   [[nodiscard]] static std::size_t overlap_from(std::size_t ranks) noexcept {
-    // 0: not known. Asked once: it may depend on where the thread that asks is allowed to run.
-    static const std::size_t cores = std::thread::hardware_concurrency();
+    const std::size_t cores = std::thread::hardware_concurrency();  // 0: not known
     return cores == 0 || cores >= 2 * ranks ? 0 : (std::size_t{8} << 20) + 1;
   }
 

@@ -95,8 +95,7 @@ inline constexpr double modest_rate = 1e9;
   if (!s.overlap) advice.emplace_back("overlap = true");
   advice.emplace_back("a larger batch");
   if (gathers && s.prefetch < 2) {
-    advice.push_back(
-        format("prefetch {} (for gathers that run beside compute: overlap_from)", s.prefetch + 1));
+    advice.push_back(format("prefetch {} (of gathers that run beside compute)", s.prefetch + 1));
   }
   if (gathers && s.strategy == "zero3") {
     advice.emplace_back("zero2 (it gathers once a step)");
