@@ -46,6 +46,29 @@ class Seen final : public Observer {
 constexpr std::size_t small = 840 * 32;  // elements: a multiple of 32 for each of 1 to 7 ranks
 constexpr std::size_t large = 2 * small;
 
+/// Parameters of one tensor each, of so many elements, with what trains them.
+struct Layers {
+  Layers(Context<>& context, const std::vector<std::size_t>& counts) {
+    parameters.reserve(counts.size());
+    gradients.reserve(counts.size());
+    for (const std::size_t count : counts) {
+      const std::string name = "p" + std::to_string(parameters.size());
+      parameters.emplace_back(context, std::vector<TensorSpec>{{name, {count}}});
+      parameters.back().initialize([](const auto&, std::size_t) { return 1.0f; });
+      gradients.emplace_back(parameters.back());
+      states.emplace_back(parameters.back());
+    }
+  }
+
+  void step() {
+    for (std::size_t i = 0; i < parameters.size(); ++i) states[i].step(parameters[i], gradients[i]);
+  }
+
+  std::vector<ShardedParameter<float>> parameters;
+  std::vector<ShardedGradient<float>> gradients;
+  std::vector<ShardedOptimizerState<Sgd>> states;
+};
+
 /// Two steps of a model of three parameters, after `prepare`; their values.
 std::vector<float> train(
     Communicator& comm, const ContextOptions& options,
@@ -192,19 +215,10 @@ TEST_CASE("a sequence gathers ahead what runs beside compute, and else when it i
       std::vector<std::vector<Step>> seen(static_cast<std::size_t>(world));
       run_ranks(world, [&](Communicator& comm) {
         Context<> context(comm, Strategy::zero3(), {.overlap_from = in_caller ? never : 0});
-        std::vector<ShardedParameter<float>> parameters;
-        std::vector<ShardedGradient<float>> gradients;
-        std::vector<ShardedOptimizerState<Sgd>> states;
-        parameters.reserve(layers);
-        gradients.reserve(layers);
+        Layers model(context, std::vector<std::size_t>(layers, small));
         ShardedSequence<float> sequence;
         for (std::size_t i = 0; i < layers; ++i) {
-          const std::string name = "p" + std::to_string(i);
-          parameters.emplace_back(context, std::vector<TensorSpec>{{name, {small}}});
-          parameters.back().initialize([](const auto&, std::size_t) { return 1.0f; });
-          gradients.emplace_back(parameters.back());
-          states.emplace_back(parameters.back());
-          sequence.add(parameters.back(), gradients.back());
+          sequence.add(model.parameters[i], model.gradients[i]);
         }
         for (int step = 0; step < 3; ++step) {
           context.reset_statistics();
@@ -222,7 +236,7 @@ TEST_CASE("a sequence gathers ahead what runs beside compute, and else when it i
             now.gradients.insert(visit.gradient[0].data());
             visit.finish();
           }
-          for (std::size_t i = 0; i < layers; ++i) states[i].step(parameters[i], gradients[i]);
+          model.step();
           seen[static_cast<std::size_t>(comm.rank())].push_back(std::move(now));
         }
       });
@@ -258,26 +272,14 @@ TEST_CASE("gradients behind a reduction that is under way do not take the slot u
       std::vector<std::vector<const float*>> seen(static_cast<std::size_t>(world));
       run_ranks(world, [&](Communicator& comm) {
         Context<> context(comm, Strategy::zero3(), {.overlap_from = 4 * small + 1000});
-        std::vector<ShardedParameter<float>> parameters;
-        std::vector<ShardedGradient<float>> gradients;
-        std::vector<ShardedOptimizerState<Sgd>> states;
-        parameters.reserve(model.counts.size());
-        gradients.reserve(model.counts.size());
-        for (const std::size_t count : model.counts) {
-          const std::string name = "p" + std::to_string(parameters.size());
-          parameters.emplace_back(context, std::vector<TensorSpec>{{name, {count}}});
-          parameters.back().initialize([](const auto&, std::size_t) { return 1.0f; });
-          gradients.emplace_back(parameters.back());
-          states.emplace_back(parameters.back());
-        }
+        Layers layers(context, model.counts);
         for (int step = 0; step < 4; ++step) {
-          for (std::size_t i = gradients.size(); i-- > 0;) {
-            auto lease = gradients[i].lease();
+          for (std::size_t i = layers.gradients.size(); i-- > 0;) {
+            auto lease = layers.gradients[i].lease();
             seen[static_cast<std::size_t>(comm.rank())].push_back(lease[0].data());
             std::move(lease).reduce();
           }
-          for (std::size_t i = 0; i < gradients.size(); ++i)
-            states[i].step(parameters[i], gradients[i]);
+          layers.step();
         }
       });
       for (const auto& lent : seen) {

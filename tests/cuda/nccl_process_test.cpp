@@ -105,8 +105,9 @@ std::string collectives(Communicator& comm) {
 std::string meet_after(Communicator& comm, Rendezvous& rendezvous, const std::string& what) {
   barrier(comm);
   const auto past = [](int r) { return "past." + std::to_string(r); };
-  if (comm.rank() != 1) rendezvous.put(past(comm.rank()), "");
-  if (comm.rank() == 1) {
+  if (comm.rank() != 1) {
+    rendezvous.put(past(comm.rank()), "");
+  } else {
     // Its failure would end the barrier of those that have not left it.
     for (int r = 0; r < comm.size(); ++r) {
       if (r != 1) static_cast<void>(rendezvous.get(past(r), seconds(20)));
