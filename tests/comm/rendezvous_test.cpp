@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
@@ -180,6 +181,8 @@ TEST_CASE("a key is set once and has plain characters") {
 TEST_CASE("a time-out names who is missing") {
   const auto body = [](Rendezvous& rank) {
     if (rank.rank() == 1 || rank.rank() == 3) return std::string("absent");
+    rank.put(detail::format("here.{}", rank.rank()), "");
+    static_cast<void>(rank.get(detail::format("here.{}", 2 - rank.rank()), seconds(5)));
     static_cast<void>(rank.exchange("start", "", patience(100)));
     return std::string("came through");
   };
@@ -212,17 +215,28 @@ TEST_CASE("a failure ends waits, the first stays, and a final message replaces a
     }
     const auto begin = Clock::now();
     const std::string end = end_of([&] { return rank.get("never", seconds(5)); });
-    return Clock::now() - begin < seconds(2) ? end : "slow";
+    return Clock::now() - begin < seconds(4) ? end : "slow";
   };
-  const Scratch scratch;
-  const auto over_files = [&](int rank) {
+  const auto over_files = [&](int rank, const Scratch& scratch) {
     FileRendezvous rendezvous(scratch.path(), rank, 3, seconds(5));
     return body(rendezvous);
   };
   const std::string message = "in the end\nwith a second line";
   const std::vector<std::string> expected{"peer 2: " + message, "peer 2: " + message, message};
-  CHECK(on_threads(LocalRendezvous::make(3), body) == expected);
-  CHECK(on_processes(3, over_files) == expected);
+  // Waits give the final message a moment: less than a busy machine may hold its rank up.
+  const auto heard_early = [](const std::string& end) { return end == "peer 2: at first"; };
+  for (const bool processes : {false, true}) {
+    constexpr int attempts = 5;
+    for (int attempt = 1; attempt <= attempts; ++attempt) {
+      const Scratch scratch;
+      const auto ends = processes
+                            ? on_processes(3, [&](int rank) { return over_files(rank, scratch); })
+                            : on_threads(LocalRendezvous::make(3), body);
+      if (attempt < attempts && std::ranges::any_of(ends, heard_early)) continue;
+      CHECK(ends == expected);
+      break;
+    }
+  }
 }
 
 TEST_CASE("processes that are killed are found by their locks, wherever they are") {

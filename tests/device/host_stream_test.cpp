@@ -238,7 +238,7 @@ TEST_CASE("a task that never runs is told why, in stream order") {
       stream.enqueue([&gate] { gate.wait(); });
       stream.enqueue(witness, std::span<const std::byte>());
       opener = std::thread([&gate] {
-        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+        std::this_thread::sleep_for(std::chrono::milliseconds(200));
         gate.open();
       });
     }

@@ -1,5 +1,8 @@
 #include "../../examples/train_gpt/text.hpp"
 
+#include <fmt/core.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <catch2/catch_test_macros.hpp>
@@ -71,7 +74,8 @@ TEST_CASE("a sequence depends on seed, step and its number, not on how a step is
 }
 
 TEST_CASE("a folder is its regular files in order of name, links left out") {
-  const fs::path folder = fs::temp_directory_path() / "shardwise_text_test";
+  const fs::path folder =
+      fs::temp_directory_path() / fmt::format("shardwise_text_test.{}", ::getpid());
   fs::remove_all(folder);
   fs::create_directories(folder / "inner");
   std::ofstream(folder / "b") << "second";

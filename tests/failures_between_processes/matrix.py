@@ -23,7 +23,7 @@ OPERATIONS = ("all_gather", "reduce_scatter", "all_reduce", "broadcast", "all_to
 HOW = ("throw", "kill", "stop", "return")
 WHEN = ("before", "inside", "after", "moving")
 WORLDS = (2, 3, 4)
-TIMEOUT = 1.5  # of a collective, in s
+TIMEOUT = 1.5  # of a collective where a rank is stopped, in s
 LIMIT = 5.0  # s in which the others must have ended, after the failure or the time-out
 HANG = 40.0  # s after which a run is killed
 
@@ -74,8 +74,10 @@ class Run:
     def __init__(self, options, case):
         self.case = case
         operation, how, when, world, victim = case
+        # Of a collective that a rank does not come to, as none of the others is waited for in vain.
+        timeout = TIMEOUT if how == "stop" else HANG
         line = command(options.launcher, options.kind, world,
-                       [options.program, operation, how, when, str(victim), str(int(TIMEOUT * 1000))])
+                       [options.program, operation, how, when, str(victim), str(int(timeout * 1000))])
         begin = time.monotonic()
         # Where MPICH's transport, UCX, reads a peer's memory through the kernel, it aborts the reader's process when
         # the peer dies meanwhile.

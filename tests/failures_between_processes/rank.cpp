@@ -69,7 +69,7 @@ class Trainer {
   void train() {
     const bool victim = comm_.rank() == plan_.victim;
     for (int step = 1;; ++step) {  // the failure ends it
-      const bool now = step == 3;
+      const bool now = step == failing;
       if (now && victim && plan_.when == "before") {
         if (fail()) return;
       }
@@ -89,13 +89,17 @@ class Trainer {
   }
 
  private:
+  static constexpr int failing = 3;  // the step
+
   void call(int step) {
     const std::string name = detail::format("block.{}", step);
     test::CollectiveCase one{plan_.operation, {{}}, (plan_.victim + 1) % comm_.size()};
     one.items[0].count = plan_.when == "moving" ? 300'000 : 10;
     if (plan_.operation == Operation::barrier) one.items.clear();
     test::RankCall call(one, comm_.rank(), comm_.size());
-    call.issue(comm_, {}, {.name = name, .timeout = plan_.timeout});
+    // The first ones are to succeed, however far apart ranks come.
+    const std::chrono::milliseconds timeout = step < failing ? 60s : plan_.timeout;
+    call.issue(comm_, {}, {.name = name, .timeout = timeout});
   }
 
   // Returns true where the rank is to return.

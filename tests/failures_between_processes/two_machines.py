@@ -5,6 +5,7 @@ the other; so is a machine whose cable is pulled. Skipped (status 77) where name
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -70,7 +71,8 @@ class Machines:
             # Whatever is left of a run that went wrong.
             pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False).stdout
             for pid in pids.split():
-                os.kill(int(pid), signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
             subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
 
     def inside(self, machine):
