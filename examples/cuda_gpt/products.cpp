@@ -1,7 +1,7 @@
 #include "products.hpp"
 
 #include <cublas_v2.h>
-#include <fmt/core.h>
+#include <fmt/format.h>
 
 #include <limits>
 #include <stdexcept>

@@ -1,6 +1,6 @@
 #include "quantity.hpp"
 
-#include <fmt/core.h>
+#include <fmt/format.h>
 
 #include <cmath>
 #include <cstdlib>

@@ -2,7 +2,7 @@
 
 Debian has 1.13. The headers of a 2.x are in the wheel that PyPI has (900 MB, of which 60 are headers):
 
-    pip download --no-deps --dest wheel torch==2.8.0
+    pip download --no-deps --dest wheel torch  # or torch==2.8.0, or another
     unzip -q wheel/torch-*.whl 'torch/include/*' -d DIR
     cmake --preset release -DSHARDWISE_TORCH2_INCLUDE=DIR/torch/include
 

@@ -144,7 +144,7 @@ TEST_CASE("a refusal that is allowed is listed, and the rest applies") {
   const auto with = load_config(fixture("deepspeed_z3_offload.json"), all_hints(), allow);
   const auto without = load_config(fixture("deepspeed_z3.json"), all_hints());
   CHECK(with.values() == without.values());
-  const ConfigKeyReport& report = report_of(with, "zero_optimization.offload_param.device");
+  const ConfigKeyReport report = report_of(with, "zero_optimization.offload_param.device");
   CHECK(report.outcome == Outcome::refused);
   CHECK_THAT(report.note, ContainsSubstring("goes on without"));
   CHECK_THAT(with.print(),

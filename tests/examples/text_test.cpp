@@ -1,6 +1,6 @@
 #include "../../examples/train_gpt/text.hpp"
 
-#include <fmt/core.h>
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>

@@ -70,7 +70,7 @@ FOREIGN = {
     **{f"checkpoint/{header}.hpp": {"nlohmann/json.hpp"} for header in ("manifest_json", "manifest_reader", "save")},
     "checkpoint/posix_file_system.hpp": {"dirent.h", "fcntl.h", "sys/stat.h", "unistd.h"},
     "checkpoint/regular_file.hpp": {"fcntl.h", "sys/stat.h", "unistd.h"},
-    "core/format.hpp": {"fmt/core.h"},
+    "core/format.hpp": {"fmt/core.h", "fmt/format.h"},
     "config/yaml_reader.hpp": {f"yaml-cpp/{name}.h"
                                for name in ("emitterstyle", "eventhandler", "exceptions", "mark", "parser")},
     "comm/failure_channel.hpp": {"unistd.h"},

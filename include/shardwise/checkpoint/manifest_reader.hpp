@@ -64,9 +64,9 @@ class ManifestReader {
 
   [[nodiscard]] Manifest read(const Json& json) {
     const Field top{nullptr, "manifest"};
-    const std::string format = text(json, top, "format");
-    if (format != manifest_format) {
-      fail({&top, "format"}, "expected '{}', found '{}'", manifest_format, format);
+    const std::string found = text(json, top, "format");
+    if (found != manifest_format) {
+      fail({&top, "format"}, "expected '{}', found '{}'", manifest_format, found);
     }
     const std::uint64_t version = number(json, top, "version");
     if (version != Manifest::version) {
@@ -118,7 +118,7 @@ class ManifestReader {
 
   template <class... Args>
   [[noreturn]] void fail(const Field& field, FormatFor<Args...> cause, const Args&... args) const {
-    raise<FileError>("{}: {}: {}", path_, field.path(), detail::format<Args...>(cause, args...));
+    raise<FileError>("{}: {}: {}", path_, field.path(), detail::format(cause, args...));
   }
 
   const Json& member(const Json& json, const Field& at, const char* name,

@@ -5,6 +5,9 @@
 #define FMT_USE_CONSTEXPR 1
 #endif
 #include <fmt/core.h>
+#if FMT_VERSION >= 110000  // its core.h has no vformat, or is to lose it
+#include <fmt/format.h>
+#endif
 
 #include <cstddef>
 #include <string>
@@ -18,16 +21,16 @@ namespace shardwise::inline v0_1::detail {
 template <std::size_t Count>
 struct Format {
   template <std::size_t Size>
-  consteval Format(const char (&format)[Size]) : text(format, Size - 1) {
+  consteval Format(const char (&characters)[Size]) : text(characters, Size - 1) {
     std::size_t fields = 0;
     for (std::size_t i = 0; i + 1 < Size; ++i) {
-      if (format[i] != '{' && format[i] != '}') continue;
-      if (format[i + 1] == format[i]) {
+      if (characters[i] != '{' && characters[i] != '}') continue;
+      if (characters[i + 1] == characters[i]) {
         ++i;  // a brace as such
         continue;
       }
-      if (format[i] == '}') throw "a brace of the format closes nothing";
-      while (format[i] != '}') {
+      if (characters[i] == '}') throw "a brace of the format closes nothing";
+      while (characters[i] != '}') {
         if (++i + 1 >= Size) throw "a field of the format does not end";
       }
       ++fields;
@@ -42,10 +45,14 @@ struct Format {
 template <class... Args>
 using FormatFor = std::type_identity_t<Format<sizeof...(Args)>>;
 
-/// The text of a message.
-template <class... Args>
-[[nodiscard]] std::string format(FormatFor<Args...> format, const Args&... args) {
-  return fmt::vformat(format.text, fmt::make_format_args(args...));
-}
+/// The text of a message: format("{} of {}", a, b). An object, as for a function those of std are
+/// looked up, too, where an argument is a std::string, and std::format fits as well.
+struct Formatting {
+  template <class... Args>
+  [[nodiscard]] std::string operator()(FormatFor<Args...> text, const Args&... args) const {
+    return fmt::vformat(text.text, fmt::make_format_args(args...));
+  }
+};
+inline constexpr Formatting format{};
 
 }  // namespace shardwise::inline v0_1::detail

@@ -37,12 +37,12 @@ struct HostCaches {
   }
 
   template <class... Values>
-  static bool scan(int index, const char* name, const char* format, Values*... values) noexcept {
+  static bool scan(int index, const char* name, const char* fields, Values*... values) noexcept {
     char path[64];
     std::snprintf(path, sizeof(path), "/sys/devices/system/cpu/cpu0/cache/index%d/%s", index, name);
     std::FILE* const file = std::fopen(path, "re");
     if (file == nullptr) return false;
-    const int found = std::fscanf(file, format, values...);
+    const int found = std::fscanf(file, fields, values...);
     std::fclose(file);
     return found >= 1;
   }

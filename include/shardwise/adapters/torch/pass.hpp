@@ -233,7 +233,10 @@ class TorchPass : public std::enable_shared_from_this<TorchPass<T>> {
   }
 
   std::vector<TorchParameter<T>*> watched_;
-  std::vector<std::shared_ptr<torch::autograd::Node>> accumulators_;
+  // A std::shared_ptr, of which newer versions of libtorch have a kind of their own.
+  using Accumulator =
+      decltype(torch::autograd::impl::grad_accumulator(std::declval<const torch::Tensor&>()));
+  std::vector<Accumulator> accumulators_;
   std::vector<c10::intrusive_ptr<Call>> open_;  // calls whose backward needs their weights
   std::uint64_t number_ = 0;
   bool is_running_ = false;
