@@ -4,6 +4,7 @@ ranks meet, before and while NCCL connects them."""
 
 import argparse
 import concurrent.futures
+import contextlib
 import json
 import os
 import pathlib
@@ -20,7 +21,7 @@ from run import command  # noqa: E402
 SIZES = "--steps 3 --layers 2 --width 16 --heads 2 --sequence 8 --batch 12 --lease bf16 --quiet".split()
 ENDED = re.compile(r"@ENDED (\d+) (.*)")
 REPORT = re.compile(r"shardwise: (rank \d+ .*)")
-LIMIT = 12.0  # s for a run that fails; ranks wait for each other for 2
+LIMIT = 30.0  # s for a run that fails; ranks wait for each other for 4
 LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "TORCHELASTIC_", "OMPI_", "PMI", "MPI_", "SLURM_",
                     "SHARDWISE_")
 
@@ -118,6 +119,10 @@ def victims_words(how, when, victim):
     return f"waited in vain.*missing ranks: {victim}" if when == "before" else "waited in vain"
 
 
+class Unheard(Wrong):
+    """The launcher ended all ranks before one could speak."""
+
+
 def check_start(launcher, how, when, victim, ranks=3):
     begin = time.monotonic()
     output = launcher.fails(ranks, launcher.options.meeting, how, when, victim, seconds=40)
@@ -135,7 +140,7 @@ def check_start(launcher, how, when, victim, ranks=3):
         elif not any(re.search(victims_words(how, when, victim), text) for text in said):
             raise Wrong(f"rank {rank} should say {victims_words(how, when, victim)}:\n{output}")
     if unheard == ranks - 1 and launcher.options.kind == "openmpi":
-        raise Wrong(f"no rank says that rank {victim} was killed:\n{output}")
+        raise Unheard(f"no rank says that rank {victim} was killed:\n{output}")
     if seconds > LIMIT:
         raise Wrong(f"it took {seconds:.1f} s:\n{output}")
     return f"emulated, rank {victim}: {how} {when}: every other rank says so ({seconds:.1f} s)"
@@ -149,8 +154,14 @@ def check_starts(launcher, folder):
     cases = (("throw", "before", 1), ("throw", "given", 0), ("throw", "connecting", 2), ("kill", "before", 0),
              ("kill", "given", 2), ("kill", "connecting", 1), ("kill", "given", 0), ("stop", "before", 1),
              ("stop", "connecting", 2), ("version", "before", 2), ("version", "before", 0))
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:  # most of the time they wait
-        for said in pool.map(lambda case: check_start(launcher, *case), cases):
+    def check(case):
+        for _ in range(2):
+            with contextlib.suppress(Unheard):
+                return check_start(launcher, *case)
+        return check_start(launcher, *case)
+
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:  # most of the time they wait
+        for said in pool.map(check, cases):
             print(said, flush=True)
 
 

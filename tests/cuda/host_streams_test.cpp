@@ -185,6 +185,7 @@ TEST_CASE("nobody reads what a reduction that was aborted has left") {
     INFO(strategy.name());
     std::string what = "no error";
     std::size_t seen = 0;
+    std::atomic<bool> waits{false};
     const auto run = [&] {
       run_on_ranks(2, [&](Communicator& communicator) {
         Context<CudaDevice> context(communicator, strategy);
@@ -195,10 +196,14 @@ TEST_CASE("nobody reads what a reduction that was aborted has left") {
         auto lease = gradient.lease();
         if (communicator.rank() == 1) {
           context.stream().synchronize();
-          std::this_thread::sleep_for(std::chrono::milliseconds(100));  // the peer waits by then
+          for (int i = 0; i < 20000 && !waits; ++i) {
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));
+          }
+          std::this_thread::sleep_for(std::chrono::milliseconds(100));
           throw std::runtime_error("the host's data is bad");
         }
         std::move(lease).reduce();
+        waits = true;
         try {
           state.step(parameter, gradient);
           parameter.read([&](const auto&, std::size_t, auto elements) { seen += elements.size(); });

@@ -85,7 +85,7 @@ void run(const Launch& launch, const Plan& plan) {
         std::make_shared<FailingRendezvous>(std::make_shared<MpiRendezvous>(processes), plan);
     find_local_place(place, *meeting);
     cuda_check(cudaSetDevice(place.local_rank), "cudaSetDevice");
-    NcclCommunicator world(meeting, {.startup_timeout = std::chrono::seconds(2)});
+    NcclCommunicator world(meeting, {.startup_timeout = std::chrono::seconds(4)});
     const int total = sum(world, world.rank() + 1);
     if (total != world.size() * (world.size() + 1) / 2) throw std::runtime_error("a wrong sum");
     barrier(world, {.name = "after the start"});

@@ -20,6 +20,7 @@
 #include <thread>
 #include <vector>
 
+#include "../support/sanitized.hpp"
 #include "nccl_ranks.hpp"
 
 /// Ranks that are processes, as a launcher starts them: this program, once for each rank, which
@@ -170,7 +171,10 @@ TEST_CASE("a process that fails, leaves or is killed ends its peers' calls") {
   for (const Way& way : {Way{"throws", "own: out of memory", "out of memory"},
                          Way{"leaves", "left", "left the group"},
                          Way{"killed", "signal", "has ended without leaving"}}) {
-    const auto said = run(way.what, 4);
+    auto said = run(way.what, 4);
+    for (int again = 0; again < 4 && std::ranges::any_of(said, is_provisional); ++again) {
+      said = run(way.what, 4);
+    }
     for (std::size_t r = 0; r < said.size(); ++r) {
       INFO(way.what << ", rank " << r);
       if (r == 1) {

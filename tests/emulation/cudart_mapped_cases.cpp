@@ -1,3 +1,4 @@
+#include <atomic>
 #include <chrono>
 #include <string_view>
 #include <thread>
@@ -26,12 +27,20 @@ struct Mapped {
 
 // cuMemUnmap is of the host: it waits for no stream.
 int unmapped_early(bool wrong) {
+  std::atomic<bool> open{!wrong};
   const Mapped mapped;
   const Stream stream;
-  delay(stream);
+  PLAIN_CUDA(cudaLaunchHostFunc(
+      stream,
+      [](void* gate) {
+        while (!*static_cast<std::atomic<bool>*>(gate)) std::this_thread::yield();
+      },
+      &open));
   fill(stream, mapped.data(), 2);
   if (!wrong) stream.synchronize();
   mapped.unmap();
+  open = true;
+  stream.synchronize();
   return 0;
 }
 

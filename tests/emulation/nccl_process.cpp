@@ -234,7 +234,7 @@ void skip(const Place& place) {
   const DeviceArray<float> data(8);
   PLAIN_CUDA(cudaMemsetAsync(data.data, 0, data.bytes(), own.stream));
   if (place.rank == 2) {
-    std::this_thread::sleep_for(std::chrono::seconds(3));
+    std::this_thread::sleep_for(std::chrono::seconds(6));
   } else {
     PLAIN_NCCL(ncclAllReduce(data.data, data.data, 8, ncclFloat32, ncclSum, own.world, own.stream));
   }

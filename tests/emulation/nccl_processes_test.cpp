@@ -108,10 +108,11 @@ TEST_CASE("calls that do not fit together end all processes, each with both side
 
 TEST_CASE("a rank of another process that does not come is named") {
   if (!enough(3) || !shardwise_emulation_present()) SKIP("needs the emulation");
-  const auto finished = run("skip", 3, "SHARDWISE_EMULATION_WATCHDOG_MS=500");
+  const auto finished = run("skip", 3, "SHARDWISE_EMULATION_WATCHDOG_MS=1500");
   INFO(finished[0].output << finished[1].output);
   CHECK(finished[0].status == 66);
   CHECK(finished[1].status == 66);
   // Whoever gives up first says so; its peer may find in the same moment that a process was lost.
-  CHECK((finished[0].says("missing ranks 2") || finished[1].says("missing ranks 2")));
+  CHECK((finished[0].says("missing ranks 2") || finished[1].says("missing ranks 2") ||
+         finished[0].says("missing ranks 1, 2 (rank 1 died")));
 }

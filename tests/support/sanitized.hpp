@@ -25,13 +25,18 @@ constexpr std::chrono::milliseconds patience(int milliseconds) {
   return std::chrono::milliseconds((sanitized ? 4 : 2) * milliseconds);
 }
 
+/// Whether a message is what stands for the reason that a rank could not yet say.
+inline bool is_provisional(std::string_view message) {
+  return message.find("an exception is unwinding its stack") != message.npos;
+}
+
 /// Whether a peer heard of a failure before its message was there. It waits some 50 ms for that,
 /// which under a sanitizer may be too short for a stack to unwind; elsewhere a busy machine may
 /// hold one rank up so long, which a few peers may tell in a test.
 inline bool heard_early(std::string_view message) {
-  if (message.find("an exception is unwinding its stack") == message.npos) return false;
+  if (!is_provisional(message)) return false;
   static std::atomic<int> peers{0};
-  constexpr int few = 6;
+  constexpr int few = 8;  // all peers of one rank, in the largest world
   return sanitized || ++peers <= few;
 }
 

@@ -119,6 +119,8 @@ class Watchdog {
   // Calls that wait longer are looked at more closely.
   static constexpr auto short_wait = std::chrono::milliseconds(20);
   static constexpr auto for_message = std::chrono::milliseconds(50);
+  // A rank that unwinds its stack ends its communicators before it can say why.
+  static constexpr auto for_reason = std::chrono::milliseconds(250);
   // Who waits in vain asks all peers for their last calls first; they answer at once, as a rule.
   static constexpr auto for_answers = std::chrono::milliseconds(300);
   static constexpr const char* time_is_up = "its time is up";
@@ -225,7 +227,7 @@ class Watchdog {
       if (late != nullptr) {
         rendezvous->fail({late->world_rank(), describe_wait(*late)});
       }
-      RankFailure failure = rendezvous->settled_failure(for_message);
+      RankFailure failure = rendezvous->settled_failure(for_reason);
       if (failure.provisional && failure.message == time_is_up) {
         failure = rendezvous->settled_failure(for_answers);
       }
