@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "support/debug_host.hpp"
+#include "support/endings.hpp"
 
 using namespace shardwise;
 using namespace shardwise::test;
@@ -96,10 +97,7 @@ TEMPLATE_LIST_TEST_CASE(
   for (const int world : {2, 3, 4, largest_world}) {
     std::atomic<int> ended{0};
     const auto ends = ends_of(world, [&](Communicator& communicator) {
-      const struct Ends {
-        ~Ends() { ++count; }
-        std::atomic<int>& count;
-      } end{ended};
+      const CountsEnd end{ended};
       TestType host(communicator, Strategy::zero3(), patience(400));
       host.step();
       if (communicator.rank() == 0) {
@@ -111,9 +109,9 @@ TEMPLATE_LIST_TEST_CASE(
         host.context.barrier();  // a device's collective fails here at the latest
       }
     });
-    std::size_t early = 0;  // heard of it before its message was there
+    std::size_t early = 0;
     for (const auto& end : ends) {
-      if (end.find("failed: its time is up") != end.npos) {
+      if (gave_up_early(end)) {
         ++early;
         continue;
       }

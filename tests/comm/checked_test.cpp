@@ -14,6 +14,7 @@
 #include <thread>
 #include <vector>
 
+#include "../support/endings.hpp"
 #include "../support/sanitized.hpp"
 #include "cases.hpp"
 
@@ -339,10 +340,7 @@ TEST_CASE("a rank that never makes the call is named, with the call of the other
         return;
       }
       others.arrive_and_wait();
-      const struct Ends {
-        ~Ends() { ++count; }
-        std::atomic<int>& count;
-      } ends{ended};
+      const CountsEnd end{ended};
       comm.barrier({.name = "epoch", .timeout = patience(100)}, {});
     });
     FAIL("nobody waited in vain");

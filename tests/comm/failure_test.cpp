@@ -15,6 +15,7 @@
 #include <thread>
 #include <vector>
 
+#include "../support/endings.hpp"
 #include "failures.hpp"
 
 namespace shardwise::test {
@@ -300,7 +301,7 @@ std::string complaint(const FailureCase& failure, const std::vector<RankEnd>& en
           return wrong("does not name the first rank");
         }
         if ((failure.phase == Phase::inside && contains(end.what, "was never run")) ||
-            contains(end.what, "an exception is unwinding its stack")) {
+            is_provisional(end.what)) {
           ++early;
           break;
         }
@@ -318,7 +319,7 @@ std::string complaint(const FailureCase& failure, const std::vector<RankEnd>& en
         }
         break;
       case Failing::times_out: {
-        if (contains(end.what, "failed: its time is up")) {
+        if (gave_up_early(end.what)) {
           ++early;
           break;
         }

@@ -18,6 +18,7 @@
 
 #include "../comm/failures.hpp"
 #include "../emulation/control.hpp"
+#include "../support/endings.hpp"
 #include "nccl_ranks.hpp"
 
 namespace shardwise::test {
@@ -282,11 +283,6 @@ TEST_CASE("abort ends everything, and later calls are refused") {
   });
 }
 
-/// A peer heard that a rank had waited in vain before it could say for whom, see heard_early().
-bool gave_up_early(const RankEnd& end) {
-  return end.kind == Kind::peer_failed && end.what.find("its time is up") != std::string::npos;
-}
-
 TEST_CASE("a time-out names who is missing, on all ranks") {
   for_each_failure([](int world, int late, Way way) {
     RankEnd rethrown;
@@ -314,7 +310,7 @@ TEST_CASE("a time-out names who is missing, on all ranks") {
       const RankEnd& end = ends[static_cast<std::size_t>(r)];
       timed_out += end.kind == Kind::timed_out ? 1 : 0;
       CHECK((end.kind == Kind::timed_out || end.kind == Kind::peer_failed));
-      if (gave_up_early(end)) continue;
+      if (gave_up_early(end.what)) continue;
       CHECK_THAT(end.what, ContainsSubstring("waited in vain in") &&
                                ContainsSubstring("#2 \"bad\"") &&
                                ContainsSubstring("missing ranks: " + std::to_string(late) + ";") &&
@@ -458,7 +454,7 @@ TEST_CASE("a call that NCCL loses ends by its time-out, though all ranks made it
       rethrown);
   for (const RankEnd& end : ends) {
     CHECK((end.kind == Kind::timed_out || end.kind == Kind::peer_failed));
-    if (gave_up_early(end)) continue;
+    if (gave_up_early(end.what)) continue;
     CHECK_THAT(end.what, ContainsSubstring("all made the call"));
   }
 }

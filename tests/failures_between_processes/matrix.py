@@ -74,7 +74,7 @@ class Run:
     def __init__(self, options, case):
         self.case = case
         operation, how, when, world, victim = case
-        # Of a collective that a rank does not come to, as none of the others is waited for in vain.
+        # Only a stopped rank is waited for in vain.
         timeout = TIMEOUT if how == "stop" else HANG
         line = command(options.launcher, options.kind, world,
                        [options.program, operation, how, when, str(victim), str(int(timeout * 1000))])

@@ -30,7 +30,7 @@ inline bool is_provisional(std::string_view message) {
   return message.find("an exception is unwinding its stack") != message.npos;
 }
 
-/// Whether a peer heard of a failure before its message was there. It waits some 50 ms for that,
+/// Whether a peer heard of a failure before its message was there. It waits 50 ms (on devices 250),
 /// which under a sanitizer may be too short for a stack to unwind; elsewhere a busy machine may
 /// hold one rank up so long, which a few peers may tell in a test.
 inline bool heard_early(std::string_view message) {
